@@ -1,0 +1,255 @@
+"""One frozen tree of settings; every default cites the table or the section it comes from.
+
+The tree is also the parameter schema of the Prefect flows. ``digest`` covers what determines
+the bytes of a dataset and nothing else: not paths, workers, progress, nor the number of samples.
+BL is the paper "Beyond Labels" (Stillger et al., VISAPP 2025).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from synthgen.registry import near_miss
+
+ALGORITHM_VERSION = 1
+"""Raised whenever a change of ours changes the bytes of a dataset."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which diffusion model draws the images, and where it runs."""
+
+    card: str = Field("scenes", description="Card name, local diffusers folder, or hub id.")
+    revision: str | None = Field(None, description="Pinned hub revision (commit hash).")
+    lora: str | None = Field(None, description="Local safetensors file with LoRA weights.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="auto: float16 on a GPU, float32 on the CPU."
+    )
+    attention: Literal["default", "sliced", "fused"] = "default"
+    vae_tiling: bool = False
+    compile: bool = Field(False, description="torch.compile the UNet.")
+
+
+class GenerationConfig(_Section):
+    """How one image is denoised. None means: what the card says."""
+
+    height: int | None = Field(None, ge=8, description="Pixels; multiple of the VAE factor * 8.")
+    width: int | None = Field(None, ge=8)
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
+    scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
+    negative_prompt: str = ""
+    batch_size: int = Field(4, ge=1, le=256, description="Images per UNet call; shapes the plan.")
+    append_classes: bool = Field(
+        False, description="Draw from 'caption; class, class' as Dataset Diffusion and BL do."
+    )
+
+
+class CaptureConfig(_Section):
+    """Which attention outputs are recorded (BL section 3; defaults: BL table 2, best row)."""
+
+    layers: Literal["up", "down", "both", "all", "mid"] | tuple[str, ...] = Field(
+        "up", description="up, down, both, mid, all (both + mid), or diffusers module names."
+    )
+    grids: tuple[int, ...] | None = Field(
+        None, description="Keep only layers whose grid's shorter side is listed; None keeps all."
+    )
+    calls: Literal["last"] | tuple[Fraction, ...] | Annotated[int, Field(ge=1)] = Field(
+        "last", description="UNet calls: last, fractions of the run, or n: mean of the last n."
+    )
+    rows: Literal["cond", "uncond", "both"] = "cond"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: Literal["model", "cpu"] = Field("model", description="Where captures are kept.")
+    heatmaps: Literal["none", "classes", "prompt"] = Field(
+        "none",
+        description="Cross-attention per class: through a text of the class names that leaves "
+        "generation untouched, or through the class tokens of the prompt itself.",
+    )
+    memory_budget_mb: float = Field(2048.0, gt=0, description="Bound for the captures of a batch.")
+
+
+class FeatureConfig(_Section):
+    """From head outputs to clustering features (BL section 4.1)."""
+
+    components: int = Field(8, ge=1, le=64, description="PCs per head; 8 is good (BL table 6).")
+    reweight: bool = Field(False, description="BL eq. 5; off is better (BL table 2).")
+    normalization: Literal["none", "minmax", "std"] = "none"
+    xy: float = Field(0.0, ge=0.0, description="Weight of the pixel position; 0 leaves it out.")
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+
+
+class ClusterConfig(_Section):
+    """Multi-k clustering (BL section 4.1: k in {2, 5, 6, 10, 20})."""
+
+    ks: tuple[int, ...] = (2, 5, 6, 10, 20)
+    resolution: int | Literal["image"] = Field(
+        "image", description="Longer side of the label maps in pixels; image: that of the image."
+    )
+    solver: Literal["knot", "implicit", "sklearn"] = Field(
+        "knot", description="knot and implicit: ours, exact; sklearn: on explicit features."
+    )
+    restarts: int = Field(1, ge=1, le=100)
+    max_iterations: int = Field(50, ge=1, le=10_000)
+    tolerance: float = Field(1e-4, ge=0.0, description="Relative centroid shift that stops Lloyd.")
+    seed: int = Field(0, ge=0, description="BL clusters with one fixed seed.")
+
+    @field_validator("ks")
+    @classmethod
+    def _increasing(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or ks[0] < 2 or any(b <= a for a, b in zip(ks, ks[1:], strict=False)):
+            raise ValueError(f"must be increasing integers >= 2. Got {ks}.")
+        if sum(ks) > 254:
+            raise ValueError(f"must sum to at most 254 (ids of an 8-bit map). Got {sum(ks)}.")
+        return ks
+
+
+class MaskConfig(_Section):
+    """From clusters to a hierarchy of masks (BL section 4.1, 'merge masks with a high IoU')."""
+
+    merge_iou: Fraction = 0.9
+    min_area: Fraction = Field(0.0005, description="Smaller masks are dropped (share of image).")
+    split_components: bool = False
+    fill_holes: bool = False
+    containment: float = Field(0.95, gt=0.5, le=1.0, description="Share inside its parent.")
+
+
+class SegmentationConfig(_Section):
+    """The paper's pipeline from features to masks."""
+
+    method: str = Field("per-head", description="Row of SEGMENTERS or 'module:attribute'.")
+    features: FeatureConfig = FeatureConfig()
+    clusters: ClusterConfig = ClusterConfig()
+    masks: MaskConfig = MaskConfig()
+
+
+class DatasetConfig(_Section):
+    """How samples are stored."""
+
+    image_format: Literal["jpg", "png", "webp"] = Field(
+        "jpg", description="jpg: quality 95, 4:4:4; webp: lossless."
+    )
+    shard_size: int = Field(64, ge=1, le=10_000, description="Samples planned per shard.")
+    preview_every: int = Field(0, ge=0, description="Keep per-k maps of 1 in n samples; 0: none.")
+
+
+class Config(_Section):
+    """Everything that decides what a dataset contains."""
+
+    prompts: str = Field("scenes", description="Packaged name (scenes, voc) or a prompt file.")
+    num: int = Field(64, ge=1, description="Samples planned; failed ones count.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Run seed; see run.sample_seed.")
+    model: ModelConfig = ModelConfig()
+    generation: GenerationConfig = GenerationConfig()
+    capture: CaptureConfig = CaptureConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    dataset: DatasetConfig = DatasetConfig()
+
+    def digest_settings(self) -> dict[str, Any]:
+        """The settings that determine the bytes: all but paths, devices' names and ``num``."""
+        settings = self.model_dump(mode="json", exclude={"num": True, "prompts": True})
+        del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
+        del settings["capture"]["memory_budget_mb"]
+        return {**settings, "algorithm_version": ALGORITHM_VERSION}
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """The sha256 of a JSON document in canonical form.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML or JSON file, changed by ``section.key=value`` overrides.
+
+    Args:
+        path: File to read; None starts from the defaults.
+        overrides: Assignments such as ``segmentation.clusters.ks=[2,5]``; values are YAML.
+
+    Raises:
+        ValueError: In one line, for an unreadable file, an unknown key or a bad value.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    for assignment in overrides:
+        _assign(tree, assignment)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; ``load`` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem of a validation error as one line that says what to do."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(_known_keys(Config))
+        hint = near_miss(key, known) or f" See '{_SHOW}'."
+        return f"{key} must be a known setting. Got an unknown key.{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    got = "" if "Got" in message else f". Got {str(first['input'])[:80]!r}"
+    return f"{key} is not valid: {message}{got}.{more}"
+
+
+_SHOW = "synthgen config show"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, info in section.model_fields.items():
+        keys.add(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys |= _known_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The configuration must be a readable file. Got {error}.") from None
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise ValueError(f"The configuration must be valid YAML. Got {where}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"The configuration must be a mapping. Got {type(tree).__name__}.")
+    return tree
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set must have the form key=value. Got {assignment!r}.")
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {key}: {section} must be a section. Got a value.")
+    try:
+        tree[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {key}: the value must be YAML. Got {value!r}.") from None

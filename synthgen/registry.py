@@ -1,0 +1,55 @@
+"""Plug-ins by name: short names are rows of a table, third parties give ``package.module:name``.
+
+No decorators and no import side effects: a table maps a short name to ``"module:attribute"``
+and the module is imported when, and only when, the name is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SEGMENTERS: Mapping[str, str] = {
+    "per-head": "synthgen.segmentation.segment:segment_per_head",
+    "head-average": "synthgen.segmentation.segment:segment_head_average",
+    "rgbxy": "synthgen.segmentation.segment:segment_rgbxy",
+}
+
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def resolve(name: str, table: Mapping[str, str], kind: str = "plug-in") -> Any:
+    """The object that ``name`` stands for: a row of ``table`` or any ``module:attribute``.
+
+    Raises:
+        ValueError: If the name is neither a row (near misses are named) nor importable.
+
+    >>> resolve("join", {"join": "posixpath:join"})("a", "b")
+    'a/b'
+    """
+    target = table.get(name, name)
+    if not _TARGET.fullmatch(target):
+        raise ValueError(
+            f"{kind} must be one of {', '.join(sorted(table))} or 'module:attribute'. "
+            f"Got {name!r}.{near_miss(name, table)}"
+        )
+    module, attribute = target.split(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{kind} {name!r} must be importable. Got: {error}.") from error
+
+
+def near_miss(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """A hint " Did you mean 'x'?" for a misspelled name, empty where nothing is near.
+
+    >>> near_miss("scense", ["scenes", "sd15"])
+    " Did you mean 'scenes'?"
+    >>> near_miss("zebra", ["scenes"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,203 @@
+"""The nouns of synthgen: what travels from one station to the next.
+
+Frozen slotted dataclasses; axes stand in the annotations and are checked in the tests by
+jaxtyping and beartype. Tensors until clustering, numpy after; nothing is mutated. Head features
+live for one sample and reach no disk and no task boundary.
+
+Axis words: batch, head, pos (row-major grid position), dim (head dimension), comp (principal
+component), cls (class), mask, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompt file: what to draw, and which classes it is meant to show.
+
+    Args:
+        id: Stable identifier; part of the seed of every image of this prompt.
+        text: Caption given to the text encoder. Untrusted.
+        class_names: Classes to look for in the image; may be absent from ``text``.
+    """
+
+    id: str
+    text: str
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFeatures:
+    """Per-head self-attention outputs ``softmax(QK^T / sqrt(d)) V`` of one image.
+
+    Args:
+        values: Layer name to outputs, before concatenation of the heads and ``to_out``.
+        grids: Layer name to (height, width) of its grid; ``pos = height * width``, row-major.
+    """
+
+    values: Mapping[str, Float[Tensor, "head pos dim"]]
+    grids: Mapping[str, tuple[int, int]]
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads over all layers (195 for all of SD 2.1, 105 for its up layers)."""
+        return sum(value.shape[0] for value in self.values.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes the captured tensors hold."""
+        return sum(value.nbytes for value in self.values.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmaps:
+    """Cross-attention of the image to the classes: one map per class, summed to no fixed value.
+
+    Args:
+        class_names: Names in the order of the first axis.
+        values: Mean softmax probability of the class's tokens over heads and layers, each
+            layer resized to the largest captured grid with a weight proportional to 1 / grid
+            side.
+    """
+
+    class_names: tuple[str, ...]
+    values: Float[Tensor, "cls height width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated (or inverted) image with what was recorded while it was denoised."""
+
+    prompt: Prompt
+    seed: int
+    image: UInt8[np.ndarray, "height width 3"]
+    features: HeadFeatures
+    heatmaps: Heatmaps | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSet:
+    """Overlapping masks of one image, largest first: a hierarchy from foreground to eye.
+
+    Args:
+        masks: Boolean masks at image resolution.
+        members: Per mask the ``(k, cluster)`` pairs that were merged into it.
+        parent: Index of the smallest mask that contains it, -1 at the top.
+    """
+
+    masks: Bool[np.ndarray, "mask height width"]
+    members: tuple[tuple[tuple[int, int], ...], ...]
+    parent: Int[np.ndarray, " mask"]
+
+    def __len__(self) -> int:
+        return int(self.masks.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample as it stands in a shard.
+
+    Args:
+        key: Digits only, ``{shard:06d}{index:04d}``.
+        image: The image as generated (before any lossy encoding).
+        prompt: Its prompt.
+        mask_set: Masks; ids in ``mask.png`` and in the json are positions in it plus one.
+        provenance: What is needed to make the sample again (seed, config digest, versions, ...).
+    """
+
+    key: str
+    image: UInt8[np.ndarray, "height width 3"]
+    prompt: Prompt
+    mask_set: MaskSet
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSample:
+    """What a shard is going to make at one of its keys; a pure function of the configuration."""
+
+    key: str
+    prompt: Prompt
+    image_index: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """One unit of work, retry and resume: its number and its samples in order."""
+
+    index: int
+    samples: tuple[PlannedSample, ...]
+
+    @property
+    def name(self) -> str:
+        """File stem, six digits: ``train-000000``."""
+        return f"train-{self.index:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What became of a shard.
+
+    Args:
+        name: File stem of the shard.
+        planned: Samples planned.
+        counts: Samples per status (``ok``, ``failed``).
+        num_bytes: Size of the tar, 0 where no sample survived.
+        sha256: Hash of the tar, empty where no sample survived.
+        skipped: No sample survived, so no tar was published.
+        reused: The shard was already complete; no work was done.
+        seconds: Wall time per stage (``generate``, ``segment``, ``write``).
+    """
+
+    name: str
+    planned: int
+    counts: Mapping[str, int]
+    num_bytes: int
+    sha256: str
+    skipped: bool = False
+    reused: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A planned sample that could not be made, and why; failures are rows, never exceptions.
+
+    Args:
+        prompt: Its prompt.
+        seed: Its seed.
+        reason: One of a closed vocabulary: ``nan_latents``, ``black_image``, ``out_of_memory``,
+            ``prompt_rejected``, ``error``.
+        message: One line for people.
+    """
+
+    prompt: Prompt
+    seed: int
+    reason: Literal["nan_latents", "black_image", "out_of_memory", "prompt_rejected", "error"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What segmenting one image gives.
+
+    Args:
+        mask_set: The merged hierarchy.
+        ks: Cluster counts, in the order of ``labels``.
+        labels: Label map per k at image resolution, values 0..k-1.
+    """
+
+    mask_set: MaskSet
+    ks: tuple[int, ...]
+    labels: UInt8[np.ndarray, "k height width"]
