@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,7 +110,7 @@ class ClusterConfig(_Section):
     @field_validator("ks")
     @classmethod
     def _increasing(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if not ks or ks[0] < 2 or any(b <= a for a, b in zip(ks, ks[1:], strict=False)):
+        if not ks or ks[0] < 2 or any(b <= a for a, b in pairwise(ks)):
             raise ValueError(f"must be increasing integers >= 2. Got {ks}.")
         if sum(ks) > 254:
             raise ValueError(f"must sum to at most 254 (ids of an 8-bit map). Got {sum(ks)}.")
@@ -200,17 +201,26 @@ def dump(config: Config) -> str:
 
 
 def describe(error: ValidationError) -> str:
-    """The first problem of a validation error as one line that says what to do."""
+    """The first setting that a validation error is about, as one line that says what to do."""
+    known = _known_keys(Config)
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(Config))
-        hint = near_miss(key, known) or f" See '{_SHOW}'."
-        return f"{key} must be a known setting. Got an unknown key.{hint}{more}"
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    got = "" if "Got" in message else f". Got {str(first['input'])[:80]!r}"
-    return f"{key} is not valid: {message}{got}.{more}"
+        key = ".".join(str(part) for part in first["loc"])
+        hint = near_miss(key, sorted(known)) or f" See '{_SHOW}'."
+        return f"{key} must be a known setting. Got an unknown key.{hint}"
+    key = _setting(first["loc"], known)
+    about = [item for item in error.errors() if _setting(item["loc"], known) == key]
+    wants = [item["msg"].removeprefix("Value error, ").rstrip(".") for item in about]
+    message = " or ".join(dict.fromkeys(want[0].lower() + want[1:] for want in wants))
+    got = "" if "Got" in message else f". Got {first['input']!r:.80}"
+    return f"{key} is not valid: {message}{got}."
+
+
+def _setting(loc: tuple[int | str, ...], known: set[str]) -> str:
+    """The longest prefix of an error's location that is a setting; union branches follow it."""
+    parts = [str(part) for part in loc]
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in known), ".".join(parts))
 
 
 _SHOW = "synthgen config show"

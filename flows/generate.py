@@ -1,0 +1,123 @@
+"""The generation flow: plan, make the shards as tasks, finalize.
+
+Tasks are shards, never samples, and no tensor crosses a task boundary. Prefect's cache is off:
+a shard is done when its marker says so, which only the library can tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+
+from flows.runners import task_runner
+from synthgen import run
+from synthgen.config import Config
+from synthgen.types import ShardReport, ShardSpec
+
+WINDOW = 32  # submissions in flight: a plan of a million shards must not flood the server
+
+
+@task(
+    retries=2,
+    retry_delay_seconds=1,
+    cache_policy=NO_CACHE,
+    task_run_name="{spec.name}",
+    tags=["synthgen"],
+    persist_result=False,
+)
+def make_shard(config: Config, spec: ShardSpec, out: str) -> dict[str, Any]:
+    """Make one shard; a shard that is already complete costs nothing."""
+    return dataclasses.asdict(run.make_shard(config, spec, out, progress=run.emit))
+
+
+@flow(name="synthgen-shards", persist_result=False)
+def make_shards(config: Config, out: str) -> list[dict[str, Any]]:
+    """Make every planned shard; one that crashes is reported, and made by the next run."""
+    specs = run.plan(config)
+    progress = create_progress_artifact(progress=0.0, key="synthgen-progress")
+    rows = []
+    for row in _collect(config, specs, out):
+        rows.append(row)
+        update_progress_artifact(progress, progress=100.0 * len(rows) / len(specs))
+    return sorted(rows, key=lambda row: row["name"])
+
+
+@flow(name="generate", persist_result=False)
+def generate(
+    config: Config, out: str, runner: str = "threads", workers: int = 1, strict: bool = False
+) -> dict[str, Any]:
+    """Make a dataset from prompts, or finish one that was cut off.
+
+    Args:
+        config: The dataset's configuration.
+        out: Output folder.
+        runner: Where shards run: a row of RUNNERS or ``module:attribute``.
+        workers: Shards in flight at once.
+        strict: Refuse to resume with other library versions instead of warning.
+    """
+    run.initialize(config, out, strict=strict)
+    shards = make_shards.with_options(task_runner=task_runner(runner, workers))
+    rows = shards(config, out)
+    crashed = [row["name"] for row in rows if row.get("error")]
+    if crashed:
+        raise RuntimeError(
+            f"Every shard must be complete before the dataset is finalized. "
+            f"Got {len(crashed)} crashed ({', '.join(crashed[:5])}): {rows_error(rows)} "
+            f"Run the same command again to make them."
+        )
+    manifest = run.finalize(config, out)
+    _report(rows, manifest, out)
+    return manifest
+
+
+def rows_error(rows: Sequence[dict[str, Any]]) -> str:
+    """The first error among the rows, empty where there is none."""
+    return next((str(row["error"]) for row in rows if row.get("error")), "")
+
+
+def _collect(config: Config, specs: Sequence[ShardSpec], out: str) -> Iterator[dict[str, Any]]:
+    waiting: deque[tuple[ShardSpec, PrefectFuture[dict[str, Any]]]] = deque()
+    for spec in specs:
+        waiting.append((spec, make_shard.submit(config, spec, out)))
+        if len(waiting) >= WINDOW:
+            yield _result(*waiting.popleft())
+    while waiting:
+        yield _result(*waiting.popleft())
+
+
+def _result(spec: ShardSpec, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return future.result()
+    except Exception as error:
+        get_run_logger().error("%s crashed: %s", spec.name, error)
+        lost = ShardReport(spec.name, len(spec.samples), {}, 0, "")
+        return {**dataclasses.asdict(lost), "error": f"{type(error).__name__}: {error}"}
+
+
+def _report(rows: Sequence[dict[str, Any]], manifest: dict[str, Any], out: str) -> None:
+    table = [
+        {
+            "shard": row["name"],
+            "planned": row["planned"],
+            **row["counts"],
+            "bytes": row["num_bytes"],
+            "reused": row["reused"],
+            "sha256": row["sha256"][:12],
+        }
+        for row in rows
+    ]
+    create_table_artifact(table=table, key="synthgen-shards", description="Shards of this run")
+    totals = "\n".join(f"- {name}: {value}" for name, value in manifest["totals"].items())
+    create_markdown_artifact(key="synthgen-dataset", markdown=f"# Dataset\n\n{totals}\n")

@@ -1,0 +1,53 @@
+"""The command line: names equal the Python functions' and the flow's parameter names.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 partial (some samples failed), 130 / 143 after Ctrl-C /
+SIGTERM with the shard in flight rolled back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from synthgen.cli import bench, generate, inspect
+from synthgen.progress import Stopped
+
+app = typer.Typer(
+    name="synthgen",
+    help="Segmentation datasets from text prompts, with masks nobody drew. Try: synthgen demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 partial, 130 and 143 after a signal.",
+)
+app.command()(generate.demo)
+app.command()(generate.generate)
+app.command()(inspect.verify)
+app.command()(inspect.replay)
+app.command()(inspect.gc)
+app.command()(inspect.doctor)
+app.add_typer(inspect.config_app, name="config")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Run the command line; users' mistakes are one line and exit code 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except ValueError as error:
+        _die(error, 2)
+    except (Stopped, KeyboardInterrupt):
+        _die(None, generate.signal_exit_code())
+    except (OSError, RuntimeError) as error:
+        _die(error, 1)
+
+
+def _die(error: BaseException | None, code: int) -> None:
+    if os.environ.get("SYNTHGEN_TRACEBACK") and error is not None:
+        raise error
+    message = "interrupted; the shard in flight was dropped, run again to go on"
+    print(f"synthgen: {error or message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,82 @@
+"""``synthgen bench``: every figure of the README, measured against its rival in the same run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Measure a claim. With --json, one JSON object on standard output.",
+    no_args_is_help=True,
+)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast.")]
+
+
+@app.command()
+def kmeans(as_json: Json = False, quick: Quick = False) -> None:
+    """Exact knot-grid k-means against scikit-learn on materialized features."""
+    from synthgen.bench.kmeans import bench_kmeans
+    from synthgen.bench.quality import embedded_features
+
+    _show(bench_kmeans(embedded=embedded_features(), quick=quick), as_json)
+
+
+@app.command()
+def capture(
+    as_json: Json = False,
+    quick: Quick = False,
+    num_pairs: Annotated[int, typer.Option(help="Interleaved pairs; at least 9.")] = 9,
+) -> None:
+    """Cost of capturing on a full-size SD 2.1 UNet, against two rivals."""
+    from synthgen.bench.capture import bench_capture
+
+    _show(bench_capture(num_pairs=num_pairs, quick=quick), as_json)
+
+
+@app.command()
+def scenes(
+    as_json: Json = False,
+    num: Annotated[int, typer.Option(help="Generated single-object images.")] = 200,
+) -> None:
+    """Quality of the embedded model: VAE, classes and colors of generated images."""
+    from synthgen.scenes.evaluate_world import bench_scenes
+
+    _show(bench_scenes(num=num), as_json)
+
+
+@app.command()
+def quality(
+    as_json: Json = False,
+    num: Annotated[int, typer.Option(help="Validation scenes.")] = 200,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also over layers, grids and timesteps.")
+    ] = False,
+) -> None:
+    """Masks against ground truth: per-head, head-averaged, and RGB+XY k-means."""
+    from synthgen.bench.quality import bench_quality
+
+    _show(bench_quality(num=num, sweep=sweep), as_json)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    for line in _lines(result):
+        print(line)
+    sys.stdout.flush()
+
+
+def _lines(tree: dict[str, Any], indent: int = 0) -> list[str]:
+    lines: list[str] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            lines += [f"{'  ' * indent}{name}", *_lines(value, indent + 1)]
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            lines.append(f"{'  ' * indent}{name:<24} {shown}")
+    return lines

@@ -1,0 +1,181 @@
+"""``synthgen generate`` and ``synthgen demo``: two doors to one engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthgen import progress, run
+from synthgen.cli.display import show_progress
+from synthgen.config import Config, load
+
+DEMO_OVERRIDES = ("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7")
+_received: list[int] = []
+
+
+class Engine(StrEnum):
+    """Who runs the plan: a Prefect flow (default), or this process alone."""
+
+    flow = "flow"
+    inline = "inline"
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
+]
+Workers = Annotated[int, typer.Option(help="Shards in flight at once.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
+
+
+def generate(
+    source: Annotated[
+        str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
+        "synthgen-out"
+    ),
+    num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
+    overrides: Set = None,
+    engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
+    runner: Annotated[str, typer.Option(help="Task runner of the flow.")] = "threads",
+    workers: Workers = 1,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print shards, bytes and time; make nothing.")
+    ] = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Make a segmentation dataset from prompts, or finish one that was cut off.
+
+    Examples:
+
+      synthgen generate scenes --num 64 --out data/scenes
+
+      synthgen generate voc --set model.card=sd21-base --out data/voc
+
+      synthgen generate config.yaml --set segmentation.clusters.ks=[2,5,10] --dry-run
+    """
+    config = read_config(source, overrides or [], num)
+    if dry_run:
+        print_estimate(config)
+        return
+    manifest = execute(config, out, engine, runner, workers, strict, json_logs)
+    _conclude(manifest, out)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("synthgen-demo"),
+    num: Annotated[int, typer.Option(help="Images.")] = 16,
+    engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
+    workers: Workers = 1,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Make a small dataset with the embedded model: no network, no GPU, about a minute."""
+    from synthgen.dataset.contact_sheet import write_contact_sheet
+
+    config = load(overrides=[*DEMO_OVERRIDES, f"num={num}"])
+    manifest = execute(config, out, engine, "threads", workers, False, json_logs)
+    sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
+    typer.echo(f"  contact sheet  {sheet}")
+    typer.echo(f"  in Python      synthgen.open_dataset({str(out)!r})")
+    _conclude(manifest, out)
+
+
+def read_config(source: str, overrides: list[str], num: int | None) -> Config:
+    """The configuration that the command line describes.
+
+    Args:
+        source: A YAML file is a configuration; anything else is a prompt source.
+        overrides: Assignments ``key=value``.
+        num: Overrides ``num`` where given.
+    """
+    path = Path(source)
+    is_config = path.suffix.lower() in {".yaml", ".yml"}
+    given = [] if is_config else [f"prompts={source}"]
+    counted = [f"num={num}"] if num is not None else []
+    return load(path if is_config else None, [*given, *overrides, *counted])
+
+
+def execute(
+    config: Config,
+    out: Path,
+    engine: Engine,
+    runner: str,
+    workers: int,
+    strict: bool,
+    json_logs: bool,
+) -> dict[str, Any]:
+    """Run the plan behind a progress display; returns the manifest with the work that was done."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    specs = run.plan(config)
+    planned = sum(len(spec.samples) for spec in specs)
+    started = time.perf_counter()
+    with show_progress(planned, len(specs), json_logs) as tally:
+        if engine is Engine.flow:
+            manifest = _run_flow(config, out, runner, workers, strict)
+        else:
+            manifest = run.generate(config, out, strict=strict)
+    if progress.stop_requested():
+        raise progress.Stopped
+    seconds = time.perf_counter() - started
+    _announce(manifest, tally.made, out, seconds)
+    return manifest
+
+
+def print_estimate(config: Config) -> None:
+    """Print what a run would make and take, from ``run.estimate``."""
+    for name, value in run.estimate(config).items():
+        typer.echo(f"{name:>16}  {value}")
+
+
+def signal_exit_code() -> int:
+    """128 plus the signal that stopped us: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def _run_flow(
+    config: Config, out: Path, runner: str, workers: int, strict: bool
+) -> dict[str, Any]:
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    from flows.generate import generate as flow
+
+    manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict)
+    return manifest
+
+
+def _stop(number: int, _frame: object) -> None:
+    _received.append(number)
+    progress.request_stop()
+    if len(_received) > 1:  # a second signal does not wait for the batch
+        raise SystemExit(128 + number)
+
+
+def _announce(manifest: dict[str, Any], made: int, out: Path, seconds: float) -> None:
+    totals = manifest["totals"]
+    if made == 0:
+        typer.echo(f"{out} is already complete: nothing was done.")
+    else:
+        typer.echo(f"{made} images in {seconds:.1f} s ({made / seconds:.2f} images/s).")
+    typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
+
+
+def _conclude(manifest: dict[str, Any], out: Path) -> None:
+    totals = manifest["totals"]
+    failed = totals["planned"] - totals["samples"]
+    if failed:
+        typer.echo(
+            f"{failed} of {totals['planned']} planned samples failed; reasons are in "
+            f"{out / 'metadata'}.",
+            err=True,
+        )
+        raise typer.Exit(3)

@@ -1,0 +1,99 @@
+"""Commands that look at a dataset, a configuration or this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthgen import run
+from synthgen.config import dump
+from synthgen.dataset.verify import verify_dataset
+
+config_app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="section.key=value (repeatable).")
+]
+PACKAGES = ("torch", "diffusers", "transformers", "webdataset", "datasets", "prefect", "numpy")
+
+
+def verify(
+    directory: Folder,
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every sample.")] = False,
+) -> None:
+    """Check every shard: truncation, duplicates, foreign members, bad ids, hashes."""
+    problems = verify_dataset(directory, deep=deep)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        typer.echo(f"{len(problems)} problems in {directory}.", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{directory} is complete and correct.")
+
+
+def replay(
+    directory: Folder,
+    key: Annotated[str, typer.Argument(help="Key of the sample, 10 digits or more.")],
+) -> None:
+    """Make one sample again from its provenance and compare every member's hash."""
+    results = run.replay(directory, key)
+    for member, same in results.items():
+        typer.echo(f"{'same' if same else 'DIFFERENT':>9}  {member}")
+    if not all(results.values()):
+        raise typer.Exit(1)
+
+
+def gc(directory: Folder) -> None:
+    """Clear what interrupted runs left behind; complete shards are never touched."""
+    removed = run.gc(directory)
+    for path in removed:
+        typer.echo(f"removed  {path}")
+    typer.echo(f"{len(removed)} files removed.")
+
+
+def doctor() -> None:
+    """Say what this machine has: versions, device, memory, embedded weights, disk."""
+    import torch
+
+    from synthgen.config import ModelConfig
+    from synthgen.diffusion.backbones import load_backbone
+
+    typer.echo(f"{'python':>14}  {platform.python_version()}")
+    for name in PACKAGES:
+        typer.echo(f"{name:>14}  {importlib.metadata.version(name)}")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    typer.echo(f"{'device':>14}  {device}, {torch.get_num_threads()} threads")
+    typer.echo(f"{'free disk':>14}  {shutil.disk_usage('.').free / 1e9:.1f} GB")
+    backbone = load_backbone(ModelConfig())
+    typer.echo(f"{'scenes model':>14}  ok, {len(backbone.identity['sha256'])} files verified")
+
+
+@config_app.command("show")
+def show(
+    source: Annotated[str, typer.Argument(help="YAML configuration, prompt file, or name.")] = (
+        "scenes"
+    ),
+    overrides: SetOption = None,
+) -> None:
+    """Print the resolved configuration, defaults included, as YAML."""
+    from synthgen.cli.generate import read_config
+
+    typer.echo(dump(read_config(source, overrides or [], None)), nl=False)
+
+
+@config_app.command("validate")
+def validate(
+    source: Annotated[str, typer.Argument(help="YAML configuration, prompt file, or name.")],
+    overrides: SetOption = None,
+) -> None:
+    """Check a configuration and print its digest; exit code 2 names the first mistake."""
+    from synthgen.cli.generate import read_config
+
+    config = read_config(source, overrides or [], None)
+    typer.echo(json.dumps({"valid": True, "digest": run.config_digest(config)}))

@@ -1,0 +1,98 @@
+"""The contact sheet: one row per sample, image | clusters at each k | merged hierarchy.
+
+Reads what is in the dataset: images and masks from the shards, clusters from the previews.
+A sample without a preview shows its image and hierarchy alone.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from synthgen.dataset.loader import open_dataset
+
+from synthgen.dataset.previews import read_previews
+
+ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
+TEXT_HEIGHT = 14
+MARGIN = 2
+
+
+def palette(num: int) -> Float[np.ndarray, "color 3"]:
+    """Distinct colors in [0, 1]; hues step by the golden ratio, lightness alternates.
+
+    >>> palette(3).shape
+    (3, 3)
+    """
+    hues = (0.58 + 0.618033988749895 * np.arange(num)) % 1.0
+    lights = np.tile([0.50, 0.68, 0.36], num // 3 + 1)[:num]
+    rows = [colorsys.hls_to_rgb(h, li, 0.85) for h, li in zip(hues, lights, strict=True)]
+    return np.asarray(rows, dtype=np.float64).reshape(num, 3)
+
+
+def boundaries(ids: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Pixels whose right or lower neighbor has another id.
+
+    >>> boundaries(np.array([[0, 1], [0, 1]])).tolist()
+    [[True, False], [True, False]]
+    """
+    edge = np.zeros(ids.shape, dtype=bool)
+    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    edge[:-1, :] |= ids[:-1, :] != ids[1:, :]
+    return edge
+
+
+def overlay(
+    image: UInt8[np.ndarray, "height width 3"], ids: Integer[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image tinted with one color per id, borders drawn in white."""
+    colors = palette(int(ids.max()) + 1) * 255.0
+    tinted = ALPHA * colors[ids] + (1.0 - ALPHA) * image
+    tinted[boundaries(ids)] = 255.0
+    return tinted.round().astype(np.uint8)
+
+
+def sheet(
+    rows: Sequence[tuple[str, Sequence[UInt8[np.ndarray, "height width 3"]]]],
+    header: Sequence[str],
+) -> Image.Image:
+    """Rows of equally sized pictures under a header, each row above its caption."""
+    height = max(tile.shape[0] for _, tiles in rows for tile in tiles)
+    width = max(tile.shape[1] for _, tiles in rows for tile in tiles)
+    step_x, step_y = width + MARGIN, height + TEXT_HEIGHT + MARGIN
+    canvas = Image.new("RGB", (len(header) * step_x, TEXT_HEIGHT + len(rows) * step_y), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(10)
+    for column, title in enumerate(header):
+        draw.text((column * step_x + 2, 0), title, fill="black", font=font)
+    for index, (caption, tiles) in enumerate(rows):
+        top = TEXT_HEIGHT + index * step_y
+        for column, tile in enumerate(tiles):
+            canvas.paste(Image.fromarray(tile), (column * step_x, top))
+        draw.text((2, top + height), caption, fill="black", font=font)
+    return canvas
+
+
+def write_contact_sheet(root: Path, path: Path, num: int = 16) -> Path:
+    """Draw the first ``num`` samples of the dataset at ``root`` into a PNG at ``path``."""
+    previews = read_previews(root)
+    rows, ks = [], sorted({k for maps in previews.values() for k in maps})
+    for sample in open_dataset(str(root)):
+        maps = previews.get(sample["key"], {})
+        clusters = [overlay(sample["image"], maps[k]) for k in ks if k in maps]
+        merged = overlay(sample["image"], sample["mask"])
+        rows.append((_caption(sample["prompt"]), [sample["image"], *clusters, merged]))
+        if len(rows) == num:
+            break
+    if not rows:
+        raise ValueError(f"{root} must hold at least one sample to draw. Got none.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows, ["image", *(f"k = {k}" for k in ks), "merged hierarchy"]).save(path)
+    return path
+
+
+def _caption(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."

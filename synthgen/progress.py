@@ -1,0 +1,39 @@
+"""Progress as log records, and the one switch that stops work between two batches.
+
+The library says what happens on the logger ``synthgen.progress``; whoever runs it decides what
+that looks like: a bar, plain lines, JSON. Every report is also a point at which a shard in
+flight can be dropped: after ``request_stop`` the next report raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+logger = logging.getLogger("synthgen.progress")
+_stop = threading.Event()
+
+
+class Stopped(BaseException):
+    """Raised inside a shard after ``request_stop``; no ``except Exception`` may swallow it."""
+
+
+def report(event: str, **fields: object) -> None:
+    """Log one event with its fields.
+
+    Raises:
+        Stopped: After ``request_stop``.
+    """
+    if _stop.is_set():
+        raise Stopped
+    logger.info(event, extra={"event": event, "fields": fields})
+
+
+def request_stop() -> None:
+    """Make every shard in flight roll back at its next report."""
+    _stop.set()
+
+
+def stop_requested() -> bool:
+    """Whether ``request_stop`` was called."""
+    return _stop.is_set()
