@@ -1,0 +1,88 @@
+"""COCO captions and instances as prompts: one per caption, with the classes of its image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from synthgen.prompts.entries import Entry, make_entry, to_prompts
+from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
+from synthgen.types import Prompt
+
+
+def load_coco(
+    captions: str | Path,
+    instances: str | Path,
+    class_table: Collection[str] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[Prompt]:
+    """One prompt per caption; its classes are the categories annotated in its image.
+
+    Ids are ``coco-<image id>-<annotation id>``; classes stand in the order of category ids; a
+    caption of an image without instances has none. Line breaks and runs of spaces inside captions
+    become one space.
+
+    Args:
+        captions: ``captions_*.json``.
+        instances: ``instances_*.json`` of the same images.
+        class_table: Names that categories must come from; None accepts all.
+        max_bytes: Largest file that is read.
+
+    Raises:
+        ValueError: In one line, if a file is not of COCO's form or is too large.
+    """
+    names = _class_names(_load(Path(instances), max_bytes), str(instances))
+    rows = _rows(_load(Path(captions), max_bytes), "annotations", str(captions))
+    prompts = to_prompts(_entries(rows, names, str(captions)), class_table)
+    if not prompts:
+        raise ValueError(f"{captions}: must hold at least one caption. Got none.")
+    return prompts
+
+
+def _load(path: Path, max_bytes: int) -> Any:
+    return parse_json(decode(read_bytes(path, max_bytes), str(path)), str(path))
+
+
+def _rows(content: Any, key: str, name: str) -> list[dict[str, Any]]:
+    rows = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name}: must be a COCO file with a list {key!r}. Got none.")
+    return rows
+
+
+def _integer(row: dict[str, Any], key: str, where: str) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{where}: {key} must be an integer. Got {str(value)[:40]!r}.")
+    return value
+
+
+def _class_names(content: Any, name: str) -> dict[int, list[Any]]:
+    """Image id to the names of its categories, in the order of category ids."""
+    table: dict[int, Any] = {}
+    for i, row in enumerate(_rows(content, "categories", name), start=1):
+        table[_integer(row, "id", f"{name}: category {i}")] = row.get("name")
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    for i, row in enumerate(_rows(content, "annotations", name), start=1):
+        where = f"{name}: annotation {i}"
+        category = _integer(row, "category_id", where)
+        if category not in table:
+            raise ValueError(f"{where}: category_id must be in categories. Got {category}.")
+        found[_integer(row, "image_id", where)].add(category)
+    return {image: [table[c] for c in sorted(ids)] for image, ids in found.items()}
+
+
+def _entries(
+    rows: list[dict[str, Any]], names: dict[int, list[Any]], name: str
+) -> Iterator[Entry]:
+    for i, row in enumerate(rows, start=1):
+        where = f"{name}: annotation {i}"
+        image = _integer(row, "image_id", where)
+        text = row.get("caption")
+        if text is None:
+            raise ValueError(f"{where}: must have the key 'caption'. Got none; swap the files?")
+        text = " ".join(text.split()) if isinstance(text, str) else text
+        key = f"coco-{image}-{_integer(row, 'id', where)}"
+        yield make_entry(key, text, names.get(image, []), where)
