@@ -1,0 +1,1 @@
+"""Diffusion: cards and loading, generating and inverting, recording attention on the way."""
