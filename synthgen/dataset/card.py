@@ -1,0 +1,182 @@
+"""The files that describe a dataset to people and to Hugging Face: README.md and its friends.
+
+The card's YAML names the tars (anything beside them would otherwise hijack ``load_dataset``) and
+pins the features (inference looks at five samples only, and an empty list has no type).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from synthgen import __version__
+from synthgen.config import Config, dump
+from synthgen.dataset.redaction import redact_tree
+from synthgen.types import Prompt
+
+BACKGROUND, IGNORE = 0, 255
+
+
+def hub_features(image_format: str, versions: Sequence[str]) -> list[dict[str, Any]]:
+    """``dataset_info.features`` of the card: every column's type, in the hub's YAML form.
+
+    Args:
+        image_format: Suffix of the image column.
+        versions: Keys of ``provenance.versions``.
+    """
+    segment = [
+        _scalar("id", "int64"),
+        _scalar("area", "int64"),
+        {"name": "bbox_xywh", "list": "int64"},
+        {"name": "members", "list": {"list": "int64"}},
+        _scalar("parent", "int64"),
+        _scalar("label", "string"),
+        _scalar("label_score", "float64"),
+        {
+            "name": "rle",
+            "struct": [{"name": "size", "list": "int64"}, _scalar("counts", "string")],
+        },
+    ]
+    provenance = [
+        *(_scalar(name, "string") for name in ("config", "model", "revision")),
+        *(_scalar(name, "string") for name in ("device", "dtype")),
+        *(_scalar(name, "int64") for name in ("algorithm_version", "batch", "batch_size")),
+        {"name": "versions", "struct": [_scalar(name, "string") for name in versions]},
+    ]
+    content = [
+        _scalar("key", "string"),
+        *(_scalar(name, "int64") for name in ("height", "width")),
+        *(_scalar(name, "string") for name in ("prompt", "prompt_id")),
+        *(_scalar(name, "int64") for name in ("seed", "image_index")),
+        {"name": "classes", "list": "string"},
+        _scalar("num_segments", "int64"),
+        {"name": "segments", "list": segment},
+        {"name": "provenance", "struct": provenance},
+    ]
+    return [
+        _scalar(image_format, "image"),
+        {"name": "json", "struct": content},
+        _scalar("mask.png", "image"),
+        _scalar("txt", "string"),
+        _scalar("__key__", "string"),
+        _scalar("__url__", "string"),
+    ]
+
+
+def class_table(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """The content of classes.json: id to name, 0 for background, 255 for ignore.
+
+    >>> class_table([Prompt("a", "a cat on a mat", ("mat", "cat"))])
+    {'0': 'background', '1': 'cat', '2': 'mat', '255': 'ignore'}
+    """
+    names = sorted({name for prompt in prompts for name in prompt.class_names})
+    free = (index for index in range(1, len(names) + 2) if index != IGNORE)
+    table = dict(zip(free, names, strict=False)) | {BACKGROUND: "background", IGNORE: "ignore"}
+    return {str(index): table[index] for index in sorted(table)}
+
+
+def config_yaml(config: Config, digest: str) -> str:
+    """The content of config.yaml: the resolved configuration, secrets taken out.
+
+    ``synthgen generate config.yaml`` reads it back.
+    """
+    tree = redact_tree(yaml.safe_load(dump(config)))
+    head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def readme(
+    config: Config,
+    identity: Mapping[str, Any],
+    tars: Sequence[str],
+    manifest: Mapping[str, Any] | None,
+) -> str:
+    """The dataset card.
+
+    Args:
+        config: The dataset's configuration.
+        identity: Content of identity.json.
+        tars: Names of the shards, for the hub and ``load_dataset``.
+        manifest: The manifest; None while the dataset is being made.
+    """
+    versions = sorted(identity["environments"][0]["versions"])
+    meta = {
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": list(tars)}]}
+        ],
+        "dataset_info": {"features": hub_features(config.dataset.image_format, versions)},
+        "tags": ["synthetic", "segmentation", "webdataset"],
+        "task_categories": ["image-segmentation"],
+    }
+    head = yaml.safe_dump(meta, sort_keys=False)
+    return f"---\n{head}---\n{_BODY.format(**_facts(config, identity, manifest))}"
+
+
+def _facts(
+    config: Config, identity: Mapping[str, Any], manifest: Mapping[str, Any] | None
+) -> dict[str, str]:
+    model = redact_tree(identity["content"]["model"])
+    totals = manifest["totals"] if manifest else {}
+    size = (
+        f"{totals['samples']} samples in {totals['shards']} shards "
+        f"({totals['failed']} of {totals['planned']} planned samples failed"
+        + "".join(f"; {reason}: {count}" for reason, count in totals["reasons"].items())
+        + ")"
+        if totals
+        else f"being made; {config.num} samples planned"
+    )
+    return {
+        "size": size,
+        "model": f"`{model['id']}`"
+        + (f", revision `{model['revision']}`" if model.get("revision") else ""),
+        "method": config.segmentation.method,
+        "ks": ", ".join(str(k) for k in config.segmentation.clusters.ks),
+        "suffix": config.dataset.image_format,
+        "digest": identity["digest"],
+        "version": __version__,
+    }
+
+
+def _scalar(name: str, dtype: str) -> dict[str, str]:
+    return {"name": name, "dtype": dtype}
+
+
+_BODY = """
+# Synthetic segmentation dataset
+
+Images drawn by a diffusion model from text prompts, and masks clustered from the attention of
+that model while it drew them ("Beyond Labels", Stillger et al., VISAPP 2025). Nobody drew or
+checked a mask. Made by synthgen {version}.
+
+- Size: {size}.
+- Model: {model}. Its license and its biases are those of the images.
+- Masks: `{method}`, k in {{{ks}}}, merged into a hierarchy. They have no class labels.
+- Digest of everything that determines the bytes: `{digest}` (`identity.json`).
+- Screening: **not screened** for unsafe, private or copyrighted content.
+
+## Samples
+
+| member | content |
+|---|---|
+| `KEY.{suffix}` | image |
+| `KEY.mask.png` | 8-bit gray: id of the smallest mask at each pixel, 0 where there is none |
+| `KEY.txt` | prompt |
+| `KEY.json` | size, prompt, seed, provenance, and all masks, which overlap: id, area, box, parent (0: none), the (k, cluster) pairs it was merged from, COCO run-length encoding |
+
+## Use
+
+```python
+import synthgen
+for sample in synthgen.open_dataset("."):       # key, image, mask, masks, json, prompt
+    ...
+
+from datasets import load_dataset
+rows = load_dataset(".", split="train", streaming=True)
+```
+
+`manifest.json` lists the shards with their sha256, `metadata/` has one row per planned sample,
+also those that failed, with the reason. `synthgen verify .` checks all of it, and
+`synthgen replay . KEY` makes a sample again.
+"""

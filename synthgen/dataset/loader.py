@@ -1,0 +1,125 @@
+"""Read a dataset back: ``open_dataset`` for users, ``decode_mask`` for plain webdataset.
+
+Shards are untrusted: only plain files on known file systems are opened, only the members of the
+format are decoded, and none of them by pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from jaxtyping import UInt8
+
+from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
+
+SUFFIXES = {"json", "mask.png", "txt", *IMAGE_OPTIONS}
+
+
+def decode_mask(key: str, data: bytes) -> UInt8[np.ndarray, "height width"] | None:
+    """A webdataset decoder for ``mask.png``; place it before the image specification.
+
+    webdataset's own image decoders turn a mask into three channels (and a palette into wrong
+    ids): ``wds.WebDataset(tars).decode(decode_mask, "rgb8")``.
+
+    Args:
+        key: The member's suffix.
+        data: Its content.
+
+    Returns:
+        The ids, or None for any other member, so that the next decoder sees it.
+    """
+    return decode_image(data, "L") if key.endswith("mask.png") else None
+
+
+def open_dataset(
+    url: str | Path, *, masks: bool = True, shuffle: int = 0, seed: int = 0
+) -> wds.DataPipeline:
+    """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
+
+    Each sample is a dictionary: ``key``, ``image`` (uint8, height width 3), ``mask`` (uint8 ids,
+    height width), ``masks`` (bool, mask height width; id i is row i - 1), ``json``, ``prompt``.
+    Images have different numbers of masks, so pass ``batch_size=None`` to the DataLoader, or
+    your own ``collate_fn``. Shards are split over nodes and workers.
+
+    Args:
+        url: A finalized dataset's folder, or one tar.
+        masks: Also decode the overlapping masks.
+        shuffle: Samples held back for shuffling; also shuffles the shards. 0 keeps the order.
+        seed: Of the shuffling.
+
+    Raises:
+        ValueError: If there is no such dataset, or the URL's scheme is not known.
+    """
+    storage, shards = _locate(url)
+    stages = [
+        wds.SimpleShardList([name for name, _ in shards]),
+        *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
+        wds.split_by_node,
+        wds.split_by_worker,
+        _Opener(storage, dict(shards)),
+        wds.tariterators.tar_file_expander,
+        wds.tariterators.group_by_keys,
+        _Decoder(masks),
+        *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
+    ]
+    return wds.DataPipeline(*stages)
+
+
+class _Opener:
+    """Opens shards through our storage: webdataset's own would run ``pipe:`` URLs in a shell."""
+
+    def __init__(self, storage: Storage, sizes: dict[str, int]) -> None:
+        self.storage = storage
+        self.sizes = sizes
+
+    def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for source in sources:
+            name = source["url"]
+            size = self.storage.size(name)
+            if size != self.sizes[name]:
+                raise ValueError(
+                    f"{self.storage.path(name)} must have {self.sizes[name]} bytes. Got {size}; "
+                    f"see 'synthgen verify'."
+                )
+            with self.storage.open(name) as stream:
+                yield {**source, "stream": stream}
+
+
+class _Decoder:
+    """Turns raw members into the dictionaries of ``open_dataset``."""
+
+    def __init__(self, masks: bool) -> None:
+        self.masks = masks
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for sample in samples:
+            members = {name: sample[name] for name in SUFFIXES & sample.keys()}
+            yield decode_sample(sample["__key__"], members, self.masks)
+
+
+def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:
+    """The storage, and name and size of every shard that has samples."""
+    if str(url).endswith(".tar"):
+        folder, _, name = str(url).rpartition("/")
+        storage = open_storage(folder or ".")
+        size = storage.size(name)
+        if size is None:
+            raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
+        return storage, [(name, size)]
+    storage = open_storage(url)
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ValueError(
+            f"A dataset must have a manifest.json. Got none in {str(url)!r}; "
+            f"finish it with 'synthgen generate', or open one of its tars."
+        )
+    shards = [(row["name"], row["bytes"]) for row in manifest["shards"] if not row["skipped"]]
+    if not shards:
+        raise ValueError(f"A dataset must have at least one sample. Got none in {str(url)!r}.")
+    return storage, shards

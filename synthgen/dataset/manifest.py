@@ -1,0 +1,238 @@
+"""What a dataset says about itself: markers per shard, and the manifest over all of them.
+
+``stats/train-000000.json`` is the commit marker of a shard: the shard is done if and only if its
+marker carries our digest and planned count, and the tar has the marker's size (or, where no
+sample survived, the marker says ``skipped``). ``manifest.json`` is written last; every published
+version stays as ``manifests/v0001.json``, …, for consumers of a growing dataset. Everything in
+it but ``times`` is a function of the configuration and the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthgen.dataset.publish import Storage
+from synthgen.types import ShardReport
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SHARD_NAME = re.compile(r"train-([0-9]{6})")
+_VERSION = re.compile(r"manifests/v([0-9]{4,})\.json")
+
+
+def tar_name(shard: str) -> str:
+    """Where a shard's tar lies: ``data/train-000000.tar``."""
+    return f"data/{shard}.tar"
+
+
+def marker_name(shard: str) -> str:
+    """Where a shard's marker lies: ``stats/train-000000.json``."""
+    return f"stats/{shard}.json"
+
+
+def metadata_name(shard: str) -> str:
+    """Where the rows of a shard's planned samples lie: ``metadata/train-000000.parquet``."""
+    return f"metadata/{shard}.parquet"
+
+
+def preview_name(shard: str) -> str:
+    """Where a shard's previews lie: ``previews/train-000000.tar``."""
+    return f"previews/{shard}.tar"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """The commit marker of a shard.
+
+    Args:
+        name: File stem of the shard.
+        config: Digest of what determines its bytes.
+        planned: Samples planned.
+        counts: Samples per status.
+        reasons: Failed samples per reason.
+        bytes: Size of the tar, 0 where it was skipped.
+        sha256: Hash of the tar, empty where it was skipped.
+        skipped: No sample survived, so there is no tar (readers fail on an empty one).
+        batch_size: Images per UNet call; 1 after the device ran out of memory.
+        seconds: Wall time per stage.
+        created: Time of completion, ISO 8601, UTC.
+        environment: Versions, device and dtype.
+    """
+
+    name: str
+    config: str
+    planned: int
+    counts: Mapping[str, int]
+    reasons: Mapping[str, int]
+    bytes: int
+    sha256: str
+    skipped: bool
+    batch_size: int
+    seconds: Mapping[str, float]
+    created: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def report(self, reused: bool) -> ShardReport:
+        """What the caller of ``make_shard`` learns."""
+        return ShardReport(
+            name=self.name,
+            planned=self.planned,
+            counts=dict(self.counts),
+            num_bytes=self.bytes,
+            sha256=self.sha256,
+            skipped=self.skipped,
+            reused=reused,
+            seconds=dict(self.seconds),
+        )
+
+
+def marker_bytes(marker: Marker) -> bytes:
+    """The marker as it stands in ``stats``."""
+    return _dump({name: getattr(marker, name) for name in Marker.__slots__})
+
+
+def parse_marker(content: bytes) -> Marker:
+    """A marker from its file.
+
+    Raises:
+        ValueError: If it is not one of this schema version.
+    """
+    try:
+        tree = json.loads(content)
+        marker = Marker(**tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"A marker must be readable. Got {error}.") from None
+    if marker.schema_version != SCHEMA_VERSION:
+        raise ValueError(
+            f"A marker's schema_version must be {SCHEMA_VERSION}. Got {marker.schema_version}."
+        )
+    return marker
+
+
+def read_marker(storage: Storage, shard: str) -> Marker | None:
+    """The marker of a shard, None where there is none or it cannot be read."""
+    content = storage.read(marker_name(shard))
+    if content is None:
+        return None
+    try:
+        return parse_marker(content)
+    except ValueError:
+        return None
+
+
+def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> bool:
+    """Whether a shard is done: our digest, our planned count, a tar of the marker's size."""
+    if (marker.config, marker.planned) != (config, planned):
+        return False
+    size = storage.size(tar_name(marker.name))
+    return size is None if marker.skipped else size == marker.bytes
+
+
+def read_markers(storage: Storage) -> list[Marker]:
+    """All markers that can be read, in the order of their shards."""
+    names = (name.removeprefix("stats/").removesuffix(".json") for name in storage.names("stats"))
+    markers = (read_marker(storage, name) for name in names if SHARD_NAME.fullmatch(name))
+    return [marker for marker in markers if marker is not None]
+
+
+def build_manifest(
+    markers: Sequence[Marker],
+    config: str,
+    models: Sequence[Mapping[str, Any]],
+    times: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest over complete shards, in order."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": config,
+        "totals": _totals(markers),
+        "shards": [
+            {
+                "name": tar_name(marker.name),
+                "bytes": marker.bytes,
+                "sha256": marker.sha256,
+                "samples": marker.counts.get("ok", 0),
+                "planned": marker.planned,
+                "skipped": marker.skipped,
+            }
+            for marker in markers
+        ],
+        "models": [dict(model) for model in models],
+        "environments": _distinct(dict(marker.environment) for marker in markers),
+        "times": dict(times),
+    }
+
+
+def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest, last of all files, unless it says nothing new but times.
+
+    Returns:
+        The manifest that stands on the disk.
+    """
+    standing = read_manifest(storage)
+    if standing is not None and without_times(standing) == without_times(manifest):
+        return standing
+    content = _dump(manifest)
+    storage.publish_bytes(content, f"manifests/v{_next_version(storage):04d}.json")
+    storage.publish_bytes(content, MANIFEST)
+    return dict(manifest)
+
+
+def read_manifest(storage: Storage) -> dict[str, Any] | None:
+    """The standing manifest, None where the dataset was never finalized.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    content = storage.read(MANIFEST)
+    if content is None:
+        return None
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST} must be readable. Got {error}.") from None
+    if not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{MANIFEST} must have schema_version {SCHEMA_VERSION}. Got another one.")
+    return tree
+
+
+def without_times(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that equal runs have in common."""
+    return {name: value for name, value in manifest.items() if name != "times"}
+
+
+def _totals(markers: Sequence[Marker]) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    for marker in markers:
+        reasons.update(marker.reasons)
+    return {
+        "shards": len(markers),
+        "planned": sum(marker.planned for marker in markers),
+        "samples": sum(marker.counts.get("ok", 0) for marker in markers),
+        "failed": sum(marker.counts.get("failed", 0) for marker in markers),
+        "bytes": sum(marker.bytes for marker in markers),
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _next_version(storage: Storage) -> int:
+    found = (_VERSION.fullmatch(name) for name in storage.names("manifests"))
+    return max((int(match[1]) for match in found if match), default=0) + 1
+
+
+def _distinct(items: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    kept: list[dict[str, str]] = []
+    for item in items:
+        if item not in kept:
+            kept.append(item)
+    return kept
+
+
+def _dump(tree: Mapping[str, Any]) -> bytes:
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

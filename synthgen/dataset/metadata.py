@@ -1,0 +1,108 @@
+"""One row per planned sample, also failed ones: ``metadata/train-000000.parquet``.
+
+The rows say what became of each sample and where it lies in its tar. They are enough to make a
+sample again: they hold its prompt, seed and batch, and those of its neighbors in the batch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synthgen.types import Prompt
+
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("key", pa.string()),
+            ("status", pa.string()),
+            ("reason", pa.string()),
+            ("message", pa.string()),
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("classes", pa.list_(pa.string())),
+            ("image_index", pa.int64()),
+            ("seed", pa.int64()),
+            ("batch", pa.int32()),
+            ("num_segments", pa.int32()),
+            ("seconds_generate", pa.float64()),
+            ("seconds_segment", pa.float64()),
+            ("byte_offset", pa.int64()),
+            ("byte_size", pa.int64()),
+        )
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of a planned sample.
+
+    Args:
+        key: Its key, also where it failed.
+        status: ``ok`` or ``failed``.
+        reason: Why it failed (types.Failure), empty where it did not.
+        message: One line about the failure, secrets taken out.
+        prompt_id: Id of its prompt.
+        prompt: Text of its prompt.
+        classes: Class names of its prompt.
+        image_index: It is the n-th image of its prompt.
+        seed: Its seed.
+        batch: Number of its batch within the shard; a batch is made together.
+        num_segments: Masks, 0 where it failed.
+        seconds_generate: Its share of the batch's wall time.
+        seconds_segment: Wall time of segmentation.
+        byte_offset: Where it begins in the tar, -1 where it failed.
+        byte_size: Bytes that it takes in the tar, headers and padding included.
+    """
+
+    key: str
+    status: str
+    reason: str
+    message: str
+    prompt_id: str
+    prompt: str
+    classes: tuple[str, ...]
+    image_index: int
+    seed: int
+    batch: int
+    num_segments: int = 0
+    seconds_generate: float = 0.0
+    seconds_segment: float = 0.0
+    byte_offset: int = -1
+    byte_size: int = 0
+
+    @property
+    def as_prompt(self) -> Prompt:
+        """The prompt that the sample was made from."""
+        return Prompt(self.prompt_id, self.prompt, self.classes)
+
+
+def rows_bytes(rows: Sequence[Row]) -> bytes:
+    """The rows as a parquet file."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
+
+
+def parse_rows(content: bytes) -> list[Row]:
+    """The rows of a parquet file.
+
+    Raises:
+        ValueError: If it is not such a file.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        if not table.schema.equals(SCHEMA):
+            raise ValueError(f"columns {table.schema.names}")
+        rows = table.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(f"Metadata must be a parquet file of ours. Got {message}.") from None
+    return [Row(**{**row, "classes": tuple(row["classes"])}) for row in rows]

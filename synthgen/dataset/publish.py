@@ -1,0 +1,250 @@
+"""Everything goes to disk here: local staging under a unique name, then one atomic step.
+
+A file is staged, synced, and moved into its place by ``os.replace`` (local) or ``put_file``
+(any other fsspec file system); a name in the dataset therefore always stands for a whole file.
+Nothing is ever opened for writing at its final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+STAGING = ".synthgen/staging"
+SCHEMES = ("file", "memory")
+"""Known file systems. memory serves the tests: it goes the way that object stores will go."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
+_FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A dataset's folder on some file system; names are relative to it, with slashes.
+
+    Args:
+        fs: The fsspec file system.
+        root: The folder in it.
+    """
+
+    fs: Any
+    root: str
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder as a local path, None where it is not local."""
+        return Path(self.root) if "file" in _protocols(self.fs) else None
+
+    def path(self, name: str) -> str:
+        """Full path of a name."""
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, None where there is none."""
+        try:
+            content: bytes = self.fs.cat_file(self.path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return content
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        try:
+            return int(self.fs.info(self.path(name))["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; none where it does not exist."""
+        where = self.path(folder).rstrip("/")
+        try:
+            found = self.fs.ls(where, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        prefix = f"{folder}/" if folder else ""
+        return sorted(
+            prefix + str(item["name"]).rsplit("/", 1)[-1]
+            for item in found
+            if item["type"] == "file"
+        )
+
+    def open(self, name: str) -> BinaryIO:
+        """A file opened for reading."""
+        stream: BinaryIO = self.fs.open(self.path(name), "rb")
+        return stream
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Move a staged file into its place, durably and in one step."""
+        with staged.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if self.local_root is None:
+            self.fs.put_file(str(staged), self.path(name))
+            staged.unlink()
+            return
+        target = self.local_root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+        _sync_folder(target.parent)
+
+    def publish_bytes(self, content: bytes, name: str) -> None:
+        """Write a small file through staging; an equal file is left alone."""
+        if self.read(name) == content:
+            return
+        with self.staging() as folder:
+            staged = folder / "file"
+            staged.write_bytes(content)
+            self.publish(staged, name)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is already gone is no error."""
+        try:
+            self.fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A local folder of our own, removed in every case when the block ends."""
+        folder = self._new_staging()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_staging(self) -> Path:
+        if self.local_root is None:
+            return Path(tempfile.mkdtemp(prefix="synthgen-"))
+        folder = self.local_root / STAGING / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def clear_stale_staging(self) -> list[str]:
+        """Remove the staging folders of processes that are gone; returns their names."""
+        if self.local_root is None or not (self.local_root / STAGING).is_dir():
+            return []
+        stale = sorted(path for path in (self.local_root / STAGING).iterdir() if _is_stale(path))
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return [f"{STAGING}/{path.name}" for path in stale]
+
+
+def open_storage(url: str | Path) -> Storage:
+    """The storage of a dataset: a local path, or a URL of a known scheme.
+
+    Raises:
+        ValueError: For ``pipe:`` and every other scheme that is not known.
+
+    >>> open_storage("some/folder").local_root.is_absolute()
+    True
+    """
+    text = str(url)
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return Storage(fsspec.filesystem("file"), str(Path(text).absolute()))
+    if scheme[1].lower() not in SCHEMES:
+        raise ValueError(
+            f"A dataset must be a local folder or a URL with one of the schemes "
+            f"{', '.join(SCHEMES)}. Got {scheme[1]!r}."
+        )
+    fs, root = fsspec.core.url_to_fs(text)
+    return Storage(fs, str(root).rstrip("/"))
+
+
+def sha256_file(stream: BinaryIO) -> str:
+    """The sha256 of what is left of an open file."""
+    sha = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+@contextmanager
+def clear_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterator[None]:
+    """Turn a full or read-only disk into one line that says what to do.
+
+    Args:
+        storage: Where we write.
+        needed_bytes: Space that ``what`` takes.
+        what: The thing being written, for the message.
+
+    Raises:
+        OSError: One line, with the space needed where the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(storage, needed_bytes, what) from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise OSError(
+                f"The output must be a writable folder. Got {storage.root}: "
+                f"{os.strerror(error.errno).lower()}. Choose another folder."
+            ) from None
+        raise
+
+
+def _disk_full(storage: Storage, needed_bytes: int, what: str) -> OSError:
+    where = Path(storage.root) if storage.local_root else Path(tempfile.gettempdir())
+    free = shutil.disk_usage(where).free
+    return OSError(
+        f"The disk must have about {_megabytes(needed_bytes)} free for {what}. "
+        f"Got {_megabytes(free)} under {where}. Free some space and run again; "
+        f"complete shards are kept."
+    )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_stale(path: Path) -> bool:
+    name = _STAGING_NAME.fullmatch(path.name)
+    if name is None:
+        return False
+    if name[1] == _host():
+        return not _is_alive(int(name[2]))
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_STALE_SECONDS
+    except FileNotFoundError:  # its owner was faster
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,0 +1,183 @@
+"""A sample as tar members, and back: Record ↔ {suffix: bytes}.
+
+    KEY.jpg | KEY.png | KEY.webp   the image: jpg quality 95 at 4:4:4, png, or lossless webp
+    KEY.mask.png                   8-bit gray: id of the smallest mask at each pixel, 0 for none
+    KEY.txt                        the prompt
+    KEY.json                       fixed schema without nulls (``sample_json``)
+
+Equal records give equal bytes. Masks overlap, so all of them are in the json as COCO run-length
+encodings; ids are positions plus one, at most 254 (255 is "ignore", and nothing ever wraps).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.segmentation.masks import id_map
+from synthgen.types import MaskSet, Record
+
+KEY = re.compile(r"[0-9]{10,20}")
+MAX_ID = 254
+MAX_PIXELS = 8192 * 8192
+"""Larger images are refused by the readers before a pixel is decoded (decompression bombs)."""
+
+IMAGE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},  # 0: 4:4:4
+    "png": {"format": "PNG", "compress_level": 6},
+    "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
+}
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
+    """Tar members of a record by suffix, ``{"jpg": …, "json": …, "mask.png": …, "txt": …}``.
+
+    Args:
+        record: ``provenance`` must hold ``seed`` and ``image_index``; see ``sample_json``.
+        image_format: ``jpg``, ``png`` or ``webp``.
+
+    Raises:
+        ValueError: For a bad key or more than 254 masks.
+    """
+    if not KEY.fullmatch(record.key):
+        raise ValueError(f"key must be 10 to 20 digits. Got {record.key!r}.")
+    if len(record.mask_set) > MAX_ID:
+        raise ValueError(
+            f"A sample must have at most {MAX_ID} masks. Got {len(record.mask_set)}. "
+            f"Raise segmentation.masks.min_area or lower segmentation.masks.merge_iou."
+        )
+    return {
+        image_format: encode_image(record.image, image_format),
+        "json": _dump(sample_json(record)),
+        "mask.png": encode_image(id_map(record.mask_set).astype(np.uint8), "png"),
+        "txt": record.prompt.text.encode("utf-8"),
+    }
+
+
+def sample_json(record: Record) -> dict[str, Any]:
+    """The content of KEY.json. ``seed`` and ``image_index`` are lifted out of the provenance."""
+    height, width = record.image.shape[:2]
+    segments = describe_segments(record.mask_set)
+    provenance = dict(record.provenance)
+    return {
+        "key": record.key,
+        "height": height,
+        "width": width,
+        "prompt": record.prompt.text,
+        "prompt_id": record.prompt.id,
+        "seed": provenance.pop("seed"),
+        "image_index": provenance.pop("image_index"),
+        "classes": list(record.prompt.class_names),
+        "num_segments": len(segments),
+        "segments": segments,
+        "provenance": provenance,
+    }
+
+
+def describe_segments(mask_set: MaskSet) -> list[dict[str, Any]]:
+    """One entry per mask, largest first; ``parent`` is an id, 0 at the top of the hierarchy."""
+    rles = encode_masks(mask_set.masks)
+    return [
+        {
+            "id": index + 1,
+            "area": int(mask.sum()),
+            "bbox_xywh": list(bbox_xywh(mask)),
+            "members": [[int(k), int(cluster)] for k, cluster in mask_set.members[index]],
+            "parent": int(mask_set.parent[index]) + 1,
+            "label": "",
+            "label_score": 0.0,
+            "rle": rles[index],
+        }
+        for index, mask in enumerate(mask_set.masks)
+    ]
+
+
+def bbox_xywh(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the smallest box around a mask; zeros if it is empty.
+
+    >>> bbox_xywh(np.array([[False, True, True], [False, False, False]]))
+    (1, 0, 2, 1)
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return (0, 0, 0, 0)
+    x, y = int(columns[0]), int(rows[0])
+    return (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+
+
+def encode_image(pixels: UInt8[np.ndarray, "height width *channel"], image_format: str) -> bytes:
+    """Bytes of an RGB or gray image."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, **IMAGE_OPTIONS[image_format])
+    return stream.getvalue()
+
+
+def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height width *channel"]:
+    """Pixels of untrusted JPEG, PNG or WebP bytes.
+
+    Args:
+        data: The file's content.
+        mode: PIL mode that it is converted to; ``L`` is required, not converted to, because
+            conversion of a palette or 16-bit image changes ids.
+
+    Raises:
+        ValueError: If it is no such image, too large, or not ``L`` where that is asked for.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"An image must have at most {MAX_PIXELS} pixels. "
+                    f"Got {image.width} x {image.height}."
+                )
+            if mode == "L" and image.mode != "L":
+                raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
+            return np.asarray(image.convert(mode))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"An image must be readable. Got {error}.") from None
+
+
+def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:
+    """A sample for users: key, image (RGB), mask (ids), masks (boolean), json, prompt.
+
+    Args:
+        key: Its key.
+        members: Its tar members by suffix.
+        masks: Also decode the overlapping masks.
+
+    Raises:
+        ValueError: If a member is missing or broken; the message names the key.
+    """
+    try:
+        suffix = next(name for name in IMAGE_OPTIONS if name in members)
+        info = json.loads(members["json"])
+        image = decode_image(members[suffix])
+        sample = {
+            "key": key,
+            "image": image,
+            "mask": decode_image(members["mask.png"], "L"),
+            "json": info,
+            "prompt": members["txt"].decode("utf-8"),
+        }
+        if masks:
+            height, width = image.shape[:2]
+            rles = [segment["rle"] for segment in info["segments"]]
+            sample["masks"] = decode_masks(rles, height, width)
+        return sample
+    except StopIteration:
+        raise ValueError(f"Sample {key} must have an image. Got {sorted(members)}.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Sample {key} must be readable. Got {error!r:.200}.") from None
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")

@@ -1,0 +1,63 @@
+"""Secrets are taken out of every text that reaches the disk: configuration, errors, logs.
+
+A secret is what a name says it is (key, secret, token, password, signature) in an assignment or
+a URL query, the user part of a URL, or the value of an environment variable with such a name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HIDDEN = "***"
+_NAME = r"(?:api_?key|access_?key|account_?key|secret|token|passw(?:or)?d|signature|credential)"
+_SECRET_NAME = re.compile(rf"(?i){_NAME}|^key$|_key$|^sig$")
+_ASSIGNMENT = re.compile(rf"(?i)([\w.-]*{_NAME}[\w.-]*[\"']?\s*[=:]\s*[\"']?)([^\s\"'&,;]+)")
+_QUERY = re.compile(r"(?i)([?&](?:key|sig)=)([^&\s\"']+)")
+_USER = re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^/\s@\"']+@")
+_MIN_VALUE = 8  # shorter values of secret variables ("1", "true") are no secrets worth a search
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """The text with every secret replaced by ``***``.
+
+    Args:
+        text: Any text.
+        environment: Variables whose values are searched for; None: those of this process.
+
+    >>> redact("GET https://me:pw@host/x?token=abc failed", {})
+    'GET https://***@host/x?token=*** failed'
+    >>> redact("wrong: hunter2hunter2", {"DB_PASSWORD": "hunter2hunter2"})
+    'wrong: ***'
+    """
+    for value in _secret_values(os.environ if environment is None else environment):
+        text = text.replace(value, HIDDEN)
+    text = _USER.sub(rf"\1{HIDDEN}@", text)
+    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
+    return _QUERY.sub(rf"\1{HIDDEN}", text)
+
+
+def redact_tree(tree: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """A JSON-like tree with secrets replaced, by key and inside every string.
+
+    >>> redact_tree({"s3": {"secret_key": "abc", "region": "x"}}, {})
+    {'s3': {'secret_key': '***', 'region': 'x'}}
+    """
+    if isinstance(tree, Mapping):
+        return {
+            name: HIDDEN
+            if _SECRET_NAME.search(str(name)) and isinstance(value, str) and value
+            else redact_tree(value, environment)
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return [redact_tree(value, environment) for value in tree]
+    return redact(tree, environment) if isinstance(tree, str) else tree
+
+
+def _secret_values(environment: Mapping[str, str]) -> Iterator[str]:
+    for name, value in environment.items():
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE:
+            yield value

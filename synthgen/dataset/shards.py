@@ -1,0 +1,187 @@
+"""A shard: a WebDataset tar that is complete or does not exist.
+
+``write`` only ever makes staged files; ``scan`` reads a tar by its headers and refuses what
+other readers overlook (they stop silently at a truncation on a 512-byte boundary).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import webdataset as wds
+
+BLOCK = tarfile.BLOCKSIZE
+_EOF = b"\0" * (2 * BLOCK)
+
+
+class ShardWriter:
+    """A tar under construction. Only ``close`` completes it; anything else leaves it broken."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        # mtime 0 and the writer's fixed owner and mode make the bytes a function of the samples
+        self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0)
+        self.num_samples = 0
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append the members of one sample, sorted by suffix."""
+        self._tar.write({"__key__": key, **members})
+        self.num_samples += 1
+
+    def close(self) -> None:
+        """Complete the tar and bring it to the disk."""
+        self._tar.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def abandon(self) -> None:
+        """Let go of the file without completing it."""
+        with contextlib.suppress(OSError):  # a full disk fails again on what is buffered
+            self._stream.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._tar.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a tar.
+
+    Args:
+        key: Name up to its first dot.
+        suffix: The rest of the name.
+        header: Offset of its header.
+        offset: Offset of its content.
+        size: Bytes of its content.
+    """
+
+    key: str
+    suffix: str
+    header: int
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Offset after its padding."""
+        return self.offset + -(-self.size // BLOCK) * BLOCK
+
+
+class BrokenShardError(ValueError):
+    """A tar that is not what its writer closed.
+
+    Args:
+        kind: ``truncated``, ``bad header``, ``foreign member``, ``duplicate member`` or
+            ``trailing data``.
+        message: What was found, and where.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+        self.message = message
+
+
+def scan(stream: BinaryIO) -> Iterator[Member]:
+    """The members of an uncompressed tar, in order, until its end-of-file blocks.
+
+    Raises:
+        BrokenShardError: If it is truncated, has a bad header, a member that is no plain file,
+            or data after its end.
+    """
+    total = stream.seek(0, os.SEEK_END)
+    position = 0
+    while True:
+        stream.seek(position)
+        block = stream.read(BLOCK)
+        if len(block) < BLOCK:
+            raise BrokenShardError("truncated", f"no end-of-file blocks at byte {position}")
+        if not any(block):
+            break
+        member = _parse_header(block, position)
+        if member.end > total:
+            raise BrokenShardError(
+                "truncated", f"{member.key}.{member.suffix} ends after the file"
+            )
+        yield member
+        position = member.end
+    _check_end(stream, position, total)
+
+
+def _parse_header(block: bytes, position: int) -> Member:
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise BrokenShardError("bad header", f"at byte {position}: {error}") from None
+    if info.type != tarfile.REGTYPE:
+        raise BrokenShardError("foreign member", f"{info.name!r:.80} is no plain file")
+    key, _, suffix = info.name.partition(".")
+    return Member(key, suffix, position, position + BLOCK, info.size)
+
+
+def _check_end(stream: BinaryIO, position: int, total: int) -> None:
+    stream.seek(position)
+    rest = stream.read(total - position)
+    if not rest.startswith(_EOF):
+        raise BrokenShardError("truncated", f"one end-of-file block at byte {position}, not two")
+    if rest.strip(b"\0"):
+        raise BrokenShardError("trailing data", f"after the end-of-file blocks at byte {position}")
+    if total % tarfile.RECORDSIZE:
+        raise BrokenShardError("truncated", f"{total} bytes are no multiple of a tar record")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a sample lies in its tar.
+
+    Args:
+        key: Its key.
+        offset: First byte of its first header.
+        size: Bytes until the end of its last member's padding.
+        members: Its members by suffix, in order.
+    """
+
+    key: str
+    offset: int
+    size: int
+    members: Mapping[str, Member]
+
+
+def spans(members: Iterator[Member]) -> Iterator[Span]:
+    """Group members that lie next to each other by key, as every WebDataset reader does.
+
+    Raises:
+        BrokenShardError: For a member that occurs twice in one group.
+    """
+    group: dict[str, Member] = {}
+    key = ""
+    for member in members:
+        if group and member.key != key:
+            yield _span(key, group)
+            group = {}
+        key = member.key
+        if member.suffix in group:
+            raise BrokenShardError("duplicate member", f"{key}.{member.suffix}")
+        group[member.suffix] = member
+    if group:
+        yield _span(key, group)
+
+
+def read_span(stream: BinaryIO, span: Span) -> dict[str, bytes]:
+    """Content of a sample's members by suffix."""
+    content = {}
+    for suffix, member in span.members.items():
+        stream.seek(member.offset)
+        content[suffix] = stream.read(member.size)
+    return content
+
+
+def _span(key: str, group: Mapping[str, Member]) -> Span:
+    first, last = next(iter(group.values())), list(group.values())[-1]
+    return Span(key, first.header, last.end - first.header, dict(group))

@@ -1,0 +1,34 @@
+"""The only glue of effects: a configuration becomes shards, and shards a dataset.
+
+    plan(config) → ShardSpec …        what each shard holds; a pure function
+    initialize → make_shard … → finalize      each idempotent; generate does all three
+    status · replay · gc · estimate   looking, repeating, cleaning, guessing
+
+A shard is a pure function of (configuration, index), staged, verified and published whole, its
+marker last. Nothing here knows who calls: a loop, threads, a Prefect flow, Ray.
+"""
+
+from synthgen.progress import report as emit
+from synthgen.run.estimate import estimate
+from synthgen.run.identity import config_digest
+from synthgen.run.lifecycle import DatasetStatus, finalize, gc, generate, initialize, status
+from synthgen.run.plan import batches, plan, sample_seed
+from synthgen.run.replay import replay
+from synthgen.run.shard import make_shard
+
+__all__ = [
+    "DatasetStatus",
+    "batches",
+    "config_digest",
+    "emit",
+    "estimate",
+    "finalize",
+    "gc",
+    "generate",
+    "initialize",
+    "make_shard",
+    "plan",
+    "replay",
+    "sample_seed",
+    "status",
+]

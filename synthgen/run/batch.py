@@ -1,0 +1,174 @@
+"""One batch of planned samples becomes tar members and rows; nothing is written here.
+
+This is the function that a shard consists of and that ``replay`` repeats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from synthgen.config import ALGORITHM_VERSION, Config
+from synthgen.dataset.metadata import Row
+from synthgen.dataset.previews import preview_members
+from synthgen.dataset.records import encode_record
+from synthgen.dataset.redaction import redact
+from synthgen.diffusion.generate import generate
+from synthgen.run.identity import backbone, environment, model_lock
+from synthgen.segmentation.segment import segment
+from synthgen.types import Failure, PlannedSample, Record, Sample, Segmentation
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+_MAX_MESSAGE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a planned sample.
+
+    Args:
+        row: Its row, without its place in the tar.
+        members: Its tar members by suffix; None where it failed.
+        previews: Its preview members by suffix.
+        seconds_write: Time to encode it.
+    """
+
+    row: Row
+    members: Mapping[str, bytes] | None
+    previews: Mapping[str, bytes] = field(default_factory=dict)
+    seconds_write: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is common to the samples of a shard.
+
+    Args:
+        config: The configuration.
+        digest: Its digest.
+        batch_size: Images per UNet call; 1 after the device ran out of memory.
+    """
+
+    config: Config
+    digest: str
+    batch_size: int
+
+    def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
+        """What is needed to make a sample again."""
+        identity = backbone(self.config.model).identity
+        return {
+            "seed": sample.seed,
+            "image_index": sample.image_index,
+            "config": self.digest,
+            "model": str(identity["id"]),
+            "revision": str(identity["revision"] or ""),
+            **environment(self.config),
+            "algorithm_version": ALGORITHM_VERSION,
+            "batch": batch,
+            "batch_size": self.batch_size,
+        }
+
+
+def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> Iterator[Made]:
+    """Denoise the samples of a batch together, then segment and encode one after the other.
+
+    Args:
+        recipe: What the shard's samples have in common.
+        batch: Planned samples.
+        number: Number of the batch within its shard.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: If the batch is too large for the device; where
+            batches have one sample, the sample fails instead.
+    """
+    started = time.perf_counter()
+    outcomes = _denoise(recipe, batch)
+    share = (time.perf_counter() - started) / len(batch)
+    for planned, position in zip(batch, range(len(batch)), strict=True):
+        outcome, outcomes[position] = outcomes[position], None  # features of one sample at a time
+        assert outcome is not None
+        made = _finish(recipe, planned, outcome, number)
+        yield replace(made, row=replace(made.row, seconds_generate=round(share, 4)))
+
+
+def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure | None]:
+    config, model = recipe.config, backbone(recipe.config.model)
+    prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
+    try:
+        with model_lock:
+            outcomes = generate(model, prompts, seeds, config.generation, config.capture)
+    except OUT_OF_MEMORY as error:
+        if recipe.batch_size > 1:
+            raise
+        return [Failure(batch[0].prompt, batch[0].seed, "out_of_memory", str(error))]
+    if recipe.batch_size > 1:
+        for outcome in outcomes:
+            if isinstance(outcome, Failure) and outcome.reason == "out_of_memory":
+                raise MemoryError(outcome.message)
+    return list(outcomes)
+
+
+def _finish(
+    recipe: Recipe, planned: PlannedSample, outcome: Sample | Failure, number: int
+) -> Made:
+    if isinstance(outcome, Failure):
+        return Made(_failed(planned, number, outcome.reason, outcome.message), None)
+    started = time.perf_counter()
+    try:
+        segmentation = segment(outcome, recipe.config.segmentation)
+        segmented = time.perf_counter()
+        record = Record(
+            key=planned.key,
+            image=outcome.image,
+            prompt=planned.prompt,
+            mask_set=segmentation.mask_set,
+            provenance=recipe.provenance(planned, number),
+        )
+        members = encode_record(record, recipe.config.dataset.image_format)
+    except OUT_OF_MEMORY as error:
+        if recipe.batch_size > 1:
+            raise
+        return Made(_failed(planned, number, "out_of_memory", str(error)), None)
+    except ValueError as error:  # one sample that cannot be segmented or stored
+        return Made(_failed(planned, number, "error", str(error)), None)
+    row = replace(
+        _row(planned, number, "ok"),
+        num_segments=len(segmentation.mask_set),
+        seconds_segment=round(segmented - started, 4),
+    )
+    previews = _previews(recipe.config, planned.key, segmentation)
+    return Made(row, members, previews, time.perf_counter() - segmented)
+
+
+def _previews(config: Config, key: str, segmentation: Segmentation) -> dict[str, bytes]:
+    """Preview members of 1 in ``preview_every`` samples of the dataset."""
+    every = config.dataset.preview_every
+    index = int(key[:6]) * config.dataset.shard_size + int(key[6:])
+    if not every or index % every:
+        return {}
+    members = preview_members(key, segmentation)
+    return {name.removeprefix(f"{key}."): content for name, content in members.items()}
+
+
+def _failed(planned: PlannedSample, number: int, reason: str, message: str) -> Row:
+    line = " ".join(redact(message).split())[:_MAX_MESSAGE]
+    return replace(_row(planned, number, "failed"), reason=reason, message=line)
+
+
+def _row(planned: PlannedSample, number: int, status: str) -> Row:
+    return Row(
+        key=planned.key,
+        status=status,
+        reason="",
+        message="",
+        prompt_id=planned.prompt.id,
+        prompt=planned.prompt.text,
+        classes=planned.prompt.class_names,
+        image_index=planned.image_index,
+        seed=planned.seed,
+        batch=number,
+    )

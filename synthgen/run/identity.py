@@ -1,0 +1,149 @@
+"""What a dataset is: everything that determines its bytes, and where it was made.
+
+The digest covers settings, prompt *content*, the model's weight hashes and our algorithms'
+version; not paths, workers, progress, nor the number of samples. Library versions, device and
+dtype are recorded beside it: a change of those is warned about, or refused with ``strict``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synthgen import __version__
+from synthgen.config import Config, ModelConfig, digest
+from synthgen.dataset.publish import Storage
+from synthgen.dataset.redaction import redact_tree
+from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.prompts import load_prompts
+from synthgen.types import Prompt
+
+IDENTITY = "identity.json"
+PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
+
+model_lock = threading.Lock()
+"""Held while the model of this process loads or denoises: hooks and schedulers are its state."""
+
+_loaded: dict[ModelConfig, Backbone] = {}
+
+
+def backbone(config: ModelConfig) -> Backbone:
+    """The model of this process, loaded once; another one takes its place."""
+    found = _loaded.get(config)
+    if found is not None:  # without the lock: who segments need not wait for who denoises
+        return found
+    with model_lock:
+        if config not in _loaded:
+            _loaded.clear()
+            _loaded[config] = load_backbone(config)
+        return _loaded[config]
+
+
+def config_digest(config: Config) -> str:
+    """The sha256 of what determines the bytes of a dataset; loads the model to hash it."""
+    return digest(identity_content(config))
+
+
+def identity_content(config: Config) -> dict[str, Any]:
+    """What the digest is computed over."""
+    prompts = load_prompts(config.prompts)
+    return {
+        "settings": config.digest_settings(),
+        "prompts": {"num": len(prompts), "sha256": prompts_digest(prompts)},
+        "model": json.loads(json.dumps(dict(backbone(config.model).identity))),
+    }
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """The sha256 of the content of prompts, in their order."""
+    return digest({"prompts": [[p.id, p.text, list(p.class_names)] for p in prompts]})
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, device and dtype: equal bytes are promised for equal ones only."""
+    model = backbone(config.model)
+    return {
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": dict(_versions()),
+    }
+
+
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"synthgen": __version__, **versions}
+
+
+def identity_bytes(content: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]) -> bytes:
+    """The content of identity.json, secrets taken out."""
+    tree = {
+        "digest": digest(content),
+        "content": redact_tree(content),
+        "environments": list(environments),
+    }
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def read_identity(storage: Storage) -> dict[str, Any] | None:
+    """The identity of the dataset in a folder, None where there is no dataset.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    raw = storage.read(IDENTITY)
+    if raw is None:
+        return None
+    try:
+        tree = json.loads(raw)
+        if {"digest", "content", "environments"} <= tree.keys():
+            return dict(tree)
+        raise ValueError(f"keys {sorted(tree)}")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{IDENTITY} must be readable. Got {error}.") from None
+
+
+def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:
+    """The digest, if the dataset in a folder is that of the configuration.
+
+    Raises:
+        ValueError: If it is another one; the keys that differ are named.
+    """
+    content = identity_content(config)
+    ours = digest(content)
+    if ours == standing["digest"]:
+        return ours
+    changed = changed_keys(standing["content"], redact_tree(content))
+    shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+    raise ValueError(
+        f"The configuration must be the one that {root} was begun with. Got a change of "
+        f"{shown or 'hidden values'}. Undo it, or choose another output folder."
+    )
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two trees.
+
+    >>> changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+    ['a.c', 'd']
+    """
+    left, right = _flat(old), _flat(new)
+    return sorted(
+        key.removeprefix("settings.")
+        for key in left.keys() | right.keys()
+        if (key in left, left.get(key)) != (key in right, right.get(key))
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,92 @@
+"""Make one sample again from what the dataset says about it, and compare the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from synthgen.config import Config
+from synthgen.dataset.manifest import metadata_name, tar_name
+from synthgen.dataset.metadata import Row, parse_rows
+from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.records import KEY
+from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.run.batch import Recipe, make_batch
+from synthgen.run.identity import backbone, changed_keys, read_identity
+from synthgen.run.lifecycle import read_config
+from synthgen.types import PlannedSample
+
+
+def replay(out: str | Path, key: str) -> dict[str, bool]:
+    """Make a sample again, in the company of its batch, and compare each member's hash.
+
+    The prompt file is not needed: the rows in ``metadata`` hold the prompts of the batch.
+
+    Args:
+        out: The dataset's folder.
+        key: The sample's key.
+
+    Returns:
+        For every member, whether it has the same sha256.
+
+    Raises:
+        ValueError: If there is no such sample, it had failed, or the model is another one.
+    """
+    storage = open_storage(out)
+    config = read_config(storage)
+    rows = _read_rows(storage, key)
+    row = next((row for row in rows if row.key == key), None)
+    if row is None or row.status != "ok":
+        got = f"status {row.status}, reason {row.reason}" if row else "none"
+        raise ValueError(f"{key} must be a sample of {storage.root}. Got {got}.")
+    standing = _read_members(storage, key)
+    provenance = json.loads(standing["json"])["provenance"]
+    _check_model(storage, config)
+    recipe = Recipe(config, provenance["config"], provenance["batch_size"])
+    again = _make_again(recipe, [other for other in rows if other.batch == row.batch], key)
+    return {
+        f"{key}.{suffix}": _sha256(standing.get(suffix, b"")) == _sha256(again.get(suffix, b""))
+        for suffix in sorted(standing.keys() | again.keys())
+    }
+
+
+def _make_again(recipe: Recipe, rows: Sequence[Row], key: str) -> dict[str, bytes]:
+    batch = [PlannedSample(row.key, row.as_prompt, row.image_index, row.seed) for row in rows]
+    for made in make_batch(recipe, batch, rows[0].batch):
+        if made.row.key == key:
+            return dict(made.members or {})
+    raise AssertionError("a batch gives one outcome per planned sample")
+
+
+def _read_rows(storage: Storage, key: str) -> list[Row]:
+    if not KEY.fullmatch(key):
+        raise ValueError(f"key must be 10 to 20 digits. Got {key!r:.40}.")
+    content = storage.read(metadata_name(f"train-{key[:6]}"))
+    if content is None:
+        raise ValueError(f"{key} must be a sample of {storage.root}. Got no such shard.")
+    return parse_rows(content)
+
+
+def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
+    with storage.open(tar_name(f"train-{key[:6]}")) as stream:
+        for span in spans(scan(stream)):
+            if span.key == key:
+                return read_span(stream, span)
+    raise ValueError(f"{key} must be in its shard. Got none; see 'synthgen verify'.")
+
+
+def _check_model(storage: Storage, config: Config) -> None:
+    standing: Any = read_identity(storage)
+    ours = json.loads(json.dumps(dict(backbone(config.model).identity)))
+    changed = changed_keys(standing["content"]["model"], ours)
+    if changed:
+        raise ValueError(
+            f"The model must be the one of the dataset. Got a change of {', '.join(changed[:4])}."
+        )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,213 @@
+"""Make one shard: stage, verify, publish, and mark it done, in this order.
+
+Killed anywhere, it leaves either a complete shard or something that the next run overwrites.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from synthgen.config import Config
+from synthgen.dataset.manifest import (
+    Marker,
+    is_complete,
+    marker_bytes,
+    marker_name,
+    metadata_name,
+    preview_name,
+    read_marker,
+    tar_name,
+)
+from synthgen.dataset.metadata import Row, rows_bytes
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.shards import ShardWriter, scan, spans
+from synthgen.dataset.verify import verify_tar
+from synthgen.progress import report
+from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
+from synthgen.run.estimate import bytes_per_sample
+from synthgen.run.identity import check_same, environment, read_identity
+from synthgen.run.plan import batches
+from synthgen.types import ShardReport, ShardSpec
+
+Progress = Callable[..., None]
+"""``progress(event, **fields)``: ``samples`` with ``count`` (negative where a shard begins
+again), ``shard`` with ``name``, ``planned`` and ``reused``. May raise, to stop."""
+
+logger = logging.getLogger(__name__)
+
+
+def make_shard(
+    config: Config, spec: ShardSpec, out: str | Path, progress: Progress = report
+) -> ShardReport:
+    """Make a shard, or find that it is already complete; any number may do so at once.
+
+    Args:
+        config: The dataset's configuration.
+        spec: One of ``plan(config)``.
+        out: The dataset's folder; ``initialize`` has been there.
+        progress: Told about samples and shards.
+
+    Returns:
+        What became of it; ``reused`` where there was nothing to do.
+
+    Raises:
+        ValueError: If the folder holds no dataset of this configuration.
+        OSError: In one line with the space needed, if the disk is full.
+    """
+    storage = open_storage(out)
+    digest = _check_initialized(storage, config)
+    standing = read_marker(storage, spec.name)
+    if standing and is_complete(storage, standing, digest, len(spec.samples)):
+        progress("shard", name=spec.name, planned=standing.planned, reused=True)
+        return standing.report(reused=True)
+    needed = bytes_per_sample(config) * len(spec.samples)
+    with (
+        clear_disk_errors(storage, needed, f"shard {spec.name}"),
+        storage.staging() as folder,
+    ):
+        draft = _draft_within_memory(config, spec, digest, folder, progress)
+        marker = _publish(storage, config, spec, digest, draft)
+    progress("shard", name=spec.name, planned=marker.planned, reused=False)
+    return marker.report(reused=False)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A shard under construction in a staging folder."""
+
+    tar: Path
+    previews: Path
+    batch_size: int
+    rows: list[Row] = field(default_factory=list)
+    num_previews: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_ok(self) -> int:
+        return sum(row.status == "ok" for row in self.rows)
+
+
+def _check_initialized(storage: Storage, config: Config) -> str:
+    standing = read_identity(storage)
+    if standing is None:
+        raise ValueError(f"{storage.root} must be initialized first. Got no identity.json there.")
+    return check_same(standing, config, storage.root)
+
+
+def _draft_within_memory(
+    config: Config, spec: ShardSpec, digest: str, folder: Path, progress: Progress
+) -> _Draft:
+    """A draft in planned batches, or in batches of one where the device is too small."""
+    recipe = Recipe(config, digest, config.generation.batch_size)
+    done = 0
+
+    def count(event: str, **fields: int) -> None:
+        nonlocal done
+        done += fields["count"]
+        progress(event, **fields)
+
+    if recipe.batch_size > 1:
+        try:
+            return _draft(recipe, spec, folder, count)
+        except OUT_OF_MEMORY as error:
+            logger.warning("%s: out of memory, again with batch 1 (%s)", spec.name, error)
+            progress("samples", count=-done)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return _draft(replace(recipe, batch_size=1), spec, folder, progress)
+
+
+def _draft(recipe: Recipe, spec: ShardSpec, folder: Path, progress: Progress) -> _Draft:
+    draft = _Draft(folder / "shard.tar", folder / "previews.tar", recipe.batch_size)
+    with _writer(draft.tar) as tar, _writer(draft.previews) as previews:
+        for number, batch in enumerate(batches(spec.samples, recipe.batch_size)):
+            for made in make_batch(recipe, batch, number):
+                _append(draft, made, tar, previews)
+            progress("samples", count=len(batch))
+    return draft
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[ShardWriter]:
+    """A tar that is completed only if the block succeeds."""
+    writer = ShardWriter(path)
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _append(draft: _Draft, made: Made, tar: ShardWriter, previews: ShardWriter) -> None:
+    started = time.perf_counter()
+    if made.members is not None:
+        tar.write(made.row.key, made.members)
+    if made.previews:
+        previews.write(made.row.key, made.previews)
+        draft.num_previews += 1
+    draft.rows.append(made.row)
+    draft.seconds["generate"] += made.row.seconds_generate
+    draft.seconds["segment"] += made.row.seconds_segment
+    draft.seconds["write"] += made.seconds_write + time.perf_counter() - started
+
+
+def _publish(
+    storage: Storage, config: Config, spec: ShardSpec, digest: str, draft: _Draft
+) -> Marker:
+    """Put a draft into the dataset; the marker, which makes it count, is last."""
+    started = time.perf_counter()
+    num_bytes, sha256 = _verify_draft(spec, draft)
+    if draft.num_ok:
+        storage.publish(draft.tar, tar_name(spec.name))
+    else:  # readers fail on a tar without members; one of an earlier, smaller plan may stand there
+        storage.remove(tar_name(spec.name))
+    if draft.num_previews:
+        storage.publish(draft.previews, preview_name(spec.name))
+    storage.publish_bytes(rows_bytes(draft.rows), metadata_name(spec.name))
+    draft.seconds["write"] += time.perf_counter() - started
+    marker = Marker(
+        name=spec.name,
+        config=digest,
+        planned=len(spec.samples),
+        counts={"ok": draft.num_ok, "failed": len(draft.rows) - draft.num_ok},
+        reasons=dict(sorted(Counter(row.reason for row in draft.rows if row.reason).items())),
+        bytes=num_bytes,
+        sha256=sha256,
+        skipped=not draft.num_ok,
+        batch_size=draft.batch_size,
+        seconds={name: round(value, 3) for name, value in draft.seconds.items()},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(config),
+    )
+    storage.publish_bytes(marker_bytes(marker), marker_name(spec.name))
+    return marker
+
+
+def _verify_draft(spec: ShardSpec, draft: _Draft) -> tuple[int, str]:
+    """Size and hash of a draft's tar, whose samples are found in it and checked."""
+    if not draft.num_ok:
+        return 0, ""
+    with draft.tar.open("rb") as stream:
+        problems = verify_tar(stream, spec.name, spec.index, draft.num_ok, deep=True)
+        if problems:
+            raise RuntimeError(f"A new shard must be correct. Got {problems[0]}.")
+        places = {span.key: span for span in spans(scan(stream))}
+        draft.rows = [
+            replace(row, byte_offset=places[row.key].offset, byte_size=places[row.key].size)
+            if row.key in places
+            else row
+            for row in draft.rows
+        ]
+        num_bytes = stream.seek(0, 2)
+        stream.seek(0)
+        return num_bytes, sha256_file(stream)
