@@ -37,11 +37,11 @@ def corner_weights(
     return torch.einsum("ya,xb->yxab", rows, columns).reshape(-1, 4)
 
 
-def winners(leads: Float[Tensor, "rival *points"]) -> UInt8[Tensor, "*points"]:
+def winners(leads: Float[Tensor, "rival point cell"]) -> UInt8[Tensor, "point cell"]:
     """The contender that holds each point: 0 for the first, else 1 + rival; ties go to the first.
 
-    >>> winners(torch.tensor([[-1.0, 1.0, 1.0], [-2.0, 3.0, 1.0]]))
-    tensor([0, 2, 1], dtype=torch.uint8)
+    >>> winners(torch.tensor([[[-1.0, 1.0, 1.0]], [[-2.0, 3.0, 1.0]]]))
+    tensor([[0, 2, 1]], dtype=torch.uint8)
     """
     if len(leads) == 1:
         return (leads[0] > 0).to(torch.uint8)
@@ -74,7 +74,7 @@ def _evaluate(
     centers = [(torch.arange(n).to(leads) + 0.5) / n for n in (height, width)]
     to_pixels = corner_weights(centers[0], centers[1])
     held = winners(to_pixels @ leads)
-    return to_pixels.T @ _indicators(held, leads), held.unflatten(0, (height, width))
+    return to_pixels.T @ _indicators(held, leads), torch.unflatten(held, 0, (height, width))
 
 
 def _halve(
@@ -99,7 +99,7 @@ def _halve(
 
     out = corners[:, 0, None, None].repeat(1, height // 2, width // 2, 1)
     out[quarter, :, :, cell] = held.permute(2, 0, 1)
-    out = out.unflatten(0, (2, 2)).permute(0, 2, 1, 3, 4).reshape(height, width, cells)
+    out = torch.unflatten(out, 0, (2, 2)).permute(0, 2, 1, 3, 4).reshape(height, width, cells)
     return to_lattice.T @ weights, out
 
 
@@ -110,9 +110,7 @@ def _indicators(
     return (held == rivals[:, None, None]).to(like.dtype)
 
 
-def accumulate(
-    total: Float[Tensor, " entry"], index: Tensor, values: Float[Tensor, "..."]
-) -> None:
+def accumulate(total: Float[Tensor, " entry"], index: Tensor, values: Tensor) -> None:
     """Add values to entries, repeated ones too, in an order that does not vary.
 
     On the CPU ``index_add_`` of a vector is one ordered loop, ``index_put_`` runs in parallel;

@@ -28,7 +28,7 @@ class ImplicitEngine:
     @classmethod
     def of(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_height grid_width feature"]],
+        blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
         size: tuple[int, int],
         kind: Interpolation = "bilinear",
     ) -> ImplicitEngine:
@@ -45,8 +45,10 @@ class ImplicitEngine:
             scores = self.pixels.project(vectors).sub_(
                 0.5 * vectors.square().sum(-1)[:, None, None]
             )
-            best = scores.unflatten(-1, (count, k)).argmax(-1, keepdim=True)
-            chosen = torch.zeros_like(scores).unflatten(-1, (count, k)).scatter_(-1, best, 1.0)
+            best = torch.unflatten(scores, -1, (count, k)).argmax(-1, keepdim=True)
+            chosen = torch.unflatten(torch.zeros_like(scores), -1, (count, k)).scatter_(
+                -1, best, 1.0
+            )
             sums.append(self.pixels.gather(chosen.flatten(-2)))
             counts.append(chosen.sum((1, 2), dtype=torch.float64).flatten(1).to(scores))
             if paint:

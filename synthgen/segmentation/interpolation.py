@@ -9,6 +9,7 @@ Positions are in output pixels: pixel i lies at i, and the image spans [-0.5, si
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,79 +89,101 @@ class Interpolant:
     The cluster axis stands last, so that the scores of one position lie side by side.
 
     Args:
-        blocks: Features per grid, positions of the grid flattened row-major.
-        rows: Per block the matrix from the grid's rows to the positions' rows; None: identity.
-        columns: Likewise for the columns.
+        blocks: Features per grid, the grid's positions flattened row-major.
+        grids: (height, width) of each block.
+        rows: Matrix from the grids' rows, one grid after the other, to the positions' rows;
+            None where every grid is the image's own and nothing is interpolated.
+        columns: Per block the matrix from the grid's columns to the positions' columns.
     """
 
-    blocks: tuple[Float[Tensor, "batch pos feature"], ...]
-    rows: tuple[Float[Tensor, "row grid_row"] | None, ...]
-    columns: tuple[Float[Tensor, "column grid_column"] | None, ...]
+    blocks: tuple[Float[Tensor, "batch _pos _feature"], ...]
     grids: tuple[tuple[int, int], ...]
+    rows: Float[Tensor, "row all_grid_rows"] | None
+    columns: tuple[Float[Tensor, "column _grid_column"], ...]
 
     @classmethod
     def at(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_row grid_column feature"]],
+        blocks: Sequence[Float[Tensor, "batch grid_row grid_column _feature"]],
         size: tuple[int, int],
         positions: tuple[Float[Tensor, " row"], Float[Tensor, " column"]] | None = None,
         kind: Interpolation = "bilinear",
     ) -> Interpolant:
         """Blocks interpolated at given positions of an image, or at all of its pixels."""
-        matrices: list[list[Tensor | None]] = [[], []]
-        for axis in (0, 1):
-            for block in blocks:
-                grid, pixels = block.shape[1 + axis], size[axis]
-                if positions is None and grid == pixels:
-                    matrices[axis].append(None)
-                    continue
-                where = positions[axis] if positions else torch.arange(pixels)
-                matrices[axis].append(axis_matrix(grid, pixels, where.to(block), kind))
         flat = tuple(block.flatten(1, 2) for block in blocks)
         grids = tuple((block.shape[1], block.shape[2]) for block in blocks)
-        return cls(flat, tuple(matrices[0]), tuple(matrices[1]), grids)
+        if positions is None and all(grid == size for grid in grids):
+            return cls(flat, grids, None, ())
+        down, across = positions or (torch.arange(size[0]), torch.arange(size[1]))
+        down, across = down.to(blocks[0]), across.to(blocks[0])
+        rows = [axis_matrix(grid[0], size[0], down, kind) for grid in grids]
+        columns = tuple(axis_matrix(grid[1], size[1], across, kind) for grid in grids)
+        return cls(flat, grids, torch.cat(rows, 1), columns)
 
     def project(
         self, vectors: Float[Tensor, "batch cls feature"]
     ) -> Float[Tensor, "batch row column cls"]:
-        """Inner products with the features at every position: K maps upsampled, not D."""
-        total: Tensor | None = None
-        parts = vectors.split([block.shape[-1] for block in self.blocks], dim=-1)
-        for block, part, grid, rows, columns in self._zip(parts):
-            maps = (block @ part.mT).unflatten(1, grid)
-            if rows is not None:
-                maps = (rows @ maps.flatten(2)).unflatten(2, (grid[1], -1))
-            if columns is not None:
-                maps = columns @ maps
-            total = maps if total is None else total.add_(maps)
-        assert total is not None
-        return total
+        """Inner products with the features at every position: K maps interpolated, not D.
+
+        Columns first, then the rows of all grids in one product, which also adds the grids up.
+        (One einsum over both axes would build their outer product: a hundred times slower.)
+        """
+        parts = torch.split(vectors, [block.shape[-1] for block in self.blocks], dim=-1)
+        maps = [
+            torch.unflatten(block @ part.mT, 1, grid)
+            for block, part, grid in zip(self.blocks, parts, self.grids, strict=True)
+        ]
+        if self.rows is None:
+            return functools.reduce(torch.add, maps)
+        stretched = torch.cat([c @ m for c, m in zip(self.columns, maps, strict=True)], 1)
+        return torch.unflatten(self.rows @ stretched.flatten(2), 2, stretched.shape[2:])
 
     def gather(
         self, weights: Float[Tensor, "batch row column cls"]
     ) -> Float[Tensor, "batch cls feature"]:
         """Weighted sums of the features over all positions: the adjoint of `project`."""
-        sums = []
-        for block, _, grid, rows, columns in self._zip(self.blocks):
-            maps = weights
-            if columns is not None:
-                maps = columns.T @ maps
-            if rows is not None:
-                maps = (rows.T @ maps.flatten(2)).unflatten(2, (grid[1], -1))
-            sums.append(maps.flatten(1, 2).mT @ block)
+        if self.rows is None:
+            flat = weights.flatten(1, 2).mT
+            return torch.cat([flat @ block for block in self.blocks], dim=-1)
+        shrunk = torch.unflatten(self.rows.T @ weights.flatten(2), 2, weights.shape[2:])
+        by_grid = torch.split(shrunk, [height for height, _ in self.grids], dim=1)
+        sums = [
+            (columns.T @ maps).flatten(1, 2).mT @ block
+            for columns, maps, block in zip(self.columns, by_grid, self.blocks, strict=True)
+        ]
         return torch.cat(sums, dim=-1)
 
     def pick(
         self, row: Int[Tensor, " sample"], column: Int[Tensor, " sample"]
     ) -> Float[Tensor, "batch sample feature"]:
         """The features at single positions, built for these alone."""
+        if self.rows is None:
+            flat = row * self.grids[0][1] + column
+            return torch.cat([block[:, flat] for block in self.blocks], dim=-1)
+        by_grid = torch.split(self.rows[row], [height for height, _ in self.grids], dim=1)
         picked = []
-        for block, _, (height, width), rows, columns in self._zip(self.blocks):
-            across = torch.eye(width).to(block)[column] if columns is None else columns[column]
-            down = torch.eye(height).to(block)[row] if rows is None else rows[row]
-            weights = (down[:, :, None] * across[:, None, :]).flatten(1)
+        for block, down, across in zip(self.blocks, by_grid, self.columns, strict=True):
+            weights = (down[:, :, None] * across[column][:, None, :]).flatten(1)
             picked.append(weights @ block)
         return torch.cat(picked, dim=-1)
 
-    def _zip(self, parts: Sequence[Tensor]) -> zip:  # type: ignore[type-arg]
-        return zip(self.blocks, parts, self.grids, self.rows, self.columns, strict=True)
+    def moments(self) -> tuple[Float[Tensor, "batch feature"], Float[Tensor, " batch"]]:
+        """Sum of the features over all positions, and sum of their squared norms.
+
+        The squares go through the Gram matrices of the axes: ``Σ_p |U_p x|²`` is the inner
+        product of x with ``(Yᵀ Y) x (Xᵀ X)``.
+        """
+        if self.rows is None:
+            totals = [block.sum(1) for block in self.blocks]
+            squares = [block.square().sum((1, 2)) for block in self.blocks]
+            return torch.cat(totals, -1), torch.stack(squares).sum(0)
+        totals, squares = [], []
+        by_grid = torch.split(self.rows, [height for height, _ in self.grids], dim=1)
+        for block, grid, down, across in zip(
+            self.blocks, self.grids, by_grid, self.columns, strict=True
+        ):
+            maps = torch.unflatten(block, 1, grid)
+            smoothed = torch.unflatten(down.T @ down @ maps.flatten(2), 2, maps.shape[2:])
+            squares.append((maps * (across.T @ across @ smoothed)).sum((1, 2, 3)))
+            totals.append(torch.einsum("y,x,byxf->bf", down.sum(0), across.sum(0), maps))
+        return torch.cat(totals, -1), torch.stack(squares).sum(0)

@@ -60,11 +60,13 @@ class KnotEngine:
     @classmethod
     def of(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_height grid_width feature"]],
+        blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
         size: tuple[int, int],
     ) -> KnotEngine | None:
         """The engine for bilinear grids and an image size; None where the sizes do not divide."""
-        spacings = [knot_spacing([b.shape[1 + axis] for b in blocks], size[axis]) for axis in (0, 1)]
+        spacings = [
+            knot_spacing([b.shape[1 + axis] for b in blocks], size[axis]) for axis in (0, 1)
+        ]
         down, across = spacings
         if down is None or across is None:
             return None
@@ -83,17 +85,18 @@ class KnotEngine:
         weights = torch.zeros_like(scores)
         shares, labels = [], []
         for k, count, part in spans(runs):
-            of_runs = scores[..., part].unflatten(-1, (count, k))
+            of_runs = torch.unflatten(scores[..., part], -1, (count, k))
             best = of_runs.argmax(-1)
             crossed = _crossed(best)
-            _add_uniform(weights[..., part].unflatten(-1, (count, k)), best, crossed, self.spacing)
+            own = torch.unflatten(weights[..., part], -1, (count, k))
+            _add_uniform(own, best, crossed, self.spacing)
             opened = [_open(of_runs, *c, self.spacing) for c in _contests(of_runs, best, crossed)]
             for each in opened:
                 _add_opened(weights, each, part.start, k)
             shares.append(crossed.to(scores).mean((1, 2)))
             if paint:
                 labels.append(_paint(best, opened, self.spacing))
-        counts = weights.sum((1, 2), dtype=torch.float64).round().to(scores)
+        counts = weights.sum(1).sum(1, dtype=torch.float64).round().to(scores)
         maps = torch.cat(labels, 1) if paint else None
         return Assignment(self.knots.gather(weights), counts, torch.cat(shares, 1), maps)
 
@@ -222,5 +225,7 @@ def _paint(
     for each in opened:
         where = each.where
         labels = each.contenders.to(torch.uint8).gather(0, each.held.flatten(0, 1).long())
-        maps[where.batch, where.run, where.row, where.column] = labels.T.unflatten(1, spacing)
+        maps[where.batch, where.run, where.row, where.column] = torch.unflatten(
+            labels.T, 1, spacing
+        )
     return maps.transpose(3, 4).flatten(4, 5).flatten(2, 3)
