@@ -25,7 +25,7 @@ ALIASES: tuple[tuple[str, ...], ...] = (
 KINDS: dict[str, tuple[str, ...]] = {
     "person": (
         *("man", "woman", "boy", "girl", "child", "kid", "baby", "lady", "guy", "toddler"),
-        *("rider", "cyclist", "player"),
+        *("family", "crowd", "teenager", "officer", "rider", "cyclist", "player"),
     ),
     "aeroplane": ("jet",),
     "dog": ("puppy",),
