@@ -17,3 +17,16 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished dataset of the tiny pipeline (see ``tiny_run.py``); copy it to change it."""
+    from tiny_run import tiny_config, write_prompts
+
+    from synthgen import run
+
+    folder = tmp_path_factory.mktemp("tiny-run")
+    config = tiny_config(tiny_pipeline, write_prompts(folder / "prompts.jsonl"))
+    run.generate(config, folder / "out")
+    return folder / "out"

@@ -163,7 +163,10 @@ checked a mask. Made by synthgen {version}.
 | `KEY.{suffix}` | image |
 | `KEY.mask.png` | 8-bit gray: id of the smallest mask at each pixel, 0 where there is none |
 | `KEY.txt` | prompt |
-| `KEY.json` | size, prompt, seed, provenance, and all masks, which overlap: id, area, box, parent (0: none), the (k, cluster) pairs it was merged from, COCO run-length encoding |
+| `KEY.json` | size, prompt, seed, provenance, and all masks |
+
+Masks overlap and form a hierarchy. Each has an id, area, box, parent (0: none), the pairs
+(k, cluster) it was merged from, and a COCO run-length encoding.
 
 ## Use
 

@@ -58,8 +58,13 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     Args:
         directory: Its folder or URL.
         deep: Also decode every image and mask and rebuild ``mask.png`` from the masks.
+
+    Raises:
+        ValueError: If there is nothing of a dataset.
     """
     storage = open_storage(directory)
+    if not {*storage.names(), *storage.names("data"), *storage.names("stats")}:
+        raise ValueError(f"A dataset must be a folder of ours. Got nothing in {storage.root}.")
     problems = [
         Problem("missing file", name, "every dataset has one")
         for name in TOP_FILES

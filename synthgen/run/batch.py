@@ -17,8 +17,9 @@ from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import preview_members
 from synthgen.dataset.records import encode_record
 from synthgen.dataset.redaction import redact
+from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate
-from synthgen.run.identity import backbone, environment, model_lock
+from synthgen.run.identity import environment
 from synthgen.segmentation.segment import segment
 from synthgen.types import Failure, PlannedSample, Record, Sample, Segmentation
 
@@ -59,7 +60,7 @@ class Recipe:
 
     def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
         """What is needed to make a sample again."""
-        identity = backbone(self.config.model).identity
+        identity = load_backbone(self.config.model).identity
         return {
             "seed": sample.seed,
             "image_index": sample.image_index,
@@ -96,11 +97,10 @@ def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> I
 
 
 def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure | None]:
-    config, model = recipe.config, backbone(recipe.config.model)
+    config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
-        with model_lock:
-            outcomes = generate(model, prompts, seeds, config.generation, config.capture)
+        outcomes = generate(model, prompts, seeds, config.generation, config.capture)
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise

@@ -8,18 +8,20 @@ from typing import Any
 from synthgen.config import Config
 from synthgen.dataset.manifest import read_markers
 from synthgen.dataset.publish import open_storage
+from synthgen.diffusion.cards import find_card
 from synthgen.run.plan import plan
 
 BYTES_PER_PIXEL = {"jpg": 0.9, "png": 2.2, "webp": 1.6}
 BYTES_PER_MASKS = 24_000
-DEFAULT_SIDE = {"scenes": 128}
+FALLBACK_SIDE = 512  # of a card that leaves the size to the model's own configuration
 SCENES_SECONDS = 1.5
 
 
 def bytes_per_sample(config: Config) -> int:
     """About how many bytes of tar a sample takes."""
-    side = DEFAULT_SIDE.get(config.model.card, 512)
-    height, width = config.generation.height or side, config.generation.width or side
+    card, _ = find_card(config.model.card)
+    height = config.generation.height or card.height or FALLBACK_SIDE
+    width = config.generation.width or card.width or FALLBACK_SIDE
     return int(height * width * BYTES_PER_PIXEL[config.dataset.image_format]) + BYTES_PER_MASKS
 
 

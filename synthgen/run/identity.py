@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthgen import __version__
-from synthgen.config import Config, ModelConfig, digest
+from synthgen.config import Config, digest
 from synthgen.dataset.publish import Storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
@@ -23,24 +22,8 @@ from synthgen.prompts import load_prompts
 from synthgen.types import Prompt
 
 IDENTITY = "identity.json"
+CARD_DEFAULTS = {"height", "width", "num_inference_steps", "guidance_scale", "scheduler"}
 PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
-
-model_lock = threading.Lock()
-"""Held while the model of this process loads or denoises: hooks and schedulers are its state."""
-
-_loaded: dict[ModelConfig, Backbone] = {}
-
-
-def backbone(config: ModelConfig) -> Backbone:
-    """The model of this process, loaded once; another one takes its place."""
-    found = _loaded.get(config)
-    if found is not None:  # without the lock: who segments need not wait for who denoises
-        return found
-    with model_lock:
-        if config not in _loaded:
-            _loaded.clear()
-            _loaded[config] = load_backbone(config)
-        return _loaded[config]
 
 
 def config_digest(config: Config) -> str:
@@ -54,8 +37,19 @@ def identity_content(config: Config) -> dict[str, Any]:
     return {
         "settings": config.digest_settings(),
         "prompts": {"num": len(prompts), "sha256": prompts_digest(prompts)},
-        "model": json.loads(json.dumps(dict(backbone(config.model).identity))),
+        **model_content(load_backbone(config.model)),
     }
+
+
+def model_content(model: Backbone) -> dict[str, Any]:
+    """What of a model determines the bytes: its weights, and the defaults of its card."""
+    scheduler = {k: v for k, v in model.pipeline.scheduler.config.items() if k[0] != "_"}
+    content = {
+        "model": dict(model.identity),
+        "card": model.card.model_dump(mode="json", include=CARD_DEFAULTS),
+        "scheduler": {"class": type(model.pipeline.scheduler).__name__, **scheduler},
+    }
+    return dict(json.loads(json.dumps(content)))
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
@@ -65,7 +59,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 def environment(config: Config) -> dict[str, Any]:
     """Versions, device and dtype: equal bytes are promised for equal ones only."""
-    model = backbone(config.model)
+    model = load_backbone(config.model)
     return {
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),

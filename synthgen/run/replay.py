@@ -13,9 +13,11 @@ from synthgen.dataset.manifest import metadata_name, tar_name
 from synthgen.dataset.metadata import Row, parse_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import KEY
+from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.diffusion.backbones import load_backbone
 from synthgen.run.batch import Recipe, make_batch
-from synthgen.run.identity import backbone, changed_keys, read_identity
+from synthgen.run.identity import changed_keys, model_content, read_identity
 from synthgen.run.lifecycle import read_config
 from synthgen.types import PlannedSample
 
@@ -80,8 +82,8 @@ def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
 
 def _check_model(storage: Storage, config: Config) -> None:
     standing: Any = read_identity(storage)
-    ours = json.loads(json.dumps(dict(backbone(config.model).identity)))
-    changed = changed_keys(standing["content"]["model"], ours)
+    ours = redact_tree(model_content(load_backbone(config.model)))
+    changed = changed_keys({name: standing["content"][name] for name in ours}, ours)
     if changed:
         raise ValueError(
             f"The model must be the one of the dataset. Got a change of {', '.join(changed[:4])}."
