@@ -6,16 +6,16 @@ exactly that, under every attention processor of diffusers, so no processor is r
 is computed twice and the image is bit-identical with and without.
 
 Probability maps exist nowhere in a fused kernel; they are computed, only where asked for, from
-the outputs of ``to_q`` and ``to_k`` (``to_kv``, ``to_qkv`` after ``fuse_qkv_projections``):
-``softmax(q k^T * scale)`` in float32, a chunk of queries at a time. Cross-attention can be read
-through a text other than the prompt: keys of that text, queries of the real pass.
+the outputs of ``to_q`` and ``to_k`` (``to_kv``, ``to_qkv`` after ``fuse_qkv_projections``), see
+`probabilities`. Cross-attention can be read through a text other than the prompt: keys of that
+text, queries of the real pass.
 
 Register after LoRA weights are loaded: loading wraps the modules that are hooked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,40 +25,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from synthgen.config import CaptureConfig
+from synthgen.diffusion.probabilities import (
+    Attribution,
+    attention_probabilities,
+    split_heads,
+)
 from synthgen.diffusion.selection import CapturePlan, Layer, check_budget, plan_capture
 from synthgen.types import HeadFeatures
 
-_CHUNK = 2**24
-"""Probabilities held at once (64 MB in float32)."""
-
 Keep = Callable[[Tensor, Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """Whose cross-attention is kept: groups of tokens, of the prompt or of another text.
-
-    Args:
-        token_groups: Per image, groups of token positions (a class with all its tokens); a
-            group's map is the mean of its tokens' maps, zero for an empty group.
-        text_states: The text encoder's states of the attribution text; None reads the prompt's.
-    """
-
-    token_groups: Sequence[Sequence[Sequence[int]]]
-    text_states: Float[Tensor, "batch token feature"] | None = None
-
-    @property
-    def num_groups(self) -> int:
-        """Groups of the image that has most."""
-        return max((len(groups) for groups in self.token_groups), default=0)
-
-    def group_means(self, num_tokens: int) -> Float[Tensor, "batch token group"]:
-        """Averaging of token maps into group maps, as a matrix."""
-        means = torch.zeros(len(self.token_groups), num_tokens, self.num_groups)
-        for image, groups in enumerate(self.token_groups):
-            for index, tokens in enumerate(groups):
-                means[image, list(tokens), index] = 1 / max(1, len(tokens))
-        return means
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +119,7 @@ class Recording:
         """Keep a layer's concatenated head outputs if the present call is wanted."""
         for index, size in self._wanted():
             self._check(layer, states)
-            heads = states.detach().unflatten(-1, (layer.heads, layer.dim)).transpose(1, 2)
+            heads = split_heads(states.detach(), layer.heads)
             dtype = torch.float32 if size > 1 else self.plan.dtype
             self._add(self._heads, (layer.name, index), self._rows(heads), size, dtype)
 
@@ -251,32 +226,6 @@ def record(
         yield recording
 
 
-def attention_probabilities(
-    query: Float[Tensor, "batch pos feature"],
-    key: Float[Tensor, "batch token feature"],
-    heads: int,
-    scale: float,
-    key_means: Float[Tensor, "batch token group"] | None = None,
-) -> Float[Tensor, "batch pos group"]:
-    """Mean over heads of ``softmax(q k^T * scale)``, in float32, a chunk of queries at a time.
-
-    Args:
-        query: Outputs of ``to_q``, heads concatenated.
-        key: Outputs of ``to_k``.
-        heads: Number of heads.
-        scale: ``1 / sqrt(head dimension)``.
-        key_means: Averages keys into groups; None keeps every key.
-    """
-    q = query.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = key.float().unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
-    chunk = max(1, _CHUNK // (q.shape[0] * heads * k.shape[-1]))
-    parts = []
-    for rows in q.split(chunk, dim=2):
-        probabilities = (rows @ k * scale).softmax(dim=-1).mean(dim=1)
-        parts.append(probabilities if key_means is None else probabilities @ key_means)
-    return torch.cat(parts, dim=1)
-
-
 def _count_calls(recording: Recording, unet: Any, handles: ExitStack) -> None:
     def count(*_: Any) -> None:
         recording.num_calls += 1
@@ -315,7 +264,7 @@ def _hook_cross(
         _pair_projections(attn, keep, handles, "to_kv")
         return
     with torch.no_grad():
-        key = attn.to_k(attribution.text_states)
+        key = attn.to_k(attribution.text_states)  # under LoRA its own layers are in there
     handles.callback(attn.to_q.register_forward_hook(lambda _, __, query: keep(query, key)).remove)
 
 

@@ -1,0 +1,230 @@
+"""Loading a diffusion model: one pipeline per process and configuration, with its identity.
+
+Weights are safetensors only and are checked against the card's hashes before they are read.
+LoRA weights are merged into the model's own, so that fused projections include them and the
+hooks of `attention` meet plain layers. ``torch.compile`` is applied to the residual blocks and
+feed-forward layers, which hold most of the work and none of the hooked modules: a hook inside a
+compiled region would break its graph or, worse, be traced away.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants as hub
+from transformers.utils import logging as transformers_logging
+
+from synthgen.config import ModelConfig
+from synthgen.diffusion.cards import (
+    Card,
+    file_sha256,
+    find_card,
+    verify_sha256,
+    weight_identity,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A loaded diffusion model.
+
+    Args:
+        pipeline: diffusers' text-to-image pipeline; its scheduler is never stepped, runs make
+            their own from its configuration.
+        card: What is known of it.
+        identity: ``id``, ``revision``, ``sha256`` of every weight file and, with LoRA, ``lora``.
+        device: Where it runs.
+        dtype: In which precision.
+        lock: Held while the model runs: hooks see every call of the UNet, whoever makes it.
+    """
+
+    pipeline: Any
+    card: Card
+    identity: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the card, or else the UNet, was made for."""
+        side = self.pipeline.unet.config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        factor = self.pipeline.vae_scale_factor
+        return self.card.height or height * factor, self.card.width or width * factor
+
+    @property
+    def size_step(self) -> int:
+        """Pixels that height and width must be multiples of: VAE factor times UNet factor."""
+        blocks = self.pipeline.unet.down_blocks
+        halvings = sum(len(getattr(block, "downsamplers", None) or ()) for block in blocks)
+        return int(self.pipeline.vae_scale_factor * 2**halvings)
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the latents of an image.
+
+        Raises:
+            ValueError: If the size does not go through VAE and UNet without remainder.
+        """
+        for name, size in (("height", height), ("width", width)):
+            if size % self.size_step or size <= 0:
+                near = max(self.size_step, round(size / self.size_step) * self.size_step)
+                raise ValueError(
+                    f"generation.{name} must be a multiple of {self.size_step} for "
+                    f"{self.card.name}. Got {size}; try {near}."
+                )
+        factor = self.pipeline.vae_scale_factor
+        return height // factor, width // factor
+
+
+_LOADING = threading.Lock()
+
+
+def load_backbone(config: ModelConfig) -> Backbone:
+    """The model a configuration names; loaded once per process.
+
+    Raises:
+        ValueError: In one line: an unknown card, weights that are not there (offline), a hash
+            that differs, LoRA weights that do not fit.
+    """
+    with _LOADING:
+        return _load(config)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(config: ModelConfig) -> Backbone:
+    card, folder = find_card(config.card)
+    folder = folder or _hub_folder(card, config.revision)
+    verify_sha256(folder, card.sha256)
+    device = _pick_device(config.device)
+    dtype = _pick_dtype(config.dtype, device)
+    pipeline = _load_pipeline(folder, dtype)
+    identity = {
+        "id": card.hub_id or card.name,
+        "revision": folder.name if card.hub_id else card.revision,
+        "sha256": weight_identity(folder),
+    }
+    if config.lora is not None:
+        identity["lora"] = _merge_lora(pipeline, Path(config.lora))
+    pipeline.to(device)
+    _apply_settings(pipeline, config)
+    return Backbone(pipeline, card, identity, device, dtype)
+
+
+def _hub_folder(card: Card, revision: str | None) -> Path:
+    """Snapshot of a hub repository in the local cache, fetched unless offline."""
+    revision = revision or card.revision
+    try:
+        folder = StableDiffusionPipeline.download(
+            card.hub_id,
+            revision=revision,
+            use_safetensors=True,
+            safety_checker=None,
+            trust_remote_code=False,
+            local_files_only=hub.HF_HUB_OFFLINE,
+        )
+    except (OSError, ValueError) as error:
+        reason = "offline" if hub.HF_HUB_OFFLINE else str(error).splitlines()[0]
+        at = f" at revision {revision}" if revision else ""
+        raise ValueError(
+            f"model {card.name!r} must be in the local hub cache or reachable ({card.hub_id}"
+            f"{at}). Got: {reason}. Download it once where there is a network, or set "
+            "model.card to the path of a local diffusers folder."
+        ) from None
+    return Path(folder)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Silence the loading bars of both libraries, and only those that were on."""
+    noisy = [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()]
+    for library in noisy:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in noisy:
+            library.enable_progress_bar()
+
+
+@_without_progress_bars()
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a folder, in evaluation mode, without safety checker or progress bars."""
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the model folder must load as a Stable Diffusion pipeline from safetensors. Got "
+            f"{folder}: {reason}"
+        ) from None
+    pipeline.set_progress_bar_config(disable=True)
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        module.eval().requires_grad_(False)
+    return pipeline
+
+
+def _merge_lora(pipeline: Any, path: Path) -> str:
+    """Merge LoRA weights into the pipeline; returns the file's sha256."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(f"model.lora must be an existing .safetensors file. Got {str(path)!r}.")
+    try:
+        pipeline.load_lora_weights(
+            path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.lora must fit the model. Got {path.name}: {reason}") from None
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return file_sha256(path)
+
+
+def _apply_settings(pipeline: Any, config: ModelConfig) -> None:
+    if config.attention == "sliced":
+        pipeline.enable_attention_slicing()
+    if config.attention == "fused":
+        pipeline.fuse_qkv_projections()
+    if config.vae_tiling:
+        pipeline.vae.enable_tiling()
+    if config.compile:
+        for module in pipeline.unet.modules():
+            if isinstance(module, ResnetBlock2D | FeedForward):
+                module.compile()
+
+
+def _pick_device(name: str) -> torch.device:
+    """The device of that name; auto takes cuda, then mps, then cpu."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind, there in present.items() if there), "cpu")
+    if not present.get(name, True):
+        raise ValueError(f"model.device must be present on this machine. Got {name!r}; use auto.")
+    return torch.device(name)
+
+
+def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of that name; auto is float16 on a GPU and float32 on the CPU."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "float16"
+    return getattr(torch, name)  # type: ignore[no-any-return]

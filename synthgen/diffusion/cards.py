@@ -1,0 +1,194 @@
+"""Cards: what is known of a diffusion backbone before it is loaded.
+
+A card says where the weights are (packaged, a local folder, a hub id), which hashes they must
+have, and how one samples from them. ``cards.yaml`` holds the known ones; a local folder may bring
+a ``card.json`` with the sampling settings and ``sha256`` of its own. Dead hub ids lead to the
+live copy with a note. Hashing happens here, loading in `backbones`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from synthgen.registry import near_miss
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
+
+
+class Card(BaseModel):
+    """A backbone's description.
+
+    Args:
+        name: Row of ``cards.yaml``, a hub id, or ``local``.
+        hub_id: Repository on the hub; None for packaged and local weights.
+        revision: Pinned hub commit; None follows the main branch.
+        package_folder: Folder inside the package ``synthgen``.
+        aliases: Dead hub ids of the same weights, with ``alias_note``: why they are dead.
+        license: Of the weights.
+        prediction_type: What the UNet predicts; the scheduler stored with the weights rules.
+        height: Pixels, native size; None is what the UNet's configuration says.
+        width: Pixels.
+        num_inference_steps: Default number of denoising steps.
+        guidance_scale: Default classifier-free guidance.
+        scheduler: Default scheduler; None is the one stored with the weights.
+        sha256: Weight file, relative to the folder, to the first digits of its hash.
+        note: For people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hub_id: str | None = None
+    revision: str | None = None
+    package_folder: str | None = None
+    aliases: tuple[str, ...] = ()
+    alias_note: str = ""
+    license: str = "unknown"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    height: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8)
+    num_inference_steps: int = Field(default=50, ge=1, le=1000)
+    guidance_scale: float = Field(default=7.5, ge=0.0, le=100.0)
+    scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
+    sha256: Mapping[str, _Digest] = Field(default_factory=dict)
+    note: str = ""
+
+
+@functools.cache
+def load_cards() -> Mapping[str, Card]:
+    """The cards of ``cards.yaml`` by name."""
+    text = resources.files(__package__).joinpath("cards.yaml").read_text(encoding="utf-8")
+    return {name: Card(name=name, **row) for name, row in yaml.safe_load(text).items()}
+
+
+def find_card(name: str) -> tuple[Card, Path | None]:
+    """The card that ``model.card`` names and, unless the weights are on the hub, their folder.
+
+    Args:
+        name: Row of ``cards.yaml``, folder in diffusers' layout, or hub id.
+
+    Raises:
+        ValueError: If it is none of these, or the folder holds no pipeline.
+    """
+    cards = load_cards()
+    if name in cards:
+        card = cards[name]
+        if card.package_folder is None:
+            return card, None
+        return _local_card(card, _package_folder(card.package_folder))
+    if Path(name).is_dir() or name.startswith(("/", "./", "../", "~")):
+        return _local_card(Card(name="local"), Path(name).expanduser())
+    if not _HUB_ID.fullmatch(name):
+        raise ValueError(
+            f"model.card must be one of {', '.join(cards)}, a diffusers folder or a hub id "
+            f"'owner/name'. Got {name!r}.{near_miss(name, cards)}"
+        )
+    for card in cards.values():
+        if name in card.aliases:
+            _warn_once(f"{name} is gone ({card.alias_note}): using {card.hub_id} instead.")
+        if name in (card.hub_id, *card.aliases):
+            return card, None
+    return Card(name=name, hub_id=name), None
+
+
+def verify_sha256(folder: Path, expected: Mapping[str, str]) -> None:
+    """Check files against the first digits of their hashes.
+
+    Args:
+        folder: Where the files are.
+        expected: Relative path to the leading hexadecimal digits of its sha256.
+
+    Raises:
+        ValueError: For a path that leaves the folder, a missing file or another hash.
+    """
+    for name, digits in expected.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"hashed files must lie inside the model folder. Got {name!r}.")
+        if not (folder / path).is_file():
+            raise ValueError(
+                f"the model folder must hold {name}. Got none in {folder}; fetch it again."
+            )
+        found = file_sha256(folder / path)
+        if not found.startswith(digits):
+            raise ValueError(
+                f"sha256 of {name} must start with {digits}. Got {found[: max(12, len(digits))]}"
+                f" in {folder}; fetch the file again or give the folder as model.card."
+            )
+
+
+def weight_identity(folder: Path) -> dict[str, str]:
+    """The sha256 of every weight file of a pipeline, by relative path.
+
+    Files of variants (``model.fp16.safetensors``) are not loaded and not listed.
+    """
+    files = sorted(folder.glob("*/*.safetensors"))
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in files
+        if "." not in path.stem
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file; computed once per process while size and time stay the same."""
+    stat = path.stat()
+    return _file_sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _package_folder(relative: str) -> Path:
+    return Path(str(resources.files("synthgen").joinpath(relative)))
+
+
+def _local_card(card: Card, folder: Path) -> tuple[Card, Path]:
+    """A card with what the folder's own ``card.json`` adds: settings and hashes."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"the folder of model {card.name!r} must hold a diffusers pipeline "
+            f"(model_index.json). Got {folder}."
+        )
+    own = folder / "card.json"
+    if not own.is_file():
+        return card, folder
+    stored = _read_json(own)
+    known = set(Card.model_fields) - {"name", "hub_id", "package_folder", "aliases"}
+    settings = card.model_dump() | {k: v for k, v in stored.items() if k in known}
+    try:
+        return Card.model_validate(settings), folder
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{own}: {where} is not valid: {first['msg']}.") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} must be readable JSON. Got {error}.") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} must hold a JSON object. Got {type(stored).__name__}.")
+    return stored
+
+
+@functools.cache
+def _warn_once(note: str) -> None:
+    warnings.warn(note, stacklevel=4)

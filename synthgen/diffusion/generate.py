@@ -1,0 +1,280 @@
+"""Drawing images from prompts, with their attention recorded on the way.
+
+One call is one UNet batch: which samples share a batch is the caller's plan, never decided here.
+The denoising loop is diffusers' own. Every sample has its own CPU generator, so its initial
+latents depend on its seed alone; its image depends on its batch only through the rounding of
+batched kernels (bytes are equal for equal batches). What went wrong with one sample is a
+`Failure` in its place: NaN latents and one-colored images are never segmented.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from synthgen.config import CaptureConfig, GenerationConfig
+from synthgen.diffusion.attention import Recording, record
+from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps
+from synthgen.prompts import attribution_text
+from synthgen.types import Failure, Prompt, Sample
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+}
+"""Scheduler name to diffusers class; configured like the one stored with the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A run's settings with the card's defaults filled in.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Classifier-free guidance; on above 1.
+        scheduler: Key of `SCHEDULERS`; None is the one stored with the weights.
+    """
+
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str | None
+
+
+def settle(backbone: Backbone, generation: GenerationConfig) -> Settings:
+    """The settings of a run: what is asked for, or else what the card says.
+
+    Raises:
+        ValueError: If the size does not go through the model without remainder.
+    """
+    card, asked = backbone.card, generation
+    height, width = backbone.native_size
+    settings = Settings(
+        height=asked.height or height,
+        width=asked.width or width,
+        num_inference_steps=asked.num_inference_steps or card.num_inference_steps,
+        guidance_scale=(
+            card.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+        ),
+        scheduler=asked.scheduler or card.scheduler,
+    )
+    backbone.latent_size(settings.height, settings.width)
+    return settings
+
+
+def drawn_text(prompt: Prompt, append_classes: bool) -> str:
+    """The text an image is drawn from; with its classes as "caption; class, class" (DD, BL).
+
+    >>> drawn_text(Prompt("0", "a busy street", ("car", "person")), append_classes=True)
+    'a busy street; car, person'
+    """
+    if not append_classes or not prompt.class_names:
+        return prompt.text
+    return f"{prompt.text}; {attribution_text(prompt.class_names)}"
+
+
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    generation: GenerationConfig,
+    capture: CaptureConfig,
+) -> list[Sample | Failure]:
+    """Draw one image per prompt and seed in one UNet batch; several per prompt by repetition.
+
+    Args:
+        backbone: Loaded model.
+        prompts: One per image.
+        seeds: One per image; fixes its initial latents.
+        generation: Size, steps, guidance, scheduler; ``batch_size`` is the caller's affair.
+        capture: What is recorded.
+
+    Raises:
+        ValueError: Before anything runs, for settings that the model cannot satisfy.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"seeds must be one per prompt. Got {len(seeds)} for {len(prompts)}.")
+    if not prompts:
+        return []
+    settings = settle(backbone, generation)
+    texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
+    latent_size = backbone.latent_size(settings.height, settings.width)
+    denoising = _text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
+    with backbone.lock, torch.no_grad():
+        recording, latents = run_recorded(
+            backbone, denoising, prompts, texts, latent_size, capture
+        )
+        images = [decode_image(backbone, row) for row in latents.chunk(len(latents))]
+    return samples_or_failures(recording, prompts, seeds, images)
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """A run that is ready to go.
+
+    Args:
+        run: Makes the UNet calls; returns final latents.
+        num_calls: How many calls that will be.
+        guided: Whether they see [negative, positive] rows.
+    """
+
+    run: Callable[[], Tensor]
+    num_calls: int
+    guided: bool
+
+
+def run_recorded(
+    backbone: Backbone,
+    denoising: Denoising,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    latent_size: tuple[int, int],
+    capture: CaptureConfig,
+) -> tuple[Recording, Float[Tensor, "batch channel height width"]]:
+    """Run it and record; the caller holds the backbone's lock.
+
+    Args:
+        backbone: Loaded model.
+        denoising: The run.
+        prompts: Name the classes of the heatmaps.
+        texts: What the images are drawn from.
+        latent_size: (height, width) of the latents.
+        capture: What is recorded.
+    """
+    attribution = class_attribution(backbone.pipeline, prompts, texts, capture.heatmaps)
+    with record(
+        backbone.pipeline.unet,
+        capture,
+        latent_size=latent_size,
+        num_calls=denoising.num_calls,
+        batch_size=len(prompts),
+        guided=denoising.guided,
+        attribution=attribution,
+    ) as recording:
+        latents = denoising.run()
+    return recording, latents
+
+
+def samples_or_failures(
+    recording: Recording,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    images: Sequence[UInt8[np.ndarray, "height width 3"] | None],
+) -> list[Sample | Failure]:
+    """The results of a batch: a sample each, or the reason why there is none.
+
+    Args:
+        recording: Of the finished run.
+        prompts: One per image.
+        seeds: One per image.
+        images: None where latents or pixels are not finite.
+    """
+    results: list[Sample | Failure] = []
+    rows = zip(recording.features(), class_heatmaps(recording, prompts), strict=True)
+    for prompt, seed, image, (features, maps) in zip(prompts, seeds, images, rows, strict=True):
+        if image is None:
+            message = "latents or pixels are not finite; try model.dtype bfloat16 or float32"
+            results.append(Failure(prompt, seed, "nan_latents", message))
+        elif image.min() == image.max():
+            message = f"all pixels are {int(image.min())}"
+            results.append(Failure(prompt, seed, "black_image", message))
+        else:
+            results.append(Sample(prompt, seed, image, features, maps))
+    return results
+
+
+def initial_noise(
+    backbone: Backbone, seeds: Sequence[int], latent_size: tuple[int, int]
+) -> Float[Tensor, "batch channel height width"]:
+    """Standard normal latents, one CPU generator per sample, equal on every device."""
+    shape = (1, backbone.pipeline.unet.config.in_channels, *latent_size)
+    rows = [
+        torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds
+    ]
+    return torch.cat(rows).to(backbone.device, backbone.dtype)
+
+
+def decode_image(
+    backbone: Backbone, latents: Float[Tensor, "1 channel height width"]
+) -> UInt8[np.ndarray, "height width 3"] | None:
+    """The image of one sample's latents, None if latents or pixels are not finite.
+
+    One at a time: memory does not grow with the batch, and bytes do not depend on it.
+    """
+    if not torch.isfinite(latents).all():
+        return None
+    vae = backbone.pipeline.vae
+    pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0][0]
+    if not torch.isfinite(pixels).all():
+        return None
+    image01 = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+    pixels8: np.ndarray = (image01 * 255).round().to(torch.uint8).cpu().numpy()
+    return pixels8
+
+
+def make_scheduler(backbone: Backbone, name: str | None) -> Any:
+    """A fresh scheduler with the noise schedule and prediction type stored with the weights."""
+    stored = backbone.pipeline.scheduler
+    kind = type(stored) if name is None else getattr(diffusers, SCHEDULERS[name])
+    # Latents are not bounded by 1; a DDIM made from another scheduler's settings would clip.
+    settings = {"clip_sample": False} if kind is diffusers.DDIMScheduler else {}
+    return kind.from_config(stored.config, **settings)
+
+
+def with_scheduler(backbone: Backbone, kind: Any, scheduler: Any) -> Any:
+    """A pipeline of diffusers over the backbone's own modules; nothing is copied."""
+    components = {**backbone.pipeline.components, "scheduler": scheduler}
+    pipeline = kind(**components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def is_guided(backbone: Backbone, guidance_scale: float) -> bool:
+    """Whether diffusers stacks [negative, positive] rows, by its own rule."""
+    embeds_guidance = backbone.pipeline.unet.config.time_cond_proj_dim is not None
+    return guidance_scale > 1 and not embeds_guidance
+
+
+def _text_to_image(
+    backbone: Backbone,
+    texts: list[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    negative_prompt: str,
+) -> Denoising:
+    guided = is_guided(backbone, settings.guidance_scale)
+    if negative_prompt and not guided:
+        warnings.warn("generation.negative_prompt has no effect without guidance.", stacklevel=3)
+    latent_size = backbone.latent_size(settings.height, settings.width)
+    scheduler = make_scheduler(backbone, settings.scheduler)
+    scheduler.set_timesteps(settings.num_inference_steps)
+
+    def run() -> Tensor:
+        pipeline = with_scheduler(backbone, diffusers.StableDiffusionPipeline, scheduler)
+        latents: Tensor = pipeline(
+            prompt=texts,
+            negative_prompt=[negative_prompt] * len(texts),
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            latents=initial_noise(backbone, seeds, latent_size),
+            output_type="latent",
+        ).images
+        return latents
+
+    return Denoising(run, len(scheduler.timesteps), guided)
