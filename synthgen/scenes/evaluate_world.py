@@ -1,0 +1,125 @@
+"""How good the embedded world is: reconstruction, and whether generated objects are recognized.
+
+Figures of `synthgen bench scenes`: all on seeds or prompts that no recipe and no choice has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from synthgen.scenes.captions import ObjectPhrase, parse_caption
+from synthgen.scenes.card import read_card, weights_dir
+from synthgen.scenes.classifier import classify, load_classifier
+from synthgen.scenes.corpus import render_corpus
+from synthgen.scenes.latents import image_to_unit
+from synthgen.scenes.recipe_classifier import single_object_accuracy
+from synthgen.scenes.render import render
+from synthgen.scenes.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
+
+PROMPT_OFFSET = 50_000
+"""Prompts come from the validation seeds from here on, apart from the scenes that are rendered."""
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The embedded pipeline in fp32 on the CPU, without progress bars."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def held_out_prompts(num: int, first: int = VALIDATION_SEEDS[PROMPT_OFFSET]) -> list[str]:
+    """Captions of single-object scenes of held-out seeds."""
+    return [render(seed, num_objects=1).caption for seed in range(first, first + num)]
+
+
+@torch.no_grad()
+def reconstruction_psnr(pipeline: StableDiffusionPipeline, num: int = 64) -> float:
+    """Mean PSNR in dB of encoding and decoding validation scenes."""
+    values = []
+    for first in range(0, num, 8):
+        seeds = VALIDATION_SEEDS[first : min(first + 8, num)]
+        pixels = torch.from_numpy(np.stack([render(seed).image for seed in seeds]))
+        images = image_to_unit(pixels)
+        decoded = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mode()).sample
+        error = (decoded.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+        values += [-10 * math.log10(e) for e in error.tolist()]
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def generate_images(
+    pipeline: StableDiffusionPipeline,
+    prompts: list[str],
+    num_inference_steps: int,
+    guidance_scale: float,
+    seed: int = 0,
+    batch: int = 10,
+) -> Float[Tensor, "batch 3 height width"]:
+    """One image per prompt in [-1, 1], with one generator per sample."""
+    images = []
+    for first in range(0, len(prompts), batch):
+        part = prompts[first : first + batch]
+        rngs = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
+        out = pipeline(
+            part,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=rngs,
+            output_type="pt",
+        )
+        images.append(out.images.float() * 2 - 1)
+    return torch.cat(images)
+
+
+def prompt_accuracy(
+    images: Float[Tensor, "batch 3 height width"], prompts: list[str], folder: Path
+) -> tuple[float, float]:
+    """Shares of images whose prompted class, and one of whose prompted colors, are recognized."""
+    wanted: list[ObjectPhrase] = [parse_caption(prompt).objects[0] for prompt in prompts]
+    classes, colors = classify(load_classifier(folder), images)
+    names = tuple(COLORS)
+    class_hits = [CLASSES[c] == item.class_name for c, item in zip(classes, wanted, strict=True)]
+    color_hits = [names[k] in item.colors for k, item in zip(colors, wanted, strict=True)]
+    return float(np.mean(class_hits)), float(np.mean(color_hits))
+
+
+def bench_scenes(
+    num: int = 200, folder: Path | None = None, num_classifier: int = 400
+) -> dict[str, float]:
+    """Quality of the embedded world on held-out seeds.
+
+    Args:
+        num: Images to generate from single-object prompts.
+        folder: Pipeline folder; the shipped weights by default.
+        num_classifier: Rendered scenes that the classifier is checked on.
+
+    Returns:
+        `vae_psnr` in dB, `class_accuracy` and `color_accuracy` of generated images,
+        `classifier_accuracy` on rendered ones.
+    """
+    folder = weights_dir() if folder is None else folder
+    card = read_card(folder)
+    pipeline = load_pipeline(folder)
+    prompts = held_out_prompts(num)
+    images = generate_images(
+        pipeline, prompts, card["num_inference_steps"], card["guidance_scale"]
+    )
+    class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
+    rendered = render_corpus(num_classifier, 1.0, VALIDATION_SEEDS.start, workers=0)
+    return {
+        "vae_psnr": round(reconstruction_psnr(pipeline), 3),
+        "class_accuracy": round(class_accuracy, 4),
+        "color_accuracy": round(color_accuracy, 4),
+        "classifier_accuracy": round(
+            single_object_accuracy(load_classifier(folder), rendered)[0], 4
+        ),
+    }

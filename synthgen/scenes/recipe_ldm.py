@@ -1,0 +1,211 @@
+"""Recipe of the diffusion model: UNet and text encoder, trained together on formula latents.
+
+Progressive resizing: most steps run on latents pooled to 16x16, which cost a quarter; the last
+ones on the full 32x32. Loss is min-SNR weighted epsilon prediction (Hang et al. 2023, gamma 5).
+Batches depend only on seed, stage and step, so that a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from synthgen.scenes import checkpoint
+from synthgen.scenes.corpus import Corpus
+from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
+from synthgen.scenes.loop import Progress, learning_rate, run_steps
+from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
+from synthgen.scenes.tokenizer import load_tokenizer
+
+MIN_SNR = 5.0
+CAPTION_DROPOUT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LdmSettings:
+    """One stage of training.
+
+    Args:
+        steps: Steps of this stage; the learning rate falls over the last `decay_share` of them.
+        grid: Side of the latents, 16 or 32.
+        batch: Samples per step.
+        lr: Learning rate after warming up.
+        decay_share: Share of the steps over which the rate falls linearly to 2 %.
+        seed: Seed of initialization, batches and noise.
+        device: `cpu` or `cuda`.
+        bf16: Autocast to bfloat16; worth it only where the machine multiplies it in hardware.
+        save_every_s: Seconds between checkpoints.
+    """
+
+    steps: int
+    grid: int = 16
+    batch: int = 32
+    lr: float = 8e-4
+    decay_share: float = 0.3
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
+    save_every_s: float = 180.0
+
+
+@dataclass(slots=True)
+class LdmData:
+    """What batches are drawn from: latents of all scenes, caption tokens, tokens of no caption."""
+
+    latents: Float[Tensor, "scene 4 height width"]
+    tokens: Int[Tensor, "scene token"]
+    null: Int[Tensor, token]
+
+
+@dataclass(slots=True)
+class LdmState:
+    """Everything that a checkpoint holds."""
+
+    unet: UNet2DConditionModel
+    text: CLIPTextModel
+    optimizer: torch.optim.Optimizer
+    averages: dict[str, checkpoint.Average]
+    step: int = 0
+    grid: int = 16
+    samples: int = 0
+    curve: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+def prepare_data(corpus: Corpus, tokenizer_dir: Path, chunk: int = 500) -> LdmData:
+    """Encode all images by the latents' formula and tokenize all captions."""
+    latents = [
+        encode_blocks(image_to_unit(torch.from_numpy(corpus.images[i : i + chunk].copy()))).half()
+        for i in range(0, len(corpus.images), chunk)
+    ]
+    tokenizer = load_tokenizer(tokenizer_dir)
+    texts = ["", *corpus.captions]
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return LdmData(torch.cat(latents), ids[1:], ids[0])
+
+
+def create_state(tokenizer_dir: Path, settings: LdmSettings) -> LdmState:
+    """Fresh models and optimizer."""
+    torch.manual_seed(settings.seed)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    unet = build_unet().to(settings.device)
+    text = build_text_encoder(len(tokenizer), tokenizer.eos_token_id).to(settings.device)
+    parameters = [*unet.parameters(), *text.parameters()]
+    optimizer = torch.optim.AdamW(parameters, settings.lr, betas=(0.9, 0.99), fused=True)
+    averages = {"unet": checkpoint.Average(unet), "text": checkpoint.Average(text)}
+    return LdmState(unet, text, optimizer, averages, grid=settings.grid)
+
+
+def save_ldm(state: LdmState, folder: Path, settings: LdmSettings) -> None:
+    """Write models, averages and optimizer."""
+    tensors = {
+        **checkpoint.prefixed("unet.", state.unet.state_dict()),
+        **checkpoint.prefixed("text.", _parameters(state.text)),
+        **checkpoint.prefixed("optimizer.", checkpoint.optimizer_state(state.optimizer)),
+    }
+    for name, average in state.averages.items():
+        tensors |= checkpoint.prefixed(f"ema_{name}.", average.state())
+    meta: dict[str, Any] = {"step": state.step, "grid": state.grid, "samples": state.samples}
+    meta |= {"curve": state.curve, "settings": asdict(settings)}
+    checkpoint.save_state(folder, tensors, meta)
+
+
+def load_ldm(state: LdmState, folder: Path) -> bool:
+    """Continue from the checkpoint in `folder`; False where there is none."""
+    found = checkpoint.load_state(folder)
+    if found is None:
+        return False
+    tensors, meta = found
+    state.unet.load_state_dict(checkpoint.subset(tensors, "unet."))
+    state.text.load_state_dict(checkpoint.subset(tensors, "text."), strict=False)
+    checkpoint.load_optimizer(state.optimizer, checkpoint.subset(tensors, "optimizer."))
+    for name, average in state.averages.items():
+        average.load(checkpoint.subset(tensors, f"ema_{name}."))
+    state.step, state.grid, state.samples = meta["step"], meta["grid"], meta["samples"]
+    state.curve = [tuple(row) for row in meta["curve"]]
+    return True
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def draw_batch(
+    data: LdmData, step: int, settings: LdmSettings
+) -> tuple[Float[Tensor, "batch 4 height width"], Int[Tensor, "batch token"], Tensor, Tensor]:
+    """Latents, caption tokens, timesteps and noise of a step, a function of seed and step."""
+    rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + settings.grid * 7_919 + step)
+    rows = torch.randint(len(data.latents), (settings.batch,), generator=rng)
+    latents = shrink(data.latents[rows].float(), settings.grid)
+    mirrored = torch.rand(settings.batch, generator=rng) < 0.5
+    latents = torch.where(mirrored[:, None, None, None], latents.flip(3), latents)
+    tokens = data.tokens[rows].clone()
+    tokens[torch.rand(settings.batch, generator=rng) < CAPTION_DROPOUT] = data.null
+    timesteps = torch.randint(1000, (settings.batch,), generator=rng)
+    noise = torch.randn(latents.shape, generator=rng)
+    return latents, tokens, timesteps, noise
+
+
+def ldm_loss(
+    state: LdmState, batch: tuple[Tensor, Tensor, Tensor, Tensor], settings: LdmSettings
+) -> Float[Tensor, ""]:
+    """Min-SNR weighted squared error of the predicted noise."""
+    latents, tokens, timesteps, noise = (t.to(settings.device) for t in batch)
+    scheduler = build_scheduler()
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
+        hidden = state.text(tokens).last_hidden_state
+        predicted = state.unet(noisy, timesteps, hidden).sample
+    alpha = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha / (1 - alpha)
+    error = (predicted.float() - noise).square().mean((1, 2, 3))
+    loss: Tensor = (error * snr.clamp(max=MIN_SNR) / snr).mean()
+    return loss
+
+
+def train_step(state: LdmState, data: LdmData, settings: LdmSettings) -> float:
+    """One update of models and averages; returns the loss."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, settings.steps, settings.lr, settings.decay_share)
+    loss = ldm_loss(state, draw_batch(data, state.step, settings), settings)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_([*state.unet.parameters(), *state.text.parameters()], 1.0)
+    state.optimizer.step()
+    state.step += 1
+    state.samples += settings.batch
+    for average in state.averages.values():
+        average.update(state.samples // settings.batch)
+    return float(loss.detach())
+
+
+def enter_stage(state: LdmState, settings: LdmSettings) -> None:
+    """Start counting steps anew where the grid changes; weights and moments go on."""
+    if state.grid != settings.grid:
+        state.grid, state.step = settings.grid, 0
+
+
+def train_ldm(
+    data: LdmData, tokenizer_dir: Path, folder: Path, settings: LdmSettings
+) -> Iterator[Progress]:
+    """Train up to `settings.steps` of the stage, resuming from `folder`."""
+    state = create_state(tokenizer_dir, settings)
+    load_ldm(state, folder)
+    enter_stage(state, settings)
+
+    def update(_step: int) -> float:
+        return train_step(state, data, settings)
+
+    def save(_step: int) -> None:
+        save_ldm(state, folder, settings)
+
+    for progress in run_steps(update, save, state.step, settings.steps, settings.save_every_s):
+        state.curve.append((state.grid, progress.step, round(progress.loss, 5)))
+        yield progress

@@ -1,0 +1,104 @@
+"""Train the embedded world's models.
+
+    python -m synthgen.scenes.train vae --steps 2000 --batch 8
+    python -m synthgen.scenes.train ldm --grid 16 --steps 3400
+    python -m synthgen.scenes.train ldm --grid 32 --steps 500
+    python -m synthgen.scenes.train classifier --steps 1500 --threads 1
+    python -m synthgen.scenes.train export --weights synthgen/scenes/weights
+
+Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
+on, with more `--steps` to train longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthgen.scenes.corpus import Corpus, cached_corpus
+from synthgen.scenes.export import export_weights
+from synthgen.scenes.loop import Progress
+from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
+from synthgen.scenes.recipe_ldm import LdmSettings, prepare_data, train_ldm
+from synthgen.scenes.recipe_vae import VaeSettings, train_vae
+from synthgen.scenes.tokenizer import write_tokenizer
+
+SINGLE_SHARE = 0.6
+"""Share of the corpus with one object: enough to learn shapes, the rest teaches composition."""
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The named options that are not left at None."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _ldm(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
+    tokenizer_dir = args.work / "tokenizer"
+    write_tokenizer(tokenizer_dir)
+    names = ("steps", "grid", "batch", "lr", "decay_share", "seed", "device", "bf16")
+    settings = LdmSettings(**_given(args, *names))
+    data = prepare_data(corpus, tokenizer_dir)
+    return train_ldm(data, tokenizer_dir, args.work / "ldm", settings)
+
+
+def _vae(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
+    names = ("steps", "batch", "lr", "decay_share", "seed", "device")
+    return train_vae(corpus, args.work / "vae", VaeSettings(**_given(args, *names)))
+
+
+def _classifier(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
+    names = ("steps", "batch", "lr", "decay_share", "seed", "device")
+    settings = ClassifierSettings(**_given(args, *names))
+    return train_classifier(corpus, args.work / "classifier", settings)
+
+
+RECIPES: dict[str, Callable[[argparse.Namespace, Corpus], Iterator[Progress]]] = {
+    "vae": _vae,
+    "ldm": _ldm,
+    "classifier": _classifier,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", choices=(*RECIPES, "export"))
+    parser.add_argument("--steps", type=int, default=None, help="steps in total, of this grid")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--work", type=Path, default=Path(".cache/scenes"))
+    parser.add_argument("--scenes", type=int, default=30_000, help="scenes in the corpus")
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--grid", type=int, choices=(8, 16, 32), default=None)
+    parser.add_argument("--decay-share", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast; slow without bf16 hardware")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
+    return parser
+
+
+def main() -> None:
+    """Run a recipe and print one line of progress now and then, or export the weights."""
+    parser = _parser()
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.recipe == "export":
+        export_weights(args.work, args.weights)
+        return
+    if args.steps is None:
+        parser.error(f"{args.recipe} needs --steps, the number of steps to reach")
+    corpus = cached_corpus(args.work / "corpus", args.scenes, SINGLE_SHARE)
+    for seen in RECIPES[args.recipe](args, corpus):
+        clock = time.strftime("%H:%M:%S")
+        pace = f"loss {seen.loss:.4f} {seen.seconds_per_step:.2f} s/step"
+        print(clock, args.recipe, f"step {seen.step}", pace, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
