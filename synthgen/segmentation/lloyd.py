@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -38,6 +38,7 @@ class Assignment:
     labels: UInt8[Tensor, "batch run height width"] | None = None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Anything that can assign every pixel of a batch of images to its nearest centroid."""
 

@@ -1,0 +1,172 @@
+"""From head outputs to clustering features (BL section 4.1, eq. 5, eq. 6).
+
+Every head is reduced on its own: PCA over the positions of its grid, centered, not whitened.
+The components of all heads of one grid size stand side by side in a *block*; blocks keep their
+grids, upsampling is left to the clustering. A weight per block (eq. 5) and a normalization per
+component may follow; BL's tables recommend neither.
+
+Head averaging, the rival that BL argues against: the outputs of the heads of a layer are averaged
+(``mean_h softmax(Q_h K_h^T) V_h``, positions and the head dimension kept) and PCA reduces the
+mean to the same number of components. A layer then gives one block of n components, not heads * n.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from synthgen.config import FeatureConfig
+from synthgen.segmentation.interpolation import upsample
+from synthgen.types import HeadFeatures
+
+
+def pca_heads(
+    values: Float[Tensor, "head pos dim"], components: int
+) -> Float[Tensor, "head pos comp"]:
+    """Projection of each head's positions on its first principal axes.
+
+    Centered, not whitened; the sign of an axis makes its loading of largest magnitude positive,
+    as in scikit-learn. By ``eigh`` of the covariance in float64. A constant head projects to
+    zeros.
+
+    Args:
+        values: Outputs of the heads of one layer.
+        components: Axes kept, largest variance first; at most the head dimension.
+    """
+    if components > values.shape[-1]:
+        warnings.warn(
+            f"features.components must be at most the head dimension. Got {components} for heads "
+            f"of {values.shape[-1]}; all {values.shape[-1]} are kept.",
+            stacklevel=2,
+        )
+    centered = values.double()
+    centered = centered - centered.mean(1, keepdim=True)
+    _, axes = torch.linalg.eigh(centered.mT @ centered)
+    axes = axes.flip(-1)[..., :components]
+    peak = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    axes = axes * torch.where(peak < 0, -1.0, 1.0)
+    kept = values.dtype if values.dtype == torch.float64 else torch.float32
+    projected: Tensor = centered @ axes
+    return projected.to(kept)
+
+
+def normalize(
+    block: Float[Tensor, "height width feature"], kind: str
+) -> Float[Tensor, "height width feature"]:
+    """Each feature of a block as it is, scaled to [0, 1], or to unit standard deviation.
+
+    >>> normalize(torch.tensor([[[2.0, 5.0], [4.0, 5.0]]]), "minmax")
+    tensor([[[0., 0.],
+             [1., 0.]]])
+    """
+    if kind == "none":
+        return block
+    if kind == "minmax":
+        low, high = block.amin((0, 1)), block.amax((0, 1))
+        return (block - low) / torch.where(high > low, high - low, 1.0)
+    spread = block.std((0, 1), correction=0)
+    return block / torch.where(spread > 0, spread, 1.0)
+
+
+def reweight(
+    blocks: Sequence[Float[Tensor, "_height _width _feature"]],
+) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
+    """BL eq. 5: the features of grid r times r / max(r); r is the grid's shorter side.
+
+    >>> [float(b.max()) for b in reweight([torch.ones(16, 16, 1), torch.ones(64, 64, 1)])]
+    [0.25, 1.0]
+    """
+    largest = max(min(block.shape[:2]) for block in blocks)
+    return tuple(block * (min(block.shape[:2]) / largest) for block in blocks)
+
+
+def xy_block(height: int, width: int, like: Tensor) -> Float[Tensor, "height width 2"]:
+    """Row and column of each position, cell centers in [0, 1].
+
+    >>> xy_block(1, 2, torch.zeros(1))
+    tensor([[[0.5000, 0.2500],
+             [0.5000, 0.7500]]])
+    """
+    axes = ((torch.arange(side).to(like) + 0.5) / side for side in (height, width))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def feature_blocks(
+    features: HeadFeatures, config: FeatureConfig, average_heads: bool = False
+) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
+    """The clustering features of an image: one block per grid size, smallest grid first.
+
+    Args:
+        features: Captured head outputs.
+        config: Components, eq. 5, normalization, weight of the position (added to the largest
+            grid as two features).
+        average_heads: Average the heads of each layer before PCA, see above.
+
+    Raises:
+        ValueError: For features that are not finite, or none at all.
+    """
+    if not features.values:
+        raise ValueError("Head features must name at least one layer. Got none: see capture.")
+    _require_finite(features.values)
+    if average_heads:
+        means = {name: value.float().mean(0, keepdim=True) for name, value in _sorted(features)}
+        features = HeadFeatures(means, features.grids)
+    blocks = [
+        normalize(torch.cat([_grid(value, grid, config) for _, value in layers], -1), kind)
+        for grid, layers in groupby(_sorted(features), lambda item: features.grids[item[0]])
+        for kind in (config.normalization,)
+    ]
+    if config.reweight:
+        blocks = list(reweight(blocks))
+    if config.xy > 0:
+        height, width = blocks[-1].shape[:2]
+        blocks[-1] = torch.cat([blocks[-1], config.xy * xy_block(height, width, blocks[-1])], -1)
+    return tuple(blocks)
+
+
+def rgbxy_block(image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "height width 5"]:
+    """Color and position of each pixel, each in [0, 1]: the chance baseline's features."""
+    color = torch.from_numpy(image.astype(np.float32) / 255)
+    return torch.cat([color, xy_block(image.shape[0], image.shape[1], color)], dim=-1)
+
+
+def upsampling_error(
+    blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]], size: tuple[int, int]
+) -> Float[Tensor, "height width"]:
+    """BL eq. 6: mean over all components of |bilinear - nearest| at each pixel; marks contours.
+
+    >>> upsampling_error([torch.tensor([[[0.0], [4.0]]])], (1, 4))
+    tensor([[0., 1., 1., 0.]])
+    """
+    total = sum(
+        (upsample(block, size) - upsample(block, size, "nearest")).abs().sum(-1)
+        for block in blocks
+    )
+    assert isinstance(total, Tensor)
+    return total / sum(block.shape[-1] for block in blocks)
+
+
+def _sorted(features: HeadFeatures) -> list[tuple[str, Tensor]]:
+    """Layers by grid, in the order of capture within a grid."""
+    return sorted(features.values.items(), key=lambda item: features.grids[item[0]])
+
+
+def _grid(
+    value: Float[Tensor, "head pos dim"], grid: tuple[int, int], config: FeatureConfig
+) -> Float[Tensor, "height width feature"]:
+    """PCA of one layer, laid out on its grid: head-major features."""
+    reduced = pca_heads(value, config.components)
+    assert reduced.shape[1] == grid[0] * grid[1], "pos must be height * width"
+    return torch.unflatten(reduced.movedim(0, 1).flatten(1), 0, grid)
+
+
+def _require_finite(values: Mapping[str, Float[Tensor, "_head _pos _dim"]]) -> None:
+    for name, value in values.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"Head features must be finite. Got NaN or infinity in {name}.")

@@ -1,0 +1,152 @@
+"""How well masks match a reference: IoU, Top-n (BL eq. 4), class and part IoU, ARI, boundary F.
+
+Best-of-all matching (eq. 4, class IoU) is optimistic, the more so the more masks there are;
+`hungarian_iou` allows every mask only once and stands beside it in every report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+
+from synthgen.segmentation.masks import pairwise_iou
+
+IGNORE = 255
+"""Pixels of a label map that no metric looks at."""
+
+
+def top_n(
+    references: Bool[np.ndarray, "reference height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+    n: int,
+) -> tuple[float, int]:
+    """BL eq. 4: mean best IoU of the n largest references, and how many there were.
+
+    With fewer than n references the mean is over those that exist; with none it is NaN.
+    References of equal area are taken in their order.
+    """
+    largest = np.argsort(-references.sum((1, 2)), kind="stable")[:n]
+    if not len(largest):
+        return float("nan"), 0
+    return float(_best(references[largest], masks).mean()), len(largest)
+
+
+def region_masks(
+    label_map: Int[np.ndarray, "height width"] | Shaped[np.ndarray, "height width"],
+    left_out: Collection[int] = (),
+) -> dict[int, Bool[np.ndarray, "height width"]]:
+    """One mask per value of a label map, but for 255 and the values left out.
+
+    >>> sorted(region_masks(np.array([[0, 1, 1, 255]]), left_out=(0,)))
+    [1]
+    """
+    present = set(np.unique(label_map).tolist()) - {IGNORE, *left_out}
+    return {value: label_map == value for value in sorted(present)}
+
+
+def class_iou(
+    semantic: Shaped[np.ndarray, "height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+    background: Collection[int] = (0,),
+) -> dict[int, float]:
+    """Best IoU of any mask with each object class in the image (BL section 5).
+
+    Args:
+        semantic: Class of each pixel; 255 is ignored in both the class and the masks.
+        masks: Our masks.
+        background: Classes left out.
+
+    Returns:
+        Class to IoU; average per class over images, then over classes.
+    """
+    return _best_per_value(semantic, masks, background)
+
+
+def part_iou(
+    parts: Shaped[np.ndarray, "height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+    left_out: Collection[int] = (0,),
+) -> dict[int, float]:
+    """Best IoU of any mask with each part in the image; 0 is no part."""
+    return _best_per_value(parts, masks, left_out)
+
+
+def hungarian_iou(
+    references: Bool[np.ndarray, "reference height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+) -> float:
+    """Mean IoU over the references of the best one-to-one matching; unmatched ones count 0."""
+    if not len(references):
+        return float("nan")
+    if not len(masks):
+        return 0.0
+    iou = pairwise_iou(references, masks)
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    return float(iou[rows, columns].sum() / len(references))
+
+
+def adjusted_rand(
+    reference: Shaped[np.ndarray, "height width"], labels: Shaped[np.ndarray, "height width"]
+) -> float:
+    """Adjusted Rand index of two label maps: 1 for equal partitions, about 0 by chance.
+
+    >>> adjusted_rand(np.array([[0, 0, 1]]), np.array([[5, 5, 2]]))
+    1.0
+    """
+    seen = reference != IGNORE
+    return float(adjusted_rand_score(reference[seen], labels[seen]))
+
+
+def boundary_f(
+    reference: Bool[np.ndarray, "height width"],
+    mask: Bool[np.ndarray, "height width"],
+    tolerance: float = 2.0,
+) -> float:
+    """F-measure of the boundaries: shares of each within ``tolerance`` pixels of the other.
+
+    A boundary pixel belongs to the mask and has a 4-neighbor in the image that does not.
+
+    Args:
+        reference: Mask to find.
+        mask: Mask found.
+        tolerance: Euclidean distance in pixels up to which a boundary counts as found.
+    """
+    truth, found = _boundary(reference), _boundary(mask)
+    if not truth.any() or not found.any():
+        return float(truth.any() == found.any())
+    precision = (ndimage.distance_transform_edt(~truth)[found] <= tolerance).mean()
+    recall = (ndimage.distance_transform_edt(~found)[truth] <= tolerance).mean()
+    return float(2 * precision * recall / max(precision + recall, 1e-12))
+
+
+def _best_per_value(
+    label_map: Shaped[np.ndarray, "height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+    left_out: Collection[int],
+) -> dict[int, float]:
+    regions = region_masks(label_map, left_out)
+    if not regions:
+        return {}
+    best = _best(np.stack(list(regions.values())), masks & (label_map != IGNORE))
+    return dict(zip(regions, best.tolist(), strict=True))
+
+
+def _best(
+    references: Bool[np.ndarray, "reference height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+) -> Shaped[np.ndarray, " reference"]:
+    if not len(masks):
+        return np.zeros(len(references))
+    best: Shaped[np.ndarray, " reference"] = pairwise_iou(references, masks).max(1)
+    return best
+
+
+def _boundary(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    inner: Bool[np.ndarray, "height width"] = ndimage.binary_erosion(mask, border_value=1)
+    edge: Bool[np.ndarray, "height width"] = mask & ~inner
+    return edge
