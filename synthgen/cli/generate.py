@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen import progress, run
+from synthgen import progress
 from synthgen.cli.display import show_progress
 from synthgen.config import Config, load
 
@@ -66,7 +66,7 @@ def generate(
     """
     config = read_config(source, overrides or [], num)
     if dry_run:
-        print_estimate(config)
+        print_estimate(config, out if out.exists() else None)
         return
     manifest = execute(config, out, engine, runner, workers, strict, json_logs)
     _conclude(manifest, out)
@@ -115,6 +115,8 @@ def execute(
     json_logs: bool,
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
+    from synthgen import run  # seconds of torch and diffusers, which --help does not need
+
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     specs = run.plan(config)
@@ -132,10 +134,13 @@ def execute(
     return manifest
 
 
-def print_estimate(config: Config) -> None:
-    """Print what a run would make and take, from ``run.estimate``."""
-    for name, value in run.estimate(config).items():
-        typer.echo(f"{name:>16}  {value}")
+def print_estimate(config: Config, out: Path | None) -> None:
+    """Print what a run would make and take; shards that stand in ``out`` are the better basis."""
+    from synthgen import run
+
+    for name, value in run.estimate(config, out).items():
+        shown = "unknown" if value is None else value
+        typer.echo(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
 
 
 def signal_exit_code() -> int:

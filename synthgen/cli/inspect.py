@@ -11,9 +11,8 @@ from typing import Annotated
 
 import typer
 
-from synthgen import run
-from synthgen.config import dump
-from synthgen.dataset.verify import verify_dataset
+from synthgen.cli.generate import read_config
+from synthgen.config import ModelConfig, dump
 
 config_app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
@@ -28,6 +27,8 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every sample.")] = False,
 ) -> None:
     """Check every shard: truncation, duplicates, foreign members, bad ids, hashes."""
+    from synthgen.dataset.verify import verify_dataset
+
     problems = verify_dataset(directory, deep=deep)
     for problem in problems:
         typer.echo(problem)
@@ -42,6 +43,8 @@ def replay(
     key: Annotated[str, typer.Argument(help="Key of the sample, 10 digits or more.")],
 ) -> None:
     """Make one sample again from its provenance and compare every member's hash."""
+    from synthgen import run
+
     results = run.replay(directory, key)
     for member, same in results.items():
         typer.echo(f"{'same' if same else 'DIFFERENT':>9}  {member}")
@@ -51,6 +54,8 @@ def replay(
 
 def gc(directory: Folder) -> None:
     """Clear what interrupted runs left behind; complete shards are never touched."""
+    from synthgen import run
+
     removed = run.gc(directory)
     for path in removed:
         typer.echo(f"removed  {path}")
@@ -61,7 +66,6 @@ def doctor() -> None:
     """Say what this machine has: versions, device, memory, embedded weights, disk."""
     import torch
 
-    from synthgen.config import ModelConfig
     from synthgen.diffusion.backbones import load_backbone
 
     typer.echo(f"{'python':>14}  {platform.python_version()}")
@@ -82,8 +86,6 @@ def show(
     overrides: SetOption = None,
 ) -> None:
     """Print the resolved configuration, defaults included, as YAML."""
-    from synthgen.cli.generate import read_config
-
     typer.echo(dump(read_config(source, overrides or [], None)), nl=False)
 
 
@@ -93,7 +95,7 @@ def validate(
     overrides: SetOption = None,
 ) -> None:
     """Check a configuration and print its digest; exit code 2 names the first mistake."""
-    from synthgen.cli.generate import read_config
+    from synthgen import run
 
     config = read_config(source, overrides or [], None)
     typer.echo(json.dumps({"valid": True, "digest": run.config_digest(config)}))

@@ -1,0 +1,1 @@
+"""Benches: every claim measured against its rival in the same run."""

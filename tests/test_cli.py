@@ -1,0 +1,163 @@
+"""The command line as a user runs it: help, mistakes, two engines, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthgen.cli import main
+from synthgen.cli.display import Tally
+
+COMMANDS = ["demo", "generate", "verify", "replay", "gc", "doctor", "config", "bench"]
+
+
+def synthgen(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-c", "from synthgen.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of six images in three shards on the tiny random-weight pipeline."""
+    folder = tmp_path_factory.mktemp("cli")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"a red {w}"}) + "\n" for w in "abc"))
+    config = folder / "config.yaml"
+    config.write_text(
+        f"prompts: {prompts}\nnum: 6\nmodel: {{card: {tiny_pipeline}}}\n"
+        "generation: {num_inference_steps: 2, batch_size: 2, height: 64, width: 64}\n"
+        "segmentation: {features: {components: 2}, clusters: {ks: [2, 3]}}\n"
+        "dataset: {shard_size: 2, preview_every: 2}\n"
+    )
+    return config
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """The sha256 of every shard, from the manifest."""
+    manifest = json.loads((out / "manifest.json").read_text())
+    return {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
+
+
+def test_help_names_every_command_and_teaches_by_example() -> None:
+    top = synthgen("--help")
+    assert top.returncode == 0
+    for command in COMMANDS:
+        assert command in top.stdout
+    assert "synthgen generate voc --set model.card=sd21-base" in synthgen("generate", "-h").stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["generate", "absent.jsonl", "--dry-run"], "absent.jsonl"),
+        (["generate", "scenes", "--set", "num", "--dry-run"], "key=value"),
+        (["generate", "scenes", "--set", "sead=1", "--dry-run"], "seed"),
+        (["generate", "scenes", "--set", "model.card=scense", "--dry-run"], "scenes"),
+        (["generate", "scenes", "--num", "0"], "num"),
+        (["config", "validate", "absent.yaml"], "readable"),
+        (["verify", "absent-folder"], "absent-folder"),
+        (["replay", "absent-folder", "0000000000"], "absent-folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    args: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["synthgen", *args])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert (stopped.value.code, printed.out) == (2, "")
+    assert words in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_counts_and_makes_nothing(tiny_config: Path, tmp_path: Path) -> None:
+    done = synthgen("generate", tiny_config, "--out", tmp_path / "x", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "3" in next(line for line in done.stdout.splitlines() if "shards" in line)
+    assert not (tmp_path / "x").exists()
+
+
+def test_both_engines_and_any_number_of_workers_give_the_same_shards(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    engines = {
+        "inline": ["--engine", "inline"],
+        "flow": [],
+        "two": ["--workers", "2"],
+    }
+    for name, options in engines.items():
+        done = synthgen("generate", tiny_config, "--out", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+    assert len(hashes(tmp_path / "inline")) == 3
+    assert hashes(tmp_path / "inline") == hashes(tmp_path / "flow") == hashes(tmp_path / "two")
+    again = synthgen("generate", tiny_config, "--out", tmp_path / "flow")
+    assert "nothing was done" in again.stdout
+    checked = synthgen("verify", tmp_path / "flow", "--deep")
+    assert checked.returncode == 0, checked.stdout
+    replayed = synthgen("replay", tmp_path / "flow", "0000010001")
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert "DIFFERENT" not in replayed.stdout
+    assert "same" in replayed.stdout
+
+
+def test_sigterm_drops_the_shard_in_flight_and_the_next_run_completes(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "from synthgen.cli import main; main()", "generate"]
+    options = [str(tiny_config), "--out", str(out), "--engine", "inline", "--json-logs"]
+    process = subprocess.Popen(
+        [*command, *options, "--set", "dataset.shard_size=6", "--set", "generation.batch_size=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{") and json.loads(line)["event"] == "samples":
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stderr.read()
+    assert process.wait(timeout=120) == 143
+    assert not list((out / "data").glob("*.tar"))
+    assert not list((out / "stats").glob("*.json"))
+    assert not [p for p in (out / ".synthgen").rglob("*") if p.is_file() and "lock" not in p.name]
+    done = synthgen(
+        "generate",
+        *options[:-1],
+        "--set",
+        "dataset.shard_size=6",
+        "--set",
+        "generation.batch_size=1",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_show_is_a_configuration(tmp_path: Path) -> None:
+    shown = synthgen("config", "show", "--set", "num=3")
+    path = tmp_path / "config.yaml"
+    path.write_text(shown.stdout)
+    assert json.loads(synthgen("config", "validate", path).stdout)["valid"] is True
+
+
+def test_tally_counts_reused_samples_as_done_but_not_made() -> None:
+    tally = Tally(planned=4, shards=2)
+    tally.count("shard", {"planned": 2, "reused": True})
+    tally.count("samples", {"count": 2})
+    tally.count("shard", {"planned": 2, "reused": False})
+    assert (tally.done, tally.made, tally.shards_done) == (4, 2, 2)
+    assert tally.line.startswith("4/4 images, 2/2 shards")

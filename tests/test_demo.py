@@ -1,0 +1,122 @@
+"""The demo as a newcomer runs it, and every command and snippet of the README."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from read_dataset import READERS
+from typer.testing import CliRunner
+
+from synthgen.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced code blocks of the README in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def bash_lines() -> list[str]:
+    """Every command of the README, comments cut off."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset made by ``synthgen demo`` with 4 images."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = run_demo(out)
+    assert done.returncode == 0, done.stderr
+    assert "contact-sheet.png" in done.stdout
+    return out
+
+
+def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
+    """``synthgen demo --num 4`` in a process of its own."""
+    code = "from synthgen.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--num", "4", "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_a_second_demo_does_no_work_and_says_so(demo: Path) -> None:
+    tars = {path: path.stat().st_mtime_ns for path in demo.glob("data/*.tar")}
+    done = run_demo(demo)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was done" in done.stdout
+    assert tars == {path: path.stat().st_mtime_ns for path in demo.glob("data/*.tar")}
+
+
+def test_the_contact_sheet_shows_images_clusters_and_hierarchy(demo: Path) -> None:
+    sheet = np.asarray(Image.open(demo / "report" / "contact-sheet.png").convert("RGB"))
+    assert sheet.shape[1] >= 7 * 128  # image, five k, hierarchy
+    assert sheet.shape[0] >= 4 * 128
+    tiles = [sheet[14:142, column * 130 : column * 130 + 128] for column in range(7)]
+    colors = [len(np.unique(tile.reshape(-1, 3), axis=0)) for tile in tiles]
+    assert min(colors) > 50, "no tile may be blank"
+
+
+@pytest.mark.parametrize("name", list(READERS))
+def test_third_party_readers_read_every_sample(demo: Path, name: str) -> None:
+    assert READERS[name](demo) == 4
+
+
+def test_masks_are_more_than_clusters_of_color(demo: Path) -> None:
+    for path in sorted((demo / "stats").glob("*.json")):
+        assert json.loads(path.read_text())["counts"].get("failed", 0) == 0
+
+
+def test_readme_install_commands_name_what_exists() -> None:
+    installs = [line for line in bash_lines() if line.startswith("pip install")]
+    assert len(installs) == 2
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in installs:
+        install, then = line.split(" && ")
+        words = shlex.split(install)
+        assert (ROOT / words[words.index("-c") + 1]).exists()
+        for extra in re.findall(r"\[(\w+)\]", words[-1]):
+            assert extra in extras["optional-dependencies"]
+        assert then in {"synthgen demo", "pytest"}
+
+
+@pytest.mark.parametrize("line", [x for x in bash_lines() if x.startswith("synthgen ")])
+def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo.parent)
+    words = shlex.split(line.replace("data/scenes ", f"{demo} "))[1:]
+    if words[0] == "generate":
+        prompts = demo.parent / "my-prompts.jsonl"
+        prompts.write_text('{"prompt": "a red ball on the grass"}\n')
+        offline = [word for word in words if "model." in word]
+        words = [w for w in words if w != "--dry-run" and w not in offline and w != "--set"]
+        settings = [w for w in words if "=" in w]
+        words = [w for w in words if w not in settings] + ["--dry-run"]
+        words += [x for s in settings for x in ("--set", s)]
+    elif words[0] == "bench":
+        words = [*words[:2], "--help"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output + str(result.exception)
+
+
+def test_readme_snippets_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (demo.parent / "data").mkdir(exist_ok=True)
+    (demo.parent / "data" / "scenes").symlink_to(demo)
+    monkeypatch.chdir(demo.parent)
+    monkeypatch.syspath_prepend(str(demo.parent))
+    snippets = blocks("python")
+    assert len(snippets) >= 3
+    for number, snippet in enumerate(snippets):
+        named = re.match(r"# (\w+\.py)\n", snippet)
+        if named:
+            (demo.parent / named[1]).write_text(snippet)
+        exec(compile(snippet, f"README block {number}", "exec"), {"__name__": f"block{number}"})

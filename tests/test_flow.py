@@ -1,0 +1,85 @@
+"""The Prefect flow on a real (ephemeral) server: artifacts, reports, a shard that crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.generate import generate
+from flows.runners import task_runner
+from synthgen import run
+from synthgen.config import Config, load
+
+prefect_testing = pytest.importorskip("prefect.testing.utilities")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A Prefect server of its own for this module."""
+    with prefect_testing.prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
+    """Four images in two shards on the tiny pipeline."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\na blue <script>alert(1)</script> cup\n")
+    return load(
+        overrides=[
+            f"prompts={prompts}",
+            "num=4",
+            f"model.card={tiny_pipeline}",
+            "generation={num_inference_steps: 2, height: 64, width: 64}",
+            "segmentation.clusters.ks=[2,3]",
+            "segmentation.features.components=2",
+            "dataset.shard_size=2",
+        ]
+    )
+
+
+def artifacts(key: str) -> list[object]:
+    """The artifacts of this server with a key."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        return [artifact.data for artifact in client.read_artifacts(artifact_filter=wanted)]
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = generate(config, str(out))
+    assert manifest["totals"]["samples"] == 4
+    assert (out / "manifest.json").exists()
+    tables = [str(table) for table in artifacts("synthgen-shards")]
+    assert any("train-000001" in table for table in tables)
+    assert "100.0" in str(artifacts("synthgen-progress"))
+    assert "samples: 4" in str(artifacts("synthgen-dataset"))
+
+
+@pytest.mark.usefixtures("server")
+def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run.initialize(config, str(out))
+    blocker = out / "data" / "train-000001.tar"
+    blocker.mkdir(parents=True)  # publishing this shard must fail
+    with pytest.raises(RuntimeError, match="train-000001"):
+        generate(config, str(out))
+    assert not (out / "manifest.json").exists()
+    assert (out / "stats" / "train-000000.json").exists()
+    blocker.rmdir()
+    assert generate(config, str(out))["totals"]["samples"] == 4
+
+
+def test_unknown_runners_and_no_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="threads"):
+        task_runner("thread", 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        task_runner("threads", 0)
