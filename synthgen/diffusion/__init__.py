@@ -1,7 +1,8 @@
 """Diffusion: prompts or images in; images and the attention recorded on the way out.
 
 `cards` and `backbones` know and load the models, `generate` and `invert` run them, `attention`
-records (`selection` decides what, `probabilities` computes maps), `heatmaps` turns cross-attention into maps of classes.
+records (`selection` decides what, `probabilities` computes maps), `heatmaps` turns
+cross-attention into maps of classes.
 """
 
 from synthgen.diffusion.attention import Coverage, Recording, record

@@ -79,8 +79,9 @@ def merge_layers(
         grids: Layer name to (height, width); the shorter side is the grid's side.
 
     >>> maps = {"fine": torch.zeros(1, 1, 4), "coarse": torch.ones(1, 1, 1)}
-    >>> merge_layers(maps, {"fine": (2, 2), "coarse": (1, 1)}).flatten().tolist()
-    [0.6666666269302368, 0.6666666269302368, 0.6666666269302368, 0.6666666269302368]
+    >>> merged = merge_layers(maps, {"fine": (2, 2), "coarse": (1, 1)})
+    >>> tuple(merged.shape), f"{merged[0, 0, 1, 1].item():.3f}"
+    ((1, 1, 2, 2), '0.667')
     """
     largest = max((grids[name] for name in maps), key=lambda grid: grid[0] * grid[1])
     weights = {name: 1 / min(grids[name]) for name in maps}

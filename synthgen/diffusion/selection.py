@@ -215,7 +215,7 @@ def check_budget(num_bytes: int, budget_mb: float) -> None:
     Raises:
         ValueError: If ``num_bytes`` is more than ``budget_mb`` million bytes.
 
-    >>> check_budget(3_500_000, 2)  # doctest: +ELLIPSIS
+    >>> check_budget(3_500_000, 2.0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: capture.memory_budget_mb must be at least 4. Got 2; raise it, ...
     """
