@@ -61,6 +61,13 @@ def test_empty_lines_and_windows_line_ends_and_byte_order_mark(tmp_path: Path) -
     assert [p.text for p in load_prompts(path)] == ["a red ball", "a caféé"]
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    for separator in ("\x0c", "\x85", "\u2028", "\r"):
+        path.write_text(f"a ball\na{separator}ball\n", encoding="utf-8", newline="")
+        assert f"{path}:2: prompt must have no control characters" in refusal(path)
+
+
 def test_plain_lines_get_the_classes_that_they_mention(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a woman on a couch\na carpet\n")

@@ -52,7 +52,7 @@ def class_token_spans(
     """
     offsets = _padded_offsets(tokenizer, text)
     return {
-        name: tuple(sorted({i for place in places for i in _covering(offsets, place, text)}))
+        name: tuple(sorted({i for place in places for i in _covering(offsets, place)}))
         for name, places in find_mentions(text, class_names).items()
     }
 
@@ -107,12 +107,12 @@ def _check(tokenizer: FastTokenizer) -> None:
         )
 
 
-def _covering(offsets: Offsets, place: Mention, text: str) -> list[int]:
-    """Tokens that share a visible character with a place; none if its end is cut off."""
+def _covering(offsets: Offsets, place: Mention) -> list[int]:
+    """Tokens that share a character with a place; none if its end is cut off."""
     shared = [
         (i, min(end, place.end))
         for i, (start, end) in enumerate(offsets)
-        if text[max(start, place.start) : min(end, place.end)].strip()
+        if max(start, place.start) < min(end, place.end)
     ]
     whole = bool(shared) and max(end for _, end in shared) == place.end
     return [i for i, _ in shared] if whole else []
