@@ -70,7 +70,7 @@ def _open_air(name: str, size: int, rng: np.random.Generator) -> Canvas:
         stars = [(x, y, x + 1.5, y + 1.5) for x, y in rng.uniform(2, size - 4, (9, 2))]
         _paint(canvas, _drawn(size, stars, round_=False), (230, 226, 190))
     elif rng.random() < 0.4:
-        _clouds(canvas, rng, horizon - 8)
+        _clouds(canvas, rng, horizon - 8.0)
     canvas[horizon:] = GROUND[name]
     rows = np.arange(size - horizon, dtype=np.float32)
     if name == "water":
@@ -123,6 +123,6 @@ def paint_background(
         return _floor(size, rng)
     if name == "sky":
         canvas = _gradient(size, SKY_TOP, SKY_LOW)
-        _clouds(canvas, rng, size - 8)
+        _clouds(canvas, rng, size - 8.0)
         return canvas
     return _open_air(name, size, rng)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ from synthgen.scenes.corpus import Corpus
 from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
 from synthgen.scenes.loop import Progress, learning_rate, run_steps
 from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
+from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.tokenizer import load_tokenizer
 
 MIN_SNR = 5.0
@@ -42,6 +44,7 @@ class LdmSettings:
         seed: Seed of initialization, batches and noise.
         device: `cpu` or `cuda`.
         bf16: Autocast to bfloat16; worth it only where the machine multiplies it in hardware.
+        workers: Processes that share each batch, see `parallel`; 1 on a GPU.
         save_every_s: Seconds between checkpoints.
     """
 
@@ -53,6 +56,7 @@ class LdmSettings:
     seed: int = 0
     device: str = "cpu"
     bf16: bool = False
+    workers: int = 1
     save_every_s: float = 180.0
 
 
@@ -79,16 +83,33 @@ class LdmState:
     curve: list[tuple[int, int, float]] = field(default_factory=list)
 
 
-def prepare_data(corpus: Corpus, tokenizer_dir: Path, chunk: int = 500) -> LdmData:
-    """Encode all images by the latents' formula and tokenize all captions."""
-    latents = [
-        encode_blocks(image_to_unit(torch.from_numpy(corpus.images[i : i + chunk].copy()))).half()
-        for i in range(0, len(corpus.images), chunk)
-    ]
+def prepare_data(corpus: Corpus, tokenizer_dir: Path, cache: Path | None = None) -> LdmData:
+    """Encode all images by the latents' formula and tokenize all captions.
+
+    Args:
+        corpus: Scenes to train on.
+        tokenizer_dir: Folder of the tokenizer.
+        cache: File that keeps the latents for the next run.
+    """
+    if cache is not None and cache.exists():
+        latents = torch.from_numpy(np.load(cache))
+    else:
+        latents = _encode_corpus(corpus)
+        if cache is not None:
+            np.save(cache, latents.numpy())
     tokenizer = load_tokenizer(tokenizer_dir)
     texts = ["", *corpus.captions]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return LdmData(torch.cat(latents), ids[1:], ids[0])
+    return LdmData(latents, ids[1:], ids[0])
+
+
+def _encode_corpus(corpus: Corpus, chunk: int = 500) -> Float[Tensor, "scene 4 height width"]:
+    """Latents of all images, fp16."""
+    parts = [
+        encode_blocks(image_to_unit(torch.from_numpy(corpus.images[i : i + chunk].copy()))).half()
+        for i in range(0, len(corpus.images), chunk)
+    ]
+    return torch.cat(parts)
 
 
 def create_state(tokenizer_dir: Path, settings: LdmSettings) -> LdmState:
@@ -170,20 +191,18 @@ def ldm_loss(
     return loss
 
 
-def train_step(state: LdmState, data: LdmData, settings: LdmSettings) -> float:
+def train_step(state: LdmState, workers: GradientWorkers, settings: LdmSettings) -> float:
     """One update of models and averages; returns the loss."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, settings.steps, settings.lr, settings.decay_share)
-    loss = ldm_loss(state, draw_batch(data, state.step, settings), settings)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([*state.unet.parameters(), *state.text.parameters()], 1.0)
+    loss = workers.backward(state.step)
+    nn.utils.clip_grad_norm_(workers.parameters, 1.0)
     state.optimizer.step()
     state.step += 1
     state.samples += settings.batch
     for average in state.averages.values():
         average.update(state.samples // settings.batch)
-    return float(loss.detach())
+    return loss
 
 
 def enter_stage(state: LdmState, settings: LdmSettings) -> None:
@@ -200,12 +219,23 @@ def train_ldm(
     load_ldm(state, folder)
     enter_stage(state, settings)
 
-    def update(_step: int) -> float:
-        return train_step(state, data, settings)
+    def partial_loss(step: int, rank: int, workers: int) -> Tensor:
+        latents, tokens, timesteps, noise = draw_batch(data, step, settings)
+        part = slice(rank, None, workers)
+        return ldm_loss(
+            state, (latents[part], tokens[part], timesteps[part], noise[part]), settings
+        )
 
     def save(_step: int) -> None:
         save_ldm(state, folder, settings)
 
-    for progress in run_steps(update, save, state.step, settings.steps, settings.save_every_s):
-        state.curve.append((state.grid, progress.step, round(progress.loss, 5)))
-        yield progress
+    parameters = [*state.unet.parameters(), *state.text.parameters()]
+    with GradientWorkers(parameters, partial_loss, settings.workers) as workers:
+
+        def update(_step: int) -> float:
+            return train_step(state, workers, settings)
+
+        steps, save_every = settings.steps, settings.save_every_s
+        for progress in run_steps(update, save, state.step, steps, save_every):
+            state.curve.append((state.grid, progress.step, round(progress.loss, 5)))
+            yield progress

@@ -47,7 +47,7 @@ def ellipse(
 
 
 def _ball() -> tuple[Part, ...]:
-    return (Part("ball", (ellipse(0, 0, 0.92, 0.92),)),)
+    return (Part("ball", (ellipse(0.0, 0.0, 0.92, 0.92),)),)
 
 
 def _star() -> tuple[Part, ...]:
@@ -58,7 +58,7 @@ def _star() -> tuple[Part, ...]:
 
 
 def _heart() -> tuple[Part, ...]:
-    t = np.linspace(0, 2 * math.pi, 60)
+    t = np.linspace(0.0, 2 * math.pi, 60)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     return (Part("heart", (np.stack([x / 16.5, (y - 2.5) / 15.5], axis=1),)),)
@@ -81,30 +81,30 @@ def _car() -> tuple[Part, ...]:
 
 def _house() -> tuple[Part, ...]:
     wall = corners((-0.78, -0.2), (0.78, -0.2), (0.78, 0.95), (-0.78, 0.95))
-    roof = corners((-1.02, -0.16), (0, -1.0), (1.02, -0.16))
+    roof = corners((-1.02, -0.16), (0.0, -1.0), (1.02, -0.16))
     door = corners((-0.2, 0.32), (0.2, 0.32), (0.2, 0.95), (-0.2, 0.95))
     return (Part("wall", (wall,)), Part("roof", (roof,), "roof"), Part("door", (door,), "door"))
 
 
 def _tree() -> tuple[Part, ...]:
     trunk = corners((-0.15, 0.4), (0.15, 0.4), (0.17, 1.0), (-0.17, 1.0))
-    low = corners((-0.86, 0.56), (0, -0.5), (0.86, 0.56))
-    high = corners((-0.64, -0.08), (0, -1.05), (0.64, -0.08))
+    low = corners((-0.86, 0.56), (0.0, -0.5), (0.86, 0.56))
+    high = corners((-0.64, -0.08), (0.0, -1.05), (0.64, -0.08))
     return (Part("trunk", (trunk,), "bark"), Part("crown", (low, high)))
 
 
 def _face() -> tuple[Part, ...]:
     hair = (
-        ellipse(0, -0.28, 0.92, 0.74, math.pi, 2 * math.pi),
+        ellipse(0.0, -0.28, 0.92, 0.74, math.pi, 2 * math.pi),
         corners((-0.92, -0.3), (-0.62, -0.3), (-0.62, 0.35), (-0.92, 0.35)),
         corners((0.62, -0.3), (0.92, -0.3), (0.92, 0.35), (0.62, 0.35)),
     )
     eyes = (ellipse(-0.29, -0.02, 0.14, 0.16), ellipse(0.29, -0.02, 0.14, 0.16))
-    mouth = ellipse(0, 0.42, 0.36, 0.22, 0, math.pi)
+    mouth = ellipse(0.0, 0.42, 0.36, 0.22, 0.0, math.pi)
     return (
         Part("hair", hair, "hair"),
-        Part("head", (ellipse(0, 0.12, 0.74, 0.86),)),
-        Part("hair", (ellipse(0, -0.3, 0.74, 0.5, math.pi, 2 * math.pi),), "hair"),
+        Part("head", (ellipse(0.0, 0.12, 0.74, 0.86),)),
+        Part("hair", (ellipse(0.0, -0.3, 0.74, 0.5, math.pi, 2 * math.pi),), "hair"),
         Part("eye", eyes, "ink"),
         Part("mouth", (mouth,), "lips"),
     )
@@ -129,7 +129,7 @@ def _fish() -> tuple[Part, ...]:
     tail = corners((0.42, 0.0), (1.05, -0.56), (0.9, 0.0), (1.05, 0.56))
     return (
         Part("tail", (tail,)),
-        Part("body", (ellipse(-0.22, 0, 0.82, 0.56),)),
+        Part("body", (ellipse(-0.22, 0.0, 0.82, 0.56),)),
         Part("eye", (ellipse(-0.68, -0.12, 0.11, 0.11),), "ink"),
     )
 
@@ -142,13 +142,13 @@ def _flower() -> tuple[Part, ...]:
     return (
         Part("stem", (stem, leaf), "leaf"),
         Part("petals", petals),
-        Part("center", (ellipse(0, -0.3, 0.27, 0.27),), "pollen"),
+        Part("center", (ellipse(0.0, -0.3, 0.27, 0.27),), "pollen"),
     )
 
 
 def _mushroom() -> tuple[Part, ...]:
     stem = corners((-0.26, 0.0), (0.26, 0.0), (0.36, 0.98), (-0.36, 0.98))
-    cap = ellipse(0, 0.14, 1.02, 1.0, math.pi, 2 * math.pi)
+    cap = ellipse(0.0, 0.14, 1.02, 1.0, math.pi, 2 * math.pi)
     return (Part("stem", (stem,), "flesh"), Part("cap", (cap,)))
 
 
