@@ -144,7 +144,7 @@ def run_recorded(
     texts: Sequence[str],
     latent_size: tuple[int, int],
     capture: CaptureConfig,
-) -> tuple[Recording, Float[Tensor, "batch channel height width"]]:
+) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
     """Run it and record; the caller holds the backbone's lock.
 
     Args:
@@ -199,7 +199,7 @@ def samples_or_failures(
 
 def initial_noise(
     backbone: Backbone, seeds: Sequence[int], latent_size: tuple[int, int]
-) -> Float[Tensor, "batch channel height width"]:
+) -> Float[Tensor, "batch channel latent_height latent_width"]:
     """Standard normal latents, one CPU generator per sample, equal on every device."""
     shape = (1, backbone.pipeline.unet.config.in_channels, *latent_size)
     rows = [
@@ -209,7 +209,7 @@ def initial_noise(
 
 
 def decode_image(
-    backbone: Backbone, latents: Float[Tensor, "1 channel height width"]
+    backbone: Backbone, latents: Float[Tensor, "1 channel latent_height latent_width"]
 ) -> UInt8[np.ndarray, "height width 3"] | None:
     """The image of one sample's latents, None if latents or pixels are not finite.
 
