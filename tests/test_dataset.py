@@ -217,7 +217,7 @@ def _foreign_member(root: Path) -> None:
 
 
 def _bad_id(root: Path) -> None:
-    mask = encode_image(np.full((64, 64), 250, dtype=np.uint8), "png")
+    mask = encode_image(np.full((32, 64), 250, dtype=np.uint8), "png")
     _rewrite(root, lambda samples: [{**samples[0], "mask.png": mask}, *samples[1:]])
 
 
@@ -256,7 +256,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (_remove("README.md"), "missing file", "README.md"),
     (_copy("data/train-000001.tar", "data/extra.tar"), "foreign file", "extra.tar"),
     (_copy("data/train-000001.tar", "data/train-000009.tar"), "tar without marker", "000009"),
-    (_copy("stats/train-000000.json", "stats/train-000001.json"), "wrong size", "000001"),
+    (_copy("stats/train-000000.json", "stats/train-000001.json"), "bad marker", "000001"),
     (_write("stats/train-000001.json", "{"), "bad marker", "train-000001.json"),
     (_write("manifest.json", "{"), "unreadable file", "manifest.json"),
     (_write("metadata/train-000001.parquet", "PAR1"), "unreadable file", "000001.parquet"),

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def test_bytes_depend_neither_on_order_nor_processes_nor_place(
     """Two processes at once, backwards, from a copy of the prompts, in another folder."""
     out = tmp_path / "out"
     run.initialize(config, out)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["synthgen.run"])
     arguments: list[tuple[int, ...]] = [(2, 0), (2, 1)]
     workers = [
         context.Process(target=_make_shards, args=(config, str(out), indices))
@@ -131,7 +133,7 @@ def test_bytes_depend_neither_on_order_nor_processes_nor_place(
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(250)
     assert [worker.exitcode for worker in workers] == [0, 0]
     run.finalize(config, out)
     assert _comparable(out) == _comparable(tiny_dataset)
@@ -243,23 +245,24 @@ def test_failed_samples_are_rows_and_a_shard_without_samples_has_no_tar(
     doomed = {sample.seed for sample in specs[1].samples} | {specs[0].samples[1].seed}
     failing = _failing(batch_module.generate, lambda p, s: "black_image" if s in doomed else "")
     monkeypatch.setattr(batch_module, "generate", failing)
-    manifest = run.generate(config, tmp_path)
+    out = tmp_path / "out"
+    manifest = run.generate(config, out)
     assert manifest["totals"]["samples"] == 4
     assert manifest["totals"]["reasons"] == {"black_image": 4}
     assert [row["skipped"] for row in manifest["shards"]] == [False, True, False]
-    assert not (tmp_path / "data" / "train-000001.tar").exists()
-    assert verify_dataset(tmp_path, deep=True) == []
-    assert len(list(open_dataset(tmp_path))) == 4
-    rows = pq.read_table(tmp_path / "metadata" / "train-000000.parquet").to_pylist()
+    assert not (out / "data" / "train-000001.tar").exists()
+    assert verify_dataset(out, deep=True) == []
+    assert len(list(open_dataset(out))) == 4
+    rows = pq.read_table(out / "metadata" / "train-000000.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert (rows[1]["reason"], rows[1]["byte_offset"]) == ("black_image", -1)
     assert rows[1]["message"] == "made to fail, token=***"
-    assert "train-000001.tar" not in (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert "train-000001.tar" not in (out / "README.md").read_text().split("---\n")[1]
     with pytest.raises(ValueError, match="reason black_image"):
-        run.replay(tmp_path, "0000000001")
-    status = run.status(tmp_path)
+        run.replay(out, "0000000001")
+    status = run.status(out)
     assert (status.complete_shards, status.samples, status.failed) == (3, 4, 4)
-    reports = [run.make_shard(config, spec, tmp_path) for spec in specs]
+    reports = [run.make_shard(config, spec, out) for spec in specs]
     assert all(report.reused for report in reports)
 
 
@@ -295,23 +298,24 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
     monkeypatch.setattr(batch_module, "generate", small_device)
     events: list[int] = []
     specs = run.plan(config)
-    run.initialize(config, tmp_path)
+    out = tmp_path / "out"
+    run.initialize(config, out)
     report = run.make_shard(
-        config, specs[0], tmp_path, lambda event, **f: events.append(f.get("count", 0))
+        config, specs[0], out, lambda event, **f: events.append(f.get("count", 0))
     )
     assert sizes == [2, 1, 1, 1]
     assert dict(report.counts) == {"ok": 2, "failed": 1}
     assert sum(events) == 3
-    marker = markers(tmp_path)[0]
+    marker = markers(out)[0]
     assert (marker["batch_size"], marker["reasons"]) == (1, {"out_of_memory": 1})
     monkeypatch.setattr(batch_module, "generate", real)
-    assert all(run.replay(tmp_path, "0000000000").values())
+    assert all(run.replay(out, "0000000000").values())
     alone = config.model_copy(
         update={"generation": config.generation.model_copy(update={"batch_size": 1})}
     )
     run.initialize(alone, tmp_path / "alone")
     run.make_shard(alone, specs[0], tmp_path / "alone")
-    shrunk = {s["key"]: s for s in open_dataset(tmp_path / "data" / "train-000000.tar")}
+    shrunk = {s["key"]: s for s in open_dataset(out / "data" / "train-000000.tar")}
     for sample in open_dataset(tmp_path / "alone" / "data" / "train-000000.tar"):
         if sample["key"] in shrunk:
             assert (sample["image"] == shrunk[sample["key"]]["image"]).all()
@@ -326,8 +330,6 @@ def test_another_configuration_is_refused_and_the_keys_are_named(
 ) -> None:
     other = tiny_config(tiny_pipeline, prompts, "seed=12", "segmentation.features.components=3")
     for call in (run.initialize, run.finalize):
-        with pytest.raises(ValueError, match=r"seed.*, segmentation\.features\.components"[:4]):
-            call(other, tiny_dataset)
         with pytest.raises(
             ValueError, match=r"change of seed, segmentation\.features\.components"
         ):
@@ -351,31 +353,33 @@ def test_another_library_version_is_recorded_or_refused(
     run.initialize(config, out)
     assert "versions.torch" in caplog.text
     environments = json.loads((out / "identity.json").read_text())["environments"]
-    assert [e["versions"]["torch"] for e in environments] == ["1.0", torch.__version__]
+    assert [e["versions"]["torch"] for e in environments] == ["1.0", version("torch")]
     run.initialize(config, out, strict=True)
 
 
 def test_a_folder_with_something_else_is_left_alone(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"with thesis\.tex\. Choose another"):
-        run.initialize(config, tmp_path)
+        run.initialize(config, folder)
     with pytest.raises(ValueError, match="must be initialized first"):
         run.make_shard(config, run.plan(config)[0], tmp_path / "new")
     with pytest.raises(ValueError, match="must be a dataset"):
-        run.status(tmp_path)
+        run.status(folder)
     with pytest.raises(ValueError, match="must be a dataset"):
-        run.gc(tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tex"] == ["thesis.tex"]
-    assert not (tmp_path / "data").exists()
+        run.gc(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_finalize_names_what_is_missing(config: Config, tmp_path: Path) -> None:
-    run.initialize(config, tmp_path)
-    run.make_shard(config, run.plan(config)[1], tmp_path)
+    out = tmp_path / "out"
+    run.initialize(config, out)
+    run.make_shard(config, run.plan(config)[1], out)
     with pytest.raises(RuntimeError, match=r"2 missing \(train-000000, train-000002\)"):
-        run.finalize(config, tmp_path)
-    assert not (tmp_path / "manifest.json").exists()
-    assert run.status(tmp_path).complete_shards == 1
+        run.finalize(config, out)
+    assert not (out / "manifest.json").exists()
+    assert run.status(out).complete_shards == 1
 
 
 def test_a_planted_secret_is_nowhere_in_the_output(
@@ -403,7 +407,7 @@ def test_gc_removes_orphans_and_stale_staging_only(
     tiny_dataset: Path, config: Config, tmp_path: Path
 ) -> None:
     out = shutil.copytree(tiny_dataset, tmp_path / "out")
-    before = tree_hashes(out)
+    before = _comparable(out)
     (out / "stats" / "train-000002.json").unlink()
     (out / "data" / "train-000007.tar").write_bytes(b"x")
     (out / "data" / "notes.txt").write_text("mine")
@@ -415,7 +419,7 @@ def test_gc_removes_orphans_and_stale_staging_only(
     assert (out / "data" / "notes.txt").read_text() == "mine"
     (out / "data" / "notes.txt").unlink()
     run.generate(config, out)
-    assert {**tree_hashes(out), "config.yaml": ""} == {**before, "config.yaml": ""}
+    assert _comparable(out) == before
 
 
 def test_the_estimate_says_its_basis(tiny_dataset: Path, config: Config) -> None:

@@ -15,8 +15,10 @@ PROMPTS = (
 )
 OVERRIDES = (
     *("num=8", "seed=11", "dataset.shard_size=3", "dataset.preview_every=4"),
-    *("generation.num_inference_steps=2", "generation.batch_size=2", "model.device=cpu"),
-    *("generation.height=64", "generation.width=64", "segmentation.clusters.ks=[2,3]"),
+    *("generation.num_inference_steps=1", "generation.batch_size=2", "model.device=cpu"),
+    *("generation.height=32", "generation.width=64", "generation.scheduler=ddim"),
+    *("generation.guidance_scale=1.0", "segmentation.clusters.ks=[2,3]"),
+    *("segmentation.clusters.max_iterations=8", "segmentation.features.components=2"),
 )
 
 

@@ -105,14 +105,14 @@ class _Decoder:
 
 def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:
     """The storage, and name and size of every shard that has samples."""
-    if str(url).endswith(".tar"):
-        folder, _, name = str(url).rpartition("/")
-        storage = open_storage(folder or ".")
+    storage = open_storage(url)
+    if storage.root.endswith(".tar"):
+        folder, _, name = storage.root.rpartition("/")
+        storage = Storage(storage.fs, folder)
         size = storage.size(name)
         if size is None:
             raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
         return storage, [(name, size)]
-    storage = open_storage(url)
     manifest = read_manifest(storage)
     if manifest is None:
         raise ValueError(

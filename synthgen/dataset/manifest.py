@@ -97,11 +97,11 @@ def marker_bytes(marker: Marker) -> bytes:
     return _dump({name: getattr(marker, name) for name in Marker.__slots__})
 
 
-def parse_marker(content: bytes) -> Marker:
-    """A marker from its file.
+def parse_marker(content: bytes, shard: str) -> Marker:
+    """The marker of a shard from its file.
 
     Raises:
-        ValueError: If it is not one of this schema version.
+        ValueError: If it is not one of this schema version, or another shard's.
     """
     try:
         tree = json.loads(content)
@@ -112,6 +112,8 @@ def parse_marker(content: bytes) -> Marker:
         raise ValueError(
             f"A marker's schema_version must be {SCHEMA_VERSION}. Got {marker.schema_version}."
         )
+    if marker.name != shard:
+        raise ValueError(f"The marker of {shard} must bear its name. Got {marker.name!r:.40}.")
     return marker
 
 
@@ -121,7 +123,7 @@ def read_marker(storage: Storage, shard: str) -> Marker | None:
     if content is None:
         return None
     try:
-        return parse_marker(content)
+        return parse_marker(content, shard)
     except ValueError:
         return None
 

@@ -230,7 +230,7 @@ def _verify_published(
         kind = "missing marker" if size is None else "tar without marker"
         return [Problem(kind, tar, f"{marker_name(shard)} does not exist")], None
     try:
-        marker = parse_marker(content)
+        marker = parse_marker(content, shard)
     except ValueError as error:
         return [Problem("bad marker", marker_name(shard), str(error))], None
     problems = [*_verify_metadata(storage, marker)]
