@@ -20,7 +20,7 @@ from synthgen.segmentation.lloyd import Assignment, Runs, Solution, spans
 
 
 def materialize(
-    blocks: Sequence[Float[Tensor, "grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]],
     size: tuple[int, int],
     kind: Interpolation = "bilinear",
 ) -> Float[Tensor, "height width feature"]:
@@ -55,7 +55,7 @@ class ExplicitEngine:
 
 
 def sklearn_solve(
-    blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
     start: Float[Tensor, "batch slot feature"],
     runs: Runs,

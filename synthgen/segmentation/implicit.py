@@ -28,7 +28,7 @@ class ImplicitEngine:
     @classmethod
     def of(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+        blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
         size: tuple[int, int],
         kind: Interpolation = "bilinear",
     ) -> ImplicitEngine:

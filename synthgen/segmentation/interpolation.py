@@ -104,7 +104,7 @@ class Interpolant:
     @classmethod
     def at(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_row grid_column _feature"]],
+        blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
         size: tuple[int, int],
         positions: tuple[Float[Tensor, " row"], Float[Tensor, " column"]] | None = None,
         kind: Interpolation = "bilinear",

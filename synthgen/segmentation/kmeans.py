@@ -52,14 +52,14 @@ class Clustering:
 
     ks: tuple[int, ...]
     labels: UInt8[np.ndarray, "k height width"]
-    centroids: tuple[Float[Tensor, "cluster feature"], ...]
+    centroids: tuple[Float[Tensor, "_cluster feature"], ...]
     inertia: tuple[float, ...]
     iterations: tuple[int, ...]
     boundary_share: float
 
 
 def cluster(
-    blocks: Sequence[Float[Tensor, "grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]],
     size: tuple[int, int],
     config: ClusterConfig,
     interpolation: Interpolation = "bilinear",
@@ -79,7 +79,7 @@ def cluster(
 
 
 def cluster_batch(
-    blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
     config: ClusterConfig,
     interpolation: Interpolation = "bilinear",
@@ -102,7 +102,7 @@ def cluster_batch(
 
 
 def make_engine(
-    blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
     solver: str = "knot",
     interpolation: Interpolation = "bilinear",
@@ -115,7 +115,7 @@ def make_engine(
 
 
 def _center(
-    blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+    blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> tuple[list[Tensor], Float[Tensor, "batch feature"], Float[Tensor, " batch"]]:

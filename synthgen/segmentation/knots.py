@@ -60,7 +60,7 @@ class KnotEngine:
     @classmethod
     def of(
         cls,
-        blocks: Sequence[Float[Tensor, "batch grid_height grid_width _feature"]],
+        blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
         size: tuple[int, int],
     ) -> KnotEngine | None:
         """The engine for bilinear grids and an image size; None where the sizes do not divide."""

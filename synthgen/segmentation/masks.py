@@ -103,7 +103,7 @@ def merge_by_iou(
     Groups are ordered by their first members; empty masks are left out.
     """
     kept = [i for i in range(len(masks)) if masks[i].any()]
-    kept.sort(key=lambda i: (members[i], int(masks[i].argmax())))
+    kept.sort(key=lambda i: (members[i][0], int(masks[i].argmax())))
     masks, members = masks[kept], tuple(members[i] for i in kept)
     if not kept:
         return masks, members

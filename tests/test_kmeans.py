@@ -1,0 +1,315 @@
+"""k-means: the knot grid, the implicit form and scikit-learn against plain Lloyd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from synthgen.config import ClusterConfig
+from synthgen.segmentation import cells
+from synthgen.segmentation.cells import corner_weights, open_cells
+from synthgen.segmentation.explicit import ExplicitEngine, materialize
+from synthgen.segmentation.implicit import ImplicitEngine
+from synthgen.segmentation.interpolation import Interpolant
+from synthgen.segmentation.kmeans import cluster, cluster_batch, make_engine
+from synthgen.segmentation.knots import KnotEngine
+from synthgen.segmentation.lloyd import Engine, Runs, Solution, inertia, lloyd
+from synthgen.segmentation.seeding import plus_plus, seed_runs
+
+RUNS: Runs = ((2, 1), (3, 2), (7, 1))
+
+
+def random_blocks(
+    grids: list[tuple[int, int]], features: int = 5, seed: int = 0, dtype: type = torch.float64
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*grid, features, generator=generator).to(dtype) for grid in grids]
+
+
+def random_start(blocks: list[torch.Tensor], size: tuple[int, int], runs: Runs) -> torch.Tensor:
+    """Distinct pixels for every run."""
+    generator = torch.Generator().manual_seed(3)
+    flat = materialize(blocks, size).flatten(0, 1)
+    seeds = [
+        flat[torch.randperm(len(flat), generator=generator)[:k]]
+        for k, count in runs
+        for _ in range(count)
+    ]
+    return torch.cat(seeds)[None]
+
+
+def solve(engine: Engine, start: torch.Tensor, runs: Runs = RUNS, iterations: int = 6) -> Solution:
+    return lloyd(engine, start, runs, iterations, start.new_zeros(len(start)))
+
+
+def check_equal(ours: Solution, plain: Solution) -> None:
+    assert torch.equal(ours.final.labels, plain.final.labels)
+    assert torch.equal(ours.final.counts, plain.final.counts)
+    assert torch.equal(ours.iterations, plain.iterations)
+    torch.testing.assert_close(ours.centroids, plain.centroids)
+    torch.testing.assert_close(ours.final.sums, plain.final.sums)
+
+
+def textbook_lloyd(features: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
+    """Lloyd in a dozen lines of numpy: distances to all centroids, means of the clusters."""
+    centroids = start.copy()
+    for _ in range(iterations):
+        labels = ((features[:, None] - centroids[None]) ** 2).sum(-1).argmin(1)
+        for c in range(len(centroids)):
+            if (labels == c).any():
+                centroids[c] = features[labels == c].mean(0)
+    return ((features[:, None] - centroids[None]) ** 2).sum(-1).argmin(1)
+
+
+@pytest.mark.parametrize(
+    ("grids", "size"),
+    [
+        ([(8, 8)], (16, 16)),  # one pixel per cell
+        ([(8, 8), (4, 4)], (32, 32)),  # knots every 2 pixels
+        ([(4, 4), (8, 8)], (128, 128)),  # every 8: cells are halved
+        ([(4, 6), (8, 12)], (64, 192)),  # not square, every 4 and 8
+        ([(4, 4), (6, 6)], (48, 96)),  # grids that do not divide each other
+        ([(3, 5)], (72, 60)),  # every 12 and 6: leaves of odd sides
+        ([(1, 4), (2, 2)], (16, 32)),  # a grid of one row
+    ],
+)
+def test_knots_implicit_and_explicit_agree(
+    grids: list[tuple[int, int]], size: tuple[int, int]
+) -> None:
+    blocks = random_blocks(grids)
+    start = random_start(blocks, size, RUNS)
+    plain = solve(ExplicitEngine(materialize(blocks, size)[None]), start)
+    batched = [block[None] for block in blocks]
+    knots = KnotEngine.of(batched, size)
+    assert knots is not None
+    check_equal(solve(knots, start), plain)
+    check_equal(solve(ImplicitEngine.of(batched, size), start), plain)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    grids=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
+    times=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 1000),
+)
+def test_knots_assign_as_the_textbook_on_any_grids(
+    grids: list[tuple[int, int]], times: tuple[int, int], seed: int
+) -> None:
+    """Centroids are no pixels and not symmetric, so that no pixel is between two of them."""
+    size = tuple(
+        2 * int(np.lcm.reduce([grid[axis] for grid in grids])) * times[axis] for axis in (0, 1)
+    )
+    blocks = random_blocks(grids, features=3, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    centroids = torch.randn(1, 15, 3 * len(grids), generator=generator).double()
+    plain = ExplicitEngine(materialize(blocks, size)[None]).assign(centroids, RUNS, paint=True)
+    knots = KnotEngine.of([block[None] for block in blocks], size)
+    assert knots is not None
+    ours = knots.assign(centroids, RUNS, paint=True)
+    assert torch.equal(ours.labels, plain.labels)
+    assert torch.equal(ours.counts, plain.counts)
+    torch.testing.assert_close(ours.sums, plain.sums)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (8, 8), (50, 31), (4, 5)])
+def test_sizes_that_do_not_divide_fall_back_to_the_implicit_form(size: tuple[int, int]) -> None:
+    blocks = random_blocks([(8, 8), (4, 4)])
+    batched = [block[None] for block in blocks]
+    assert KnotEngine.of(batched, size) is None
+    engine = make_engine(batched, size)
+    assert isinstance(engine, ImplicitEngine)
+    start = random_start(blocks, size, RUNS)
+    check_equal(
+        solve(engine, start), solve(ExplicitEngine(materialize(blocks, size)[None]), start)
+    )
+
+
+def test_nearest_features_are_clustered_as_they_are() -> None:
+    blocks, size = random_blocks([(8, 8), (4, 4)]), (32, 24)
+    engine = make_engine([block[None] for block in blocks], size, interpolation="nearest")
+    full = materialize(blocks, size, "nearest")[None]
+    start = random_start(blocks, size, RUNS)
+    check_equal(solve(engine, start), solve(ExplicitEngine(full), start))
+
+
+def test_explicit_engine_is_textbook_lloyd() -> None:
+    blocks, size, runs = random_blocks([(6, 6)]), (18, 12), ((4, 1),)
+    full = materialize(blocks, size)
+    start = random_start(blocks, size, runs)
+    labels = solve(ExplicitEngine(full[None]), start, runs, 5).final.labels
+    expected = textbook_lloyd(full.flatten(0, 1).numpy(), start[0].numpy(), 5)
+    assert np.array_equal(labels[0, 0].numpy().ravel(), expected)
+
+
+def test_float32_labels_agree_on_nearly_all_pixels() -> None:
+    blocks, size = random_blocks([(8, 8), (16, 16)], 40, dtype=torch.float32), (128, 128)
+    start = random_start(blocks, size, RUNS)
+    plain = solve(ExplicitEngine(materialize(blocks, size)[None]), start)
+    knots = solve(KnotEngine.of([block[None] for block in blocks], size), start)
+    agree = (knots.final.labels == plain.final.labels).double().mean()
+    assert agree >= 0.9999
+
+
+@pytest.mark.parametrize("leaf", [1, 4, 16, 10_000])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 4), (6, 12), (5, 3)])
+def test_opened_cells_equal_their_pixels(
+    monkeypatch: pytest.MonkeyPatch, leaf: int, height: int, width: int
+) -> None:
+    monkeypatch.setattr(cells, "LEAF", leaf)
+    generator = torch.Generator().manual_seed(1)
+    leads = torch.randn(3, 4, 50, generator=generator).double()
+    weights, held = open_cells(leads, height, width)
+    centers = [(torch.arange(n).double() + 0.5) / n for n in (height, width)]
+    to_pixels = corner_weights(*centers)
+    scores = torch.cat([torch.zeros(1, height * width, 50), to_pixels @ leads])
+    assert torch.equal(held.flatten(0, 1).long(), scores.argmax(0))
+    for rival in range(3):
+        mine = (held.flatten(0, 1) == rival + 1).double()
+        torch.testing.assert_close(weights[rival], to_pixels.T @ mine)
+
+
+def test_cells_of_smooth_features_stay_closed() -> None:
+    ramp = torch.linspace(-1, 1, 16)[:, None].expand(16, 16)[..., None].contiguous()
+    engine = KnotEngine.of([ramp[None]], (256, 256))
+    assert engine is not None
+    start = torch.tensor([[[-0.5], [0.5]]])
+    final = solve(engine, start, ((2, 1),)).final
+    assert 0 < final.boundary[0, 0] <= 1 / 16  # one row of cells of 32
+    assert (final.labels[0, 0, :128] == 0).all()
+    assert (final.labels[0, 0, 128:] == 1).all()
+
+
+@pytest.mark.parametrize("solver", ["knot", "implicit", "sklearn"])
+def test_cluster_reports_the_exact_inertia(solver: str) -> None:
+    blocks, size = random_blocks([(8, 8), (4, 4)], dtype=torch.float32), (32, 32)
+    config = ClusterConfig(ks=(2, 6), solver=solver, restarts=2)
+    result = cluster([block + 30 for block in blocks], size, config)
+    full = materialize([block + 30 for block in blocks], size).flatten(0, 1).double()
+    for labels, centroids, cost in zip(
+        result.labels, result.centroids, result.inertia, strict=True
+    ):
+        own = centroids.double()[torch.from_numpy(labels).long().flatten()]
+        assert cost == pytest.approx(float((full - own).square().sum()), rel=1e-5)
+
+
+def test_solvers_agree_from_the_same_seeds() -> None:
+    blocks, size = random_blocks([(8, 8), (4, 4)]), (32, 32)
+    results = [
+        cluster(blocks, size, ClusterConfig(ks=(2, 5), solver=solver, tolerance=0.0))
+        for solver in ("knot", "implicit", "sklearn")
+    ]
+    for other in results[1:]:
+        assert np.array_equal(results[0].labels, other.labels)
+        assert other.inertia == pytest.approx(results[0].inertia)
+
+
+def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
+    blocks, size = random_blocks([(8, 8)]), (32, 32)
+    result = cluster(blocks, size, ClusterConfig(ks=(5,), tolerance=0.0, max_iterations=500))
+    assert result.iterations[0] < 500
+    full = materialize(blocks, size).flatten(0, 1).numpy()
+    again = KMeans(5, init=result.centroids[0].numpy(), n_init=1, max_iter=1).fit(full)
+    assert np.array_equal(again.labels_, result.labels[0].ravel())
+
+
+def test_more_restarts_never_cost_more() -> None:
+    blocks, size = random_blocks([(4, 4), (8, 8)]), (32, 32)
+    one = cluster(blocks, size, ClusterConfig(ks=(3, 5, 9), restarts=1))
+    many = cluster(blocks, size, ClusterConfig(ks=(3, 5, 9), restarts=4))
+    assert all(b <= a * (1 + 1e-12) for a, b in zip(one.inertia, many.inertia, strict=True))
+    assert sum(many.inertia) < sum(one.inertia)
+
+
+def test_a_batch_gives_what_each_image_gives_alone() -> None:
+    images = [random_blocks([(8, 8), (4, 4)], seed=seed) for seed in range(3)]
+    config = ClusterConfig(ks=(2, 9), restarts=2, max_iterations=15)
+    stacked = [torch.stack(blocks) for blocks in zip(*images, strict=True)]
+    batch = cluster_batch(stacked, (64, 32), config)
+    for blocks, together in zip(images, batch, strict=True):
+        alone = cluster(blocks, (64, 32), config)
+        assert np.array_equal(alone.labels, together.labels)
+        assert alone.iterations == together.iterations
+        assert alone.inertia == pytest.approx(together.inertia)
+
+
+def test_a_run_that_stopped_is_not_touched_again() -> None:
+    blocks, size = random_blocks([(8, 8)]), (32, 32)
+    start = random_start(blocks, size, RUNS)
+    engine = KnotEngine.of([block[None] for block in blocks], size)
+    solution = lloyd(engine, start, RUNS, 100, torch.tensor([2.0]).double())
+    assert len(set(solution.iterations[0].tolist())) > 1
+    for run, slots in enumerate(([0, 1], [2, 3, 4], [5, 6, 7], [8, 9, 10, 11, 12, 13, 14])):
+        alone: Runs = ((len(slots), 1),)
+        single = lloyd(engine, start[:, slots], alone, 100, torch.tensor([2.0]).double())
+        assert int(single.iterations) == int(solution.iterations[0, run])
+        torch.testing.assert_close(single.centroids, solution.centroids[:, slots])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_equal_pixels_leave_clusters_empty_without_nan(value: float) -> None:
+    block = torch.full((8, 8, 3), value)
+    block[4:] += 1
+    result = cluster([block], (64, 64), ClusterConfig(ks=(2, 20)))
+    assert all(centroids.isfinite().all() for centroids in result.centroids)
+    assert len(np.unique(result.labels[0])) == 2
+    constant = cluster([torch.full((8, 8, 3), value)], (64, 64), ClusterConfig(ks=(2, 5)))
+    assert constant.labels.max() == 0
+    assert constant.inertia == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        cluster([torch.full((4, 4, 1), float("nan"))], (16, 16), ClusterConfig())
+
+
+def test_inertia_is_as_good_as_sklearn() -> None:
+    blocks, size = random_blocks([(4, 4), (8, 8)], 8, dtype=torch.float32), (32, 32)
+    full = materialize(blocks, size).flatten(0, 1).numpy()
+    ks, seeds = (3, 8), range(7)
+    ours = [cluster(blocks, size, ClusterConfig(ks=ks, seed=s)).inertia for s in seeds]
+    theirs = [
+        [KMeans(k, n_init=1, max_iter=50, random_state=s).fit(full).inertia_ for k in ks]
+        for s in seeds
+    ]
+    ratio = np.median(ours, axis=0) / np.median(theirs, axis=0)
+    assert (ratio < 1.02).all()
+
+
+def test_seeds_are_pixels_shared_by_all_k_and_spread_out() -> None:
+    blocks, size = random_blocks([(8, 8)]), (32, 32)
+    pixels = Interpolant.at([block[None] for block in blocks], size)
+    seeds = seed_runs(pixels, size, (2, 5), 2, seed=7)
+    assert torch.equal(seeds[:, 0:2], seeds[:, 4:6])
+    assert not torch.equal(seeds[:, 0:2], seeds[:, 2:4])
+    full = materialize(blocks, size).flatten(0, 1)
+    assert float(torch.cdist(seeds[0], full).amin(1).max()) < 1e-6
+    clumps = torch.cat([torch.randn(500, 2) * 0.01 + 10 * c for c in range(4)])
+    chosen = plus_plus(clumps, 4, torch.Generator().manual_seed(0))
+    assert sorted((chosen[:, 0] / 10).round().tolist()) == [0, 1, 2, 3]
+
+
+def test_inertia_of_a_known_case() -> None:
+    features = torch.tensor([[[[0.0], [2.0], [10.0], [14.0]]]])
+    solution = solve(ExplicitEngine(features), torch.tensor([[[0.0], [10.0]]]), ((2, 1),))
+    assert solution.final.labels.flatten().tolist() == [0, 0, 1, 1]
+    assert solution.centroids.flatten().tolist() == [1.0, 12.0]
+    energy = features.square().sum()[None]
+    assert inertia(solution, energy, ((2, 1),)).item() == pytest.approx(2 + 8)
+
+
+def test_threads_do_not_change_the_labels() -> None:
+    blocks = random_blocks([(8, 8), (16, 16)], 40, dtype=torch.float32)
+    config = ClusterConfig(ks=(2, 10), max_iterations=10)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(cluster(blocks, (64, 64), config).labels.tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]

@@ -1,0 +1,106 @@
+"""The pipeline from head features to masks: planted regions, contracts, plug-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from contracts import check_segmenter
+from planted import planted_sample, quadrants, random_sample
+
+from synthgen.config import ClusterConfig, FeatureConfig, SegmentationConfig
+from synthgen.registry import SEGMENTERS, resolve
+from synthgen.segmentation.features import feature_blocks
+from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.masks import build_masks
+from synthgen.segmentation.metrics import adjusted_rand, class_iou
+from synthgen.segmentation.segment import segment
+from synthgen.types import HeadFeatures, Sample, Segmentation
+
+
+def by_brightness(sample: Sample, config: SegmentationConfig) -> Segmentation:
+    """A third party's segmenter: two clusters by the mean of the channels."""
+    labels = (sample.image.mean(-1) > 127).astype(np.uint8)[None]
+    return Segmentation(build_masks(labels, (2,), config.masks), (2,), labels)
+
+
+def planted_scores(method: str) -> dict[int, float]:
+    sample = planted_sample()
+    segmentation = segment(sample, SegmentationConfig(method=method))
+    regions = quadrants(sample.image.shape[0]) + np.uint8(1)
+    return class_iou(regions, segmentation.mask_set.masks)
+
+
+def test_separate_heads_recover_regions_that_averaged_heads_cannot() -> None:
+    """BL's claim in a form that can be checked."""
+    assert min(planted_scores("per-head").values()) > 0.9
+    assert np.mean(list(planted_scores("head-average").values())) < 0.6
+
+
+def test_all_components_give_the_labels_of_raw_features() -> None:
+    features = random_sample(((8, 8), (16, 16)), heads=3, dim=6).features
+    features = HeadFeatures({n: v.double() for n, v in features.values.items()}, features.grids)
+    raw = [
+        torch.cat([v.movedim(0, 1).flatten(1) for n, v in features.values.items() if g in n], -1)
+        for g in (".8.", ".16.")
+    ]
+    raw = [block.reshape(n, n, -1) for block, n in zip(raw, (8, 16), strict=True)]
+    blocks = feature_blocks(features, FeatureConfig(components=6))
+    config = ClusterConfig(ks=(2, 5), max_iterations=10)
+    ours, plain = cluster(blocks, (64, 64), config), cluster(raw, (64, 64), config)
+    assert np.array_equal(ours.labels, plain.labels)
+    assert ours.inertia == pytest.approx(plain.inertia)
+
+
+@pytest.mark.parametrize("name", [*SEGMENTERS, "test_segment:by_brightness"])
+def test_segmenters_keep_their_contract(name: str) -> None:
+    check_segmenter(resolve(name, SEGMENTERS))
+
+
+def test_plug_ins_are_found_by_name_and_near_misses_named() -> None:
+    sample = random_sample()
+    config = SegmentationConfig(method="test_segment:by_brightness")
+    assert segment(sample, config).ks == (2,)
+    with pytest.raises(ValueError, match="Did you mean 'per-head'"):
+        segment(sample, SegmentationConfig(method="perhead"))
+
+
+@pytest.mark.parametrize("resolution", [12, 24])
+def test_labels_of_a_lower_resolution_are_brought_to_the_image(resolution: int) -> None:
+    sample = random_sample(((4, 6), (8, 12)), (32, 48))
+    config = SegmentationConfig(clusters=ClusterConfig(resolution=resolution))
+    labels = segment(sample, config).labels
+    assert labels.shape == (5, 32, 48)
+    factor = 48 // resolution
+    assert np.array_equal(
+        labels, labels[:, ::factor, ::factor].repeat(factor, 1).repeat(factor, 2)
+    )
+
+
+def test_a_finer_resolution_keeps_the_segmentation() -> None:
+    sample = planted_sample()
+    config = SegmentationConfig(clusters=ClusterConfig(ks=(4,), restarts=3))
+    at_image = segment(sample, config).labels[0]
+    doubled = dataclasses.replace(sample, image=sample.image.repeat(2, 0).repeat(2, 1))
+    finer = segment(doubled, config).labels[0]
+    assert adjusted_rand(finer[::2, ::2], at_image) > 0.9
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+@pytest.mark.parametrize("solver", ["knot", "implicit", "sklearn"])
+def test_every_solver_finds_the_planted_regions(interpolation: str, solver: str) -> None:
+    config = SegmentationConfig(
+        features=FeatureConfig(interpolation=interpolation),
+        clusters=ClusterConfig(ks=(4,), solver=solver, restarts=3),
+    )
+    labels = segment(planted_sample(), config).labels[0]
+    assert adjusted_rand(quadrants(64), labels) > 0.85
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    sample = random_sample()
+    sample.features.values["up.4.0"][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        segment(sample, SegmentationConfig())
