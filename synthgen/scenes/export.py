@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from synthgen.scenes import checkpoint
 from synthgen.scenes.card import CARD_NAME, file_digests
 from synthgen.scenes.classifier import SceneClassifier, save_classifier
-from synthgen.scenes.latents import construct_encoder
-from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet, build_vae
+from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
+from synthgen.scenes.recipe_vae import fresh_vae
 from synthgen.scenes.tokenizer import load_tokenizer, write_tokenizer
 from synthgen.scenes.vocabulary import IMAGE_SIZE
 
@@ -33,8 +33,8 @@ MAX_SHARD = "12MB"
 
 
 def _averaged(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Overwrite a module's parameters by averaged ones; all must be there."""
-    names = {name for name, _ in module.named_parameters()}
+    """Overwrite a module's trained parameters by averaged ones; all must be there."""
+    names = {name for name, p in module.named_parameters() if p.requires_grad}
     missing = names - state.keys()
     if missing:
         raise ValueError(
@@ -61,10 +61,9 @@ def assemble(work: Path) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
                 f"`python -m synthgen.scenes.train {name} --steps N --work {work}` first."
             )
     (vae_tensors, vae_meta), (ldm_tensors, ldm_meta) = (s for s in states.values() if s)
-    vae, unet = build_vae(), build_unet()
+    vae, unet = fresh_vae(), build_unet()
     text = build_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     _averaged(vae, checkpoint.subset(vae_tensors, "ema_vae."))
-    construct_encoder(vae)
     _averaged(unet, checkpoint.subset(ldm_tensors, "ema_unet."))
     _averaged(text, checkpoint.subset(ldm_tensors, "ema_text."))
     pipeline = StableDiffusionPipeline(

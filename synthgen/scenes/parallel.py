@@ -22,6 +22,12 @@ PartialLoss = Callable[[int, int, int], Tensor]
 _QUIT = -1
 
 
+def _shared(tensor: Tensor) -> Tensor:
+    """The tensor, moved to memory that forked processes see."""
+    tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return tensor
+
+
 class GradientWorkers:
     """Computes the gradient of a step's loss in `workers` processes; use as a context manager.
 
@@ -37,9 +43,9 @@ class GradientWorkers:
         self.parameters, self.partial_loss, self.workers = parameters, partial_loss, workers
         context = multiprocessing.get_context("fork")
         total = sum(p.numel() for p in parameters)
-        self.buffers = [torch.zeros(total).share_memory_() for _ in range(workers - 1)]
-        self.losses = torch.zeros(workers).share_memory_()
-        self.step = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.buffers = [_shared(torch.zeros(total)) for _ in range(workers - 1)]
+        self.losses = _shared(torch.zeros(workers))
+        self.step = _shared(torch.zeros(1, dtype=torch.int64))
         self.start = [context.Semaphore(0) for _ in range(workers - 1)]
         self.done = [context.Semaphore(0) for _ in range(workers - 1)]
         self.processes = [
@@ -51,7 +57,7 @@ class GradientWorkers:
         if self.processes:
             torch.set_num_threads(1)
             for parameter in self.parameters:
-                parameter.data.share_memory_()
+                _shared(parameter.data)
         for process in self.processes:
             process.start()
         return self
@@ -90,11 +96,16 @@ class GradientWorkers:
 
     def _collect(self) -> None:
         for buffer in self.buffers:
-            torch._foreach_add_([p.grad for p in self.parameters], self._views(buffer))
+            torch._foreach_add_(self._gradients(), self._views(buffer))
+
+    def _gradients(self) -> list[Tensor]:
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        assert len(found) == len(self.parameters), "every parameter takes part in the loss"
+        return found
 
     def _views(self, buffer: Float[Tensor, " total"]) -> list[Tensor]:
         """The flat buffer, cut and shaped as the parameters."""
-        pieces = buffer.split([p.numel() for p in self.parameters])
+        pieces = torch.split(buffer, [p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def _serve(self, rank: int, parent: int) -> None:
@@ -109,5 +120,5 @@ class GradientWorkers:
             if step == _QUIT:
                 return
             self._differentiate(step, rank)
-            torch._foreach_copy_(views, [p.grad for p in self.parameters])
+            torch._foreach_copy_(views, self._gradients())
             self.done[rank - 1].release()
