@@ -202,7 +202,7 @@ def _merge_lora(pipeline: Any, path: Path) -> str:
 
 def _apply_settings(pipeline: Any, config: ModelConfig) -> None:
     if config.attention == "sliced":
-        pipeline.enable_attention_slicing()
+        pipeline.enable_attention_slicing("max")  # "auto" divides by 0 where a layer has 1 head
     if config.attention == "fused":
         pipeline.fuse_qkv_projections()
     if config.vae_tiling:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from synthgen.registry import near_miss
 
@@ -64,6 +64,11 @@ class Card(BaseModel):
     scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
     sha256: Mapping[str, _Digest] = Field(default_factory=dict)
     note: str = ""
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _lower_case(cls, name: Any) -> Any:
+        return name.lower() if isinstance(name, str) else name
 
 
 @functools.cache
