@@ -30,7 +30,7 @@ PROMPT_OFFSET = 50_000
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The embedded pipeline in fp32 on the CPU, without progress bars."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
