@@ -60,9 +60,9 @@ def test_a_second_demo_does_no_work_and_says_so(demo: Path) -> None:
 
 def test_the_contact_sheet_shows_images_clusters_and_hierarchy(demo: Path) -> None:
     sheet = np.asarray(Image.open(demo / "report" / "contact-sheet.png").convert("RGB"))
-    assert sheet.shape[1] >= 7 * 128  # image, five k, hierarchy
-    assert sheet.shape[0] >= 4 * 128
-    tiles = [sheet[14:142, column * 130 : column * 130 + 128] for column in range(7)]
+    assert sheet.shape[1] == 7 * 258  # image, five k, hierarchy
+    assert sheet.shape[0] >= 4 * 256
+    tiles = [sheet[14:270, column * 258 : column * 258 + 256] for column in range(7)]
     colors = [len(np.unique(tile.reshape(-1, 3), axis=0)) for tile in tiles]
     assert min(colors) > 50, "no tile may be blank"
 

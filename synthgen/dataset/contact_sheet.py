@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from synthgen.dataset.loader import open_dataset
 
 from synthgen.dataset.previews import read_previews
 
 ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
+MIN_SIDE = 256  # smaller images are magnified, so that one-pixel borders stay thin
 TEXT_HEIGHT = 14
 MARGIN = 2
 
@@ -46,10 +47,21 @@ def boundaries(ids: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "he
     return edge
 
 
+def magnify(pixels: Shaped[np.ndarray, "height width *channel"]) -> Shaped[np.ndarray, "..."]:
+    """Whole-number magnification until the shorter side is at least ``MIN_SIDE``.
+
+    >>> magnify(np.zeros((128, 100))).shape
+    (384, 300)
+    """
+    factor = -(-MIN_SIDE // min(pixels.shape[:2]))
+    return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
 def overlay(
     image: UInt8[np.ndarray, "height width 3"], ids: Integer[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "magnified_height magnified_width 3"]:
     """The image tinted with one color per id, borders drawn in white."""
+    image, ids = magnify(image), magnify(ids)
     colors = palette(int(ids.max()) + 1) * 255.0
     tinted = ALPHA * colors[ids] + (1.0 - ALPHA) * image
     tinted[boundaries(ids)] = 255.0
@@ -84,7 +96,7 @@ def write_contact_sheet(root: Path, path: Path, num: int = 16) -> Path:
         maps = previews.get(sample["key"], {})
         clusters = [overlay(sample["image"], maps[k]) for k in ks if k in maps]
         merged = overlay(sample["image"], sample["mask"])
-        rows.append((_caption(sample["prompt"]), [sample["image"], *clusters, merged]))
+        rows.append((_caption(sample["prompt"]), [magnify(sample["image"]), *clusters, merged]))
         if len(rows) == num:
             break
     if not rows:
