@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from synthgen.dataset.loader import open_dataset
 
+from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.previews import read_previews
 
 ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
@@ -47,7 +47,9 @@ def boundaries(ids: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "he
     return edge
 
 
-def magnify(pixels: Shaped[np.ndarray, "height width *channel"]) -> Shaped[np.ndarray, "..."]:
+def magnify(
+    pixels: Shaped[np.ndarray, "height width *channel"],
+) -> Shaped[np.ndarray, "bigger_height bigger_width *channel"]:
     """Whole-number magnification until the shorter side is at least ``MIN_SIDE``.
 
     >>> magnify(np.zeros((128, 100))).shape
@@ -59,7 +61,7 @@ def magnify(pixels: Shaped[np.ndarray, "height width *channel"]) -> Shaped[np.nd
 
 def overlay(
     image: UInt8[np.ndarray, "height width 3"], ids: Integer[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "magnified_height magnified_width 3"]:
+) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
     """The image tinted with one color per id, borders drawn in white."""
     image, ids = magnify(image), magnify(ids)
     colors = palette(int(ids.max()) + 1) * 255.0
