@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from children import context, make_shards
 from tiny_run import PROMPTS, tiny_config, tree_hashes, write_prompts
 
 from synthgen import run
@@ -110,26 +110,14 @@ def test_the_digest_covers_settings_prompts_and_weights(
 # --- equal bytes ------------------------------------------------------------------------------
 
 
-def _make_shards(config: Config, out: str, indices: tuple[int, ...]) -> None:
-    torch.set_num_threads(1)
-    specs = run.plan(config)
-    for index in indices:
-        run.make_shard(config, specs[index], out)
-
-
 def test_bytes_depend_neither_on_order_nor_processes_nor_place(
     tiny_dataset: Path, config: Config, tmp_path: Path
 ) -> None:
     """Two processes at once, backwards, from a copy of the prompts, in another folder."""
     out = tmp_path / "out"
     run.initialize(config, out)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["synthgen.run"])
-    arguments: list[tuple[int, ...]] = [(2, 0), (2, 1)]
-    workers = [
-        context.Process(target=_make_shards, args=(config, str(out), indices))
-        for indices in arguments
-    ]
+    orders: list[tuple[int, ...]] = [(2, 0), (2, 1)]
+    workers = [context().Process(target=make_shards, args=(config, out, o)) for o in orders]
     for worker in workers:
         worker.start()
     for worker in workers:

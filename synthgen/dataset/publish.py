@@ -70,18 +70,15 @@ class Storage:
             return None
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files directly in a folder, sorted; none where it does not exist."""
+        """Names of the files directly in a folder, sorted; none where there is no folder."""
         where = self.path(folder).rstrip("/")
         try:
             found = self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         prefix = f"{folder}/" if folder else ""
-        return sorted(
-            prefix + str(item["name"]).rsplit("/", 1)[-1]
-            for item in found
-            if item["type"] == "file"
-        )
+        paths = [str(item["name"]).rstrip("/") for item in found if item["type"] == "file"]
+        return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths if path != where)
 
     def open(self, name: str) -> BinaryIO:
         """A file opened for reading."""

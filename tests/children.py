@@ -1,0 +1,40 @@
+"""What the child processes of the tests run; imported once, by the server that forks them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import torch
+
+from synthgen import run
+from synthgen.config import Config
+from synthgen.diffusion.backbones import load_backbone
+
+
+def context() -> ForkServerContext:
+    """Processes that begin with everything imported and no thread running."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the server of 3.11 does not get it
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([__name__])
+    return found
+
+
+def finish(config: Config, out: Path, ready: Event) -> None:
+    """Make or finish the dataset; ``ready`` is set once the model is loaded."""
+    torch.set_num_threads(1)
+    load_backbone(config.model)
+    ready.set()
+    run.generate(config, out)
+
+
+def make_shards(config: Config, out: Path, indices: tuple[int, ...]) -> None:
+    """Make some shards of a dataset that was begun, in this order."""
+    torch.set_num_threads(1)
+    specs = run.plan(config)
+    for index in indices:
+        run.make_shard(config, specs[index], out)

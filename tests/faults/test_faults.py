@@ -1,0 +1,254 @@
+"""Whatever interrupts a run, the next one ends in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from children import context, finish
+from tiny_run import tiny_config, tree_hashes
+
+from synthgen import run
+from synthgen.config import Config
+from synthgen.dataset.verify import verify_dataset
+from synthgen.progress import Stopped
+from synthgen.run import batch as batch_module
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, tiny_dataset: Path) -> Config:
+    """The configuration that ``tiny_dataset`` was made with."""
+    return tiny_config(tiny_pipeline, tiny_dataset.parent / "prompts.jsonl")
+
+
+def staged(out: Path) -> list[Path]:
+    return [path for path in (out / ".synthgen").rglob("*") if path.name != "staging"]
+
+
+# --- killed at any moment -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1500)
+def test_sigkill_at_random_moments_changes_no_byte(
+    kills: int, config: Config, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    expected, rng = tree_hashes(tiny_dataset), random.Random(kills)
+    seconds = _run_to_end(config, tmp_path / "first")
+    assert tree_hashes(tmp_path / "first") == expected
+    out, killed, with_debris = tmp_path / "out0", 0, 0
+    while killed < kills:
+        if _run_and_kill(config, out, delay=rng.uniform(0, seconds)):
+            killed += 1
+            with_debris += bool(staged(out))
+        else:  # it was faster than the kill: compare, and begin another dataset
+            assert tree_hashes(out) == expected
+            out = tmp_path / f"out{killed}"
+    _run_to_end(config, out)
+    assert tree_hashes(out) == expected
+    assert verify_dataset(out, deep=True) == []
+    assert staged(out) == []
+    print(f"{killed} kills, {with_debris} in the middle of a shard")
+
+
+def _run_to_end(config: Config, out: Path) -> float:
+    """Run a child to its end; returns its seconds from when the model was loaded."""
+    ready = context().Event()
+    child = context().Process(target=finish, args=(config, out, ready))
+    child.start()
+    assert ready.wait(240)
+    started = time.perf_counter()
+    child.join(240)
+    assert child.exitcode == 0
+    return time.perf_counter() - started
+
+
+def _run_and_kill(config: Config, out: Path, delay: float) -> bool:
+    """Run a child and kill it after a while; whether it was still running."""
+    ready = context().Event()
+    child = context().Process(target=finish, args=(config, out, ready))
+    child.start()
+    assert ready.wait(240)
+    child.join(delay)
+    child.kill()
+    child.join()
+    return child.exitcode == -9
+
+
+def test_two_processes_on_one_output_at_once(
+    config: Config, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ready = context().Event()
+    children = [context().Process(target=finish, args=(config, out, ready)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(240)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert tree_hashes(out) == tree_hashes(tiny_dataset)
+    assert verify_dataset(out, deep=True) == []
+    assert staged(out) == []
+
+
+# --- interrupted in the middle of a shard -------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt(), SystemExit(143)])
+def test_an_exception_in_the_middle_of_a_shard_drops_it(
+    error: BaseException,
+    config: Config,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, real = [], batch_module.generate
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # the second batch of the second shard
+            raise error
+        return real(*arguments)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_module, "generate", failing)
+        with pytest.raises(type(error)):
+            run.generate(config, out)
+    assert [path.name for path in (out / "data").iterdir()] == ["train-000000.tar"]
+    assert [path.name for path in (out / "stats").iterdir()] == ["train-000000.json"]
+    assert staged(out) == []
+    assert not (out / "manifest.json").exists()
+    run.generate(config, out)
+    assert tree_hashes(out) == tree_hashes(tiny_dataset)
+
+
+def test_a_stop_request_drops_the_shard_in_flight(config: Config, tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def stopping(event: str, **fields: object) -> None:
+        events.append(event)
+        if len(events) == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run.generate(config, tmp_path, progress=stopping)
+    assert events == ["samples", "samples", "shard", "samples"]
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    assert staged(tmp_path) == []
+
+
+# --- half a shard -------------------------------------------------------------------------------
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def _garble(path: Path) -> None:
+    path.write_bytes(b"{")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data/train-000001.tar", Path.unlink),  # marker without tar
+        ("stats/train-000001.json", Path.unlink),  # tar without marker
+        ("data/train-000001.tar", _truncate),
+        ("stats/train-000001.json", _garble),
+    ],
+)
+def test_half_a_shard_is_made_again(
+    name: str, damage: Callable[[Path], None], config: Config, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_dataset, tmp_path / "out")
+    damage(out / name)
+    assert verify_dataset(out) != []
+    assert run.status(out).complete_shards == 2
+    reports = [run.make_shard(config, spec, out) for spec in run.plan(config)]
+    assert [report.reused for report in reports] == [True, False, True]
+    run.finalize(config, out)
+    assert tree_hashes(out) == tree_hashes(tiny_dataset)
+
+
+def test_a_changed_configuration_is_refused_and_changes_nothing(
+    config: Config, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_dataset, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"Got a change of seed\. Undo it"):
+        run.generate(config.model_copy(update={"seed": 99}), out)
+    before, after = (
+        {path: path.read_bytes() for path in sorted(root.rglob("*.*")) if path.is_file()}
+        for root in (tiny_dataset, out)
+    )
+    assert list(before.values()) == list(after.values())
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or _mount("-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)):
+        pytest.skip("mounting a small tmpfs needs root and the permission to mount")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def _mount(*arguments: str) -> int:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
+
+
+def test_a_full_disk_is_said_in_one_line_and_repaired_by_space(
+    small_disk: Path, config: Config, tiny_dataset: Path
+) -> None:
+    out = small_disk / "out"
+    (small_disk / "ballast").write_bytes(b"x" * 180_000)
+    with pytest.raises(OSError, match=r"must have about .* MB free for shard train-00000") as full:
+        run.generate(config, out)
+    assert len(str(full.value).splitlines()) == 1
+    assert staged(out) == []
+    assert run.status(out).finalized is False
+    (small_disk / "ballast").unlink()
+    assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
+    run.generate(config, out)
+    assert tree_hashes(out) == tree_hashes(tiny_dataset)
+
+
+def test_a_read_only_output_is_said_in_one_line(small_disk: Path, config: Config) -> None:
+    assert _mount("-o", "remount,ro", str(small_disk)) == 0
+    with pytest.raises(
+        OSError, match=r"must be a writable folder.*read-only file system"
+    ) as error:
+        run.generate(config, small_disk / "out")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_output_that_became_read_only_is_said_too(
+    small_disk: Path, config: Config, tiny_dataset: Path
+) -> None:
+    out = small_disk / "out"
+    run.initialize(config, out)
+    assert _mount("-o", "remount,ro", str(small_disk)) == 0
+    with pytest.raises(OSError, match="must be a writable folder"):
+        run.make_shard(config, run.plan(config)[0], out)
+
+
+def test_an_output_that_is_a_file_is_said_in_one_line(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="must be a writable folder") as error:
+        run.generate(config, tmp_path / "file")
+    assert len(str(error.value).splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
