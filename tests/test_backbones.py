@@ -196,6 +196,12 @@ def test_what_a_card_or_unet_says_fills_what_is_not_asked_for(backbone: Backbone
     assert settle(backbone, GenerationConfig(guidance_scale=0.0)).guidance_scale == 0.0
 
 
+def test_words_beyond_the_token_limit_are_named(backbone: Backbone) -> None:
+    long = Prompt("p7", "a red car on the road and " * 30 + "zebra", ())
+    with pytest.warns(UserWarning, match=r"Prompt p7 must have at most \d+ tokens.*zebra"):
+        generate(backbone, [long], [1], FAST, CAPTURE)
+
+
 @pytest.mark.parametrize("name", ["height", "width"])
 def test_sizes_must_go_through_vae_and_unet(backbone: Backbone, name: str) -> None:
     assert backbone.size_step == 32

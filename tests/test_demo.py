@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -65,6 +67,20 @@ def test_the_contact_sheet_shows_images_clusters_and_hierarchy(demo: Path) -> No
     tiles = [sheet[14:270, column * 258 : column * 258 + 256] for column in range(7)]
     colors = [len(np.unique(tile.reshape(-1, 3), axis=0)) for tile in tiles]
     assert min(colors) > 50, "no tile may be blank"
+
+
+def test_previews_hold_clusters_components_and_upsampling_error(demo: Path) -> None:
+    (path,) = (demo / "previews").glob("*.tar")
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+        for name in names[:7]:
+            pixels = np.asarray(Image.open(io.BytesIO(tar.extractfile(name).read())))
+            assert pixels.shape[:2] == (128, 128)
+            assert pixels.min() < pixels.max()
+    suffixes = [name.partition(".")[2] for name in names[:7]]
+    assert sorted(suffixes) == sorted(
+        [*(f"k{k:02d}.png" for k in (2, 5, 6, 10, 20)), "pca.png", "upsampling.png"]
+    )
 
 
 @pytest.mark.parametrize("name", list(READERS))

@@ -10,41 +10,54 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
-from synthgen.types import Segmentation
+from synthgen.config import FeatureConfig
+from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling_error
+from synthgen.segmentation.interpolation import upsample
+from synthgen.types import Sample, Segmentation
 
 _MEMBER = re.compile(r"([0-9]{10,20})\.k([0-9]{2,3})\.png")
 
 
 def preview_members(
-    key: str,
-    segmentation: Segmentation,
-    pca: Float[np.ndarray, "height width 3"] | None = None,
-    upsampling: Float[np.ndarray, "height width"] | None = None,
+    key: str, sample: Sample, segmentation: Segmentation, config: FeatureConfig
 ) -> dict[str, bytes]:
     """Tar members of one sample's preview, by file name.
 
     Args:
         key: Sample key.
+        sample: Gives the features.
         segmentation: Gives the label map of every k.
-        pca: Component maps; each is scaled to 0..255.
-        upsampling: Eq. 6; scaled to 0..255.
+        config: How features are reduced.
     """
     members = {
         f"{key}.k{k:02d}.png": _png(labels)
         for k, labels in zip(segmentation.ks, segmentation.labels, strict=True)
     }
-    if pca is not None:
-        members[f"{key}.pca.png"] = _png(np.stack([_scaled(c) for c in np.moveaxis(pca, 2, 0)], 2))
-    if upsampling is not None:
-        members[f"{key}.upsampling.png"] = _png(_scaled(upsampling))
+    blocks = feature_blocks(sample.features, config)
+    size = (sample.image.shape[0], sample.image.shape[1])
+    members[f"{key}.pca.png"] = _png(pca_colors(blocks, size))
+    error = upsampling_error(blocks, size).cpu().numpy()[..., None]
+    members[f"{key}.upsampling.png"] = _png(_scaled(error)[..., 0])
     return members
+
+
+def pca_colors(
+    blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The first three principal components of all features as red, green and blue (BL fig. 3)."""
+    grid = max((block.shape[0], block.shape[1]) for block in blocks)
+    stacked = torch.cat([upsample(block, grid) for block in blocks], dim=-1)
+    components = pca_heads(stacked.flatten(0, 1)[None], 3)[0].unflatten(0, grid)
+    return _scaled(upsample(components, size).cpu().numpy())
 
 
 def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "height width"]]]:
@@ -60,9 +73,12 @@ def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "he
     return found
 
 
-def _scaled(values: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
+def _scaled(
+    values: Float[np.ndarray, "height width channel"],
+) -> UInt8[np.ndarray, "height width channel"]:
+    """Each channel stretched to 0..255."""
+    low, high = values.min((0, 1)), values.max((0, 1))
+    return ((values - low) * (255.0 / np.maximum(high - low, 1e-12))).round().astype(np.uint8)
 
 
 def _png(pixels: UInt8[np.ndarray, ...]) -> bytes:

@@ -24,7 +24,7 @@ from synthgen.config import CaptureConfig, GenerationConfig
 from synthgen.diffusion.attention import Recording, record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps
-from synthgen.prompts import attribution_text
+from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
 SCHEDULERS = {
@@ -115,6 +115,7 @@ def generate(
     latent_size = backbone.latent_size(settings.height, settings.width)
     denoising = _text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
     with backbone.lock, torch.no_grad():
+        _warn_of_truncation(backbone, prompts, texts)
         recording, latents = run_recorded(
             backbone, denoising, prompts, texts, latent_size, capture
         )
@@ -247,6 +248,19 @@ def is_guided(backbone: Backbone, guidance_scale: float) -> bool:
     """Whether diffusers stacks [negative, positive] rows, by its own rule."""
     embeds_guidance = backbone.pipeline.unet.config.time_cond_proj_dim is not None
     return guidance_scale > 1 and not embeds_guidance
+
+
+def _warn_of_truncation(
+    backbone: Backbone, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> None:
+    tokenizer = backbone.pipeline.tokenizer
+    for prompt, text in zip(prompts, texts, strict=True):
+        if cut := truncated_words(tokenizer, text):
+            warnings.warn(
+                f"Prompt {prompt.id} must have at most {tokenizer.model_max_length} tokens. "
+                f"Not seen by the model: {' '.join(cut)!r:.200}. Shorten it.",
+                stacklevel=3,
+            )
 
 
 def _text_to_image(

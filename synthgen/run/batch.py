@@ -140,17 +140,19 @@ def _finish(
         num_segments=len(segmentation.mask_set),
         seconds_segment=round(segmented - started, 4),
     )
-    previews = _previews(recipe.config, planned.key, segmentation)
+    previews = _previews(recipe.config, planned.key, outcome, segmentation)
     return Made(row, members, previews, time.perf_counter() - segmented)
 
 
-def _previews(config: Config, key: str, segmentation: Segmentation) -> dict[str, bytes]:
+def _previews(
+    config: Config, key: str, sample: Sample, segmentation: Segmentation
+) -> dict[str, bytes]:
     """Preview members of 1 in ``preview_every`` samples of the dataset."""
     every = config.dataset.preview_every
     index = int(key[:6]) * config.dataset.shard_size + int(key[6:])
     if not every or index % every:
         return {}
-    members = preview_members(key, segmentation)
+    members = preview_members(key, sample, segmentation, config.segmentation.features)
     return {name.removeprefix(f"{key}."): content for name, content in members.items()}
 
 
