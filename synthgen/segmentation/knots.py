@@ -82,23 +82,21 @@ class KnotEngine:
         """See `lloyd.Engine`."""
         scores = self.knots.project(centroids)
         scores -= 0.5 * centroids.square().sum(-1)[:, None, None]
-        weights = torch.zeros_like(scores)
-        shares, labels = [], []
-        for k, count, part in spans(runs):
-            of_runs = torch.unflatten(scores[..., part], -1, (count, k))
-            best = of_runs.argmax(-1)
-            crossed = _crossed(best)
-            own = torch.unflatten(weights[..., part], -1, (count, k))
-            _add_uniform(own, best, crossed, self.spacing)
-            opened = [_open(of_runs, *c, self.spacing) for c in _contests(of_runs, best, crossed)]
-            for each in opened:
-                _add_opened(weights, each, part.start, k)
-            shares.append(crossed.to(scores).mean((1, 2)))
-            if paint:
-                labels.append(_paint(best, opened, self.spacing))
+        best = torch.cat(
+            [torch.unflatten(scores[..., s], -1, (n, k)).argmax(-1) for k, n, s in spans(runs)], -1
+        )
+        crossed = _crossed(best)
+        offsets = _first_slots(runs).to(best.device)
+        slots = scores.shape[-1]
+        weights = _uniform_weights(best + offsets, crossed, slots, self.spacing, scores.dtype)
+        where = _Where(*torch.nonzero(crossed, as_tuple=True))
+        opened = [_open(scores, *c, self.spacing) for c in _contests(scores, best, where, runs)]
+        for each in opened:
+            _add_opened(weights, each)
         counts = weights.sum(1).sum(1, dtype=torch.float64).round().to(scores)
-        maps = torch.cat(labels, 1) if paint else None
-        return Assignment(self.knots.gather(weights), counts, torch.cat(shares, 1), maps)
+        shares = crossed.to(scores).mean((1, 2))
+        maps = _paint(best, opened, offsets, self.spacing) if paint else None
+        return Assignment(self.knots.gather(weights), counts, shares, maps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +108,10 @@ class _Where:
     column: Int[Tensor, " cell"]
     run: Int[Tensor, " cell"]
 
-    def __getitem__(self, kept: Bool[Tensor, " cell"]) -> _Where:
+    def __getitem__(self, kept: Tensor) -> _Where:
         return _Where(self.batch[kept], self.row[kept], self.column[kept], self.run[kept])
 
-    def corners(self) -> tuple[Tensor, Tensor]:
+    def corners(self) -> tuple[Int[Tensor, "4 cell"], Int[Tensor, "4 cell"]]:
         """Knot rows and columns of the corners: top left, top right, bottom left, bottom right."""
         down = torch.tensor([0, 0, 1, 1], device=self.row.device)[:, None]
         across = torch.tensor([0, 1, 0, 1], device=self.row.device)[:, None]
@@ -125,9 +123,14 @@ class _Opened:
     """Crossed cells, opened: corner weights per contender, and the contender of each pixel."""
 
     where: _Where
-    contenders: Int[Tensor, "contender cell"]
+    slots: Int[Tensor, "contender cell"]
     weights: Float[Tensor, "contender 4 cell"]
     held: UInt8[Tensor, "height width cell"]
+
+
+def _first_slots(runs: Runs) -> Int[Tensor, " run"]:
+    """The slot of each run's first cluster."""
+    return torch.tensor([s.start + k * run for k, count, s in spans(runs) for run in range(count)])
 
 
 def _crossed(
@@ -140,82 +143,86 @@ def _crossed(
     return crossed
 
 
-def _add_uniform(
-    weights: Float[Tensor, "batch knot_row knot_column run cluster"],
-    best: Int[Tensor, "batch knot_row knot_column run"],
+def _uniform_weights(
+    winner: Int[Tensor, "batch knot_row knot_column run"],
     crossed: Bool[Tensor, "batch row column run"],
+    slots: int,
     spacing: tuple[int, int],
-) -> None:
-    """A cell of one winner adds a quarter of its area to each of its corners."""
-    quarter = ~crossed * (spacing[0] * spacing[1] / 4)
-    batch, rows, columns, runs, clusters = weights.shape
-    cells = weights.new_zeros(batch, rows - 1, columns - 1, runs, clusters)
-    cells.scatter_(-1, best[:, :-1, :-1, :, None], quarter.to(weights)[..., None])
-    pairs = weights.new_zeros(batch, rows - 1, columns, runs, clusters)
+    dtype: torch.dtype,
+) -> Float[Tensor, "batch knot_row knot_column slot"]:
+    """A cell of one winner adds a quarter of its area to that slot at each of its corners."""
+    batch, rows, columns, _ = crossed.shape
+    quarter = (~crossed).to(dtype) * (spacing[0] * spacing[1] / 4)
+    cells = quarter.new_zeros(batch, rows, columns, slots)
+    cells.scatter_(-1, winner[:, :-1, :-1], quarter)
+    pairs = cells.new_zeros(batch, rows, columns + 1, slots)
     pairs[:, :, :-1] += cells
     pairs[:, :, 1:] += cells
+    weights = cells.new_zeros(batch, rows + 1, columns + 1, slots)
     weights[:, :-1] += pairs
     weights[:, 1:] += pairs
+    return weights
 
 
 def _contests(
-    scores: Float[Tensor, "batch knot_row knot_column run cluster"],
+    scores: Float[Tensor, "batch knot_row knot_column slot"],
     best: Int[Tensor, "batch knot_row knot_column run"],
-    crossed: Bool[Tensor, "batch row column run"],
+    where: _Where,
+    runs: Runs,
 ) -> Iterator[tuple[_Where, Int[Tensor, "contender cell"]]]:
-    """Crossed cells with those who contend: duels of two clusters, then the rest with all.
+    """Crossed cells with the slots that contend: duels of all runs at once, then the rest per k.
 
     Where two clusters win at the corners, a third can win inside only if, for each of the two,
     it is ahead of it at some corner (of two bilinear functions ordered alike at all corners, the
     larger one is larger everywhere).
     """
-    where = _Where(*torch.nonzero(crossed, as_tuple=True))
     row, column = where.corners()
     won = best[where.batch, row, column, where.run]
     pair = torch.stack([won.amin(0), won.amax(0)])
-    two = ((won == pair[0]) | (won == pair[1])).all(0)
-    at_corners = scores[where.batch, row, column, where.run]
-    ahead = [
-        (at_corners > at_corners.gather(-1, index.expand(4, -1)[..., None])).any(0)
-        for index in pair
-    ]
-    duel = two & ~(ahead[0] & ahead[1]).any(-1)
-    if duel.any():
-        yield where[duel], pair[:, duel]
-    if not duel.all():
-        rest = where[~duel]
-        everyone = torch.arange(scores.shape[-1], device=scores.device)[:, None]
-        yield rest, everyone.expand(-1, len(rest.row))
+    duel = ((won == pair[0]) | (won == pair[1])).all(0)
+    offsets = _first_slots(runs).to(best.device)
+    rest, run = [], 0
+    for k, count, _ in spans(runs):
+        mine = torch.nonzero((where.run >= run) & (where.run < run + count))[:, 0]
+        everyone = offsets[where.run[mine]] + torch.arange(k, device=best.device)[:, None]
+        values = scores[where.batch[mine], row[:, mine], column[:, mine], everyone[:, None]]
+        ahead = [(values > values.gather(0, own.expand(1, 4, -1))).any(1) for own in pair[:, mine]]
+        duel[mine] &= ~(ahead[0] & ahead[1]).any(0)
+        rest.append((mine, everyone))
+        run += count
+    yield where[duel], pair[:, duel] + offsets[where.run[duel]]
+    for mine, everyone in rest:
+        left = ~duel[mine]
+        yield where[mine[left]], everyone[:, left]
 
 
 def _open(
-    scores: Float[Tensor, "batch knot_row knot_column run cluster"],
+    scores: Float[Tensor, "batch knot_row knot_column slot"],
     where: _Where,
-    contenders: Int[Tensor, "contender cell"],
+    slots: Int[Tensor, "contender cell"],
     spacing: tuple[int, int],
 ) -> _Opened:
     row, column = where.corners()
-    values = scores[where.batch, row, column, where.run, contenders[:, None]]
+    values = scores[where.batch, row, column, slots[:, None]]
     rivals, held = open_cells(values[1:] - values[0], *spacing)
     first = spacing[0] * spacing[1] / 4 - rivals.sum(0, keepdim=True)
-    return _Opened(where, contenders, torch.cat([first, rivals]), held)
+    return _Opened(where, slots, torch.cat([first, rivals]), held)
 
 
 def _add_opened(
-    weights: Float[Tensor, "batch knot_row knot_column slot"], opened: _Opened, start: int, k: int
+    weights: Float[Tensor, "batch knot_row knot_column slot"], opened: _Opened
 ) -> None:
-    """Add what the corners of opened cells weigh in each cluster's pixels."""
-    where = opened.where
-    row, column = where.corners()
+    """Add what the corners of opened cells weigh in each slot's pixels."""
+    row, column = opened.where.corners()
     _, rows, columns, slots = weights.shape
-    knot = (where.batch * rows + row) * columns + column
-    slot = start + where.run * k + opened.contenders
-    accumulate(weights.view(-1), knot * slots + slot[:, None], opened.weights)
+    knot = (opened.where.batch * rows + row) * columns + column
+    accumulate(weights.view(-1), knot * slots + opened.slots[:, None], opened.weights)
 
 
 def _paint(
     best: Int[Tensor, "batch knot_row knot_column run"],
     opened: Sequence[_Opened],
+    offsets: Int[Tensor, " run"],
     spacing: tuple[int, int],
 ) -> UInt8[Tensor, "batch run height width"]:
     """The label maps: winners of the uniform cells, pixels of the opened ones."""
@@ -224,7 +231,8 @@ def _paint(
     maps = cells[..., None, None].repeat(1, 1, 1, 1, down, across)
     for each in opened:
         where = each.where
-        labels = each.contenders.to(torch.uint8).gather(0, each.held.flatten(0, 1).long())
+        contenders = (each.slots - offsets[where.run]).to(torch.uint8)
+        labels = contenders.gather(0, each.held.flatten(0, 1).long())
         maps[where.batch, where.run, where.row, where.column] = torch.unflatten(
             labels.T, 1, spacing
         )
