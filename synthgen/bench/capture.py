@@ -129,7 +129,9 @@ def _random_unet(
     """A UNet with random weights and inputs for one image."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**config).eval().requires_grad_(False).to(device, dtype)
+    unet = UNet2DConditionModel(**config).eval().requires_grad_(False).to(device)
+    if dtype is not torch.float32:
+        unet.to(dtype)
     side, text = config["sample_size"], config["cross_attention_dim"]
     inputs = {
         "sample": torch.randn(1, 4, side, side).to(device, dtype),
