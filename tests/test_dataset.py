@@ -154,14 +154,15 @@ def test_the_loader_runs_no_shell_and_no_network(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_manifest_that_names_a_pipe_runs_nothing(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["pipe:touch owned", "../data/train-000000.tar", "/etc/passwd"])
+def test_a_manifest_cannot_send_the_loader_elsewhere(
+    name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     manifest = json.loads((dataset / "manifest.json").read_text())
-    manifest["shards"][0]["name"] = "pipe:touch owned"
+    manifest["shards"][0]["name"] = name
     (dataset / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="must have"):
+    with pytest.raises(ValueError, match=r"must be named data/train-000000\.tar"):
         list(open_dataset(dataset))
     assert not (tmp_path / "owned").exists()
 

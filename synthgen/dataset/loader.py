@@ -14,7 +14,7 @@ import numpy as np
 import webdataset as wds
 from jaxtyping import UInt8
 
-from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.manifest import TAR_NAME, read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 
@@ -120,6 +120,9 @@ def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:
             f"finish it with 'synthgen generate', or open one of its tars."
         )
     shards = [(row["name"], row["bytes"]) for row in manifest["shards"] if not row["skipped"]]
+    for name, _ in shards:  # a manifest is data: it may not send us to other files
+        if not TAR_NAME.fullmatch(str(name)):
+            raise ValueError(f"A shard must be named data/train-000000.tar. Got {name!r:.60}.")
     if not shards:
         raise ValueError(f"A dataset must have at least one sample. Got none in {str(url)!r}.")
     return storage, shards

@@ -22,6 +22,7 @@ from synthgen.types import ShardReport
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"train-([0-9]{6})")
+TAR_NAME = re.compile(rf"data/{SHARD_NAME.pattern}\.tar")
 _VERSION = re.compile(r"manifests/v([0-9]{4,})\.json")
 
 

@@ -94,7 +94,9 @@ class Storage:
             staged.unlink()
             return
         target = self.local_root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync_folder(target.parent.parent)
         staged.replace(target)
         _sync_folder(target.parent)
 
