@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -46,7 +47,7 @@ def make_shard(config: Config, spec: ShardSpec, out: str) -> dict[str, Any]:
 def make_shards(config: Config, out: str) -> list[dict[str, Any]]:
     """Make every planned shard; one that crashes is reported, and made by the next run."""
     specs = run.plan(config)
-    progress = create_progress_artifact(progress=0.0, key="synthgen-progress")
+    progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-progress"))
     rows = []
     for row in _collect(config, specs, out):
         rows.append(row)

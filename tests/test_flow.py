@@ -58,7 +58,7 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     assert (out / "manifest.json").exists()
     tables = [str(table) for table in artifacts("synthgen-shards")]
     assert any("train-000001" in table for table in tables)
-    assert "100.0" in str(artifacts("synthgen-progress"))
+    assert "100" in str(artifacts("synthgen-progress"))
     assert "samples: 4" in str(artifacts("synthgen-dataset"))
 
 

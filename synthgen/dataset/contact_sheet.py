@@ -67,7 +67,7 @@ def overlay(
     colors = palette(int(ids.max()) + 1) * 255.0
     tinted = ALPHA * colors[ids] + (1.0 - ALPHA) * image
     tinted[boundaries(ids)] = 255.0
-    return tinted.round().astype(np.uint8)
+    return np.asarray(tinted.round(), dtype=np.uint8)
 
 
 def sheet(

@@ -56,7 +56,7 @@ def pca_colors(
     """The first three principal components of all features as red, green and blue (BL fig. 3)."""
     grid = max((block.shape[0], block.shape[1]) for block in blocks)
     stacked = torch.cat([upsample(block, grid) for block in blocks], dim=-1)
-    components = pca_heads(stacked.flatten(0, 1)[None], 3)[0].unflatten(0, grid)
+    components = torch.unflatten(pca_heads(stacked.flatten(0, 1)[None], 3)[0], 0, grid)
     return _scaled(upsample(components, size).cpu().numpy())
 
 
@@ -78,7 +78,8 @@ def _scaled(
 ) -> UInt8[np.ndarray, "height width channel"]:
     """Each channel stretched to 0..255."""
     low, high = values.min((0, 1)), values.max((0, 1))
-    return ((values - low) * (255.0 / np.maximum(high - low, 1e-12))).round().astype(np.uint8)
+    scaled = (values - low) * (255.0 / np.maximum(high - low, 1e-12))
+    return np.asarray(scaled.round(), dtype=np.uint8)
 
 
 def _png(pixels: UInt8[np.ndarray, ...]) -> bytes:
