@@ -118,10 +118,10 @@ def feature_blocks(
         means = {name: value.float().mean(0, keepdim=True) for name, value in _sorted(features)}
         features = HeadFeatures(means, features.grids)
     blocks = [
-        normalize(torch.cat([_grid(value, grid, config) for _, value in layers], -1), kind)
+        torch.cat([_grid(value, grid, config) for _, value in layers], -1)
         for grid, layers in groupby(_sorted(features), lambda item: features.grids[item[0]])
-        for kind in (config.normalization,)
     ]
+    blocks = [normalize(block, config.normalization) for block in blocks]
     if config.reweight:
         blocks = list(reweight(blocks))
     if config.xy > 0:
@@ -146,7 +146,7 @@ def upsampling_error(
     """
     total = torch.zeros(size).to(blocks[0])
     for block in blocks:
-        for part in block.split(64, dim=-1):  # not all features at image size at once
+        for part in torch.split(block, 64, dim=-1):  # not all features at image size at once
             total += (upsample(part, size) - upsample(part, size, "nearest")).abs().sum(-1)
     return total / sum(block.shape[-1] for block in blocks)
 

@@ -182,13 +182,14 @@ def _contests(
     duel = ((won == pair[0]) | (won == pair[1])).all(0)
     offsets = _first_slots(runs).to(best.device)
     rest, run = [], 0
-    for k, count, _ in spans(runs):
+    for k, count, part in spans(runs):
         mine = torch.nonzero((where.run >= run) & (where.run < run + count))[:, 0]
-        everyone = offsets[where.run[mine]] + torch.arange(k, device=best.device)[:, None]
-        values = scores[where.batch[mine], row[:, mine], column[:, mine], everyone[:, None]]
-        ahead = [(values > values.gather(0, own.expand(1, 4, -1))).any(1) for own in pair[:, mine]]
-        duel[mine] &= ~(ahead[0] & ahead[1]).any(0)
-        rest.append((mine, everyone))
+        own, pairs = where[mine], pair[:, mine, None]
+        of_run = torch.unflatten(scores[..., part], -1, (count, k))
+        values = of_run[own.batch, row[:, mine], column[:, mine], own.run - run]
+        ahead = [(values > values.gather(-1, one.expand(4, -1, -1))).any(0) for one in pairs]
+        duel[mine] &= ~(ahead[0] & ahead[1]).any(-1)
+        rest.append((mine, offsets[own.run] + torch.arange(k, device=best.device)[:, None]))
         run += count
     yield where[duel], pair[:, duel] + offsets[where.run[duel]]
     for mine, everyone in rest:
