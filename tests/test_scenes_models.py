@@ -14,7 +14,7 @@ from synthgen.scenes.corpus import Corpus, cached_corpus, render_corpus
 from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
 from synthgen.scenes.models import build_unet
 from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
-from synthgen.scenes.recipe_ldm import LdmSettings, prepare_data, train_ldm
+from synthgen.scenes.recipe_ldm import CALM, LdmSettings, draw_batch, prepare_data, train_ldm
 from synthgen.scenes.recipe_vae import VaeSettings, fresh_vae, train_vae
 from synthgen.scenes.tokenizer import SPLIT_WORDS, caption_words, load_tokenizer, write_tokenizer
 from synthgen.scenes.vocabulary import CLASSES
@@ -73,6 +73,18 @@ def test_corpus_is_read_back(tmp_path: Path) -> None:
     assert list(read.singles()[:3]) == [0, 1, 2]
     with pytest.raises(ValueError, match="must hold 7 scenes"):
         cached_corpus(tmp_path, 7, 0.5)
+
+
+def test_batches_follow_the_settings(corpus: Corpus, tokenizer_dir: Path) -> None:
+    data = prepare_data(corpus, tokenizer_dir)
+    data.latents = shrink(data.latents.float(), 8)
+    settings = LdmSettings(steps=1, grid=8, batch=2000, single_share=0.9, calm_density=0.0)
+    _, tokens, timesteps, _ = draw_batch(data, 0, settings)
+    assert timesteps.min() >= CALM
+    single = {tuple(row) for row in data.tokens[data.single].tolist()}
+    named = [row for row in tokens.tolist() if row != data.null.tolist()]
+    assert np.mean([tuple(row) in single for row in named]) == pytest.approx(0.9, abs=0.03)
+    assert len(named) / len(tokens) == pytest.approx(0.9, abs=0.03)
 
 
 def _last(folder: Path, prefix: str) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def read_card(folder: Path = SHIPPED) -> dict[str, Any]:
         )
     card: dict[str, Any] = json.loads(path.read_text())
     return card
+
+
+def record_quality(figures: Mapping[str, float], folder: Path = SHIPPED) -> None:
+    """Write measured figures into the card; the card itself carries no digest."""
+    card = {**read_card(folder), "quality": dict(figures)}
+    (folder / CARD_NAME).write_text(json.dumps(card, indent=1))
 
 
 @cache

@@ -5,7 +5,10 @@ Figures of `synthgen bench scenes`: all on seeds or prompts that no recipe and n
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from synthgen.scenes.captions import ObjectPhrase, parse_caption
-from synthgen.scenes.card import read_card, weights_dir
+from synthgen.scenes.card import SHIPPED, read_card, record_quality, weights_dir
 from synthgen.scenes.classifier import classify, load_classifier
 from synthgen.scenes.corpus import render_corpus
 from synthgen.scenes.latents import image_to_unit
@@ -80,6 +83,27 @@ def generate_images(
     return torch.cat(images)
 
 
+def _generate_part(
+    folder: Path, prompts: list[str], steps: int, scale: float, seed: int
+) -> Float[np.ndarray, "batch 3 height width"]:
+    """What one process generates, on one thread."""
+    torch.set_num_threads(1)
+    return generate_images(load_pipeline(folder), prompts, steps, scale, seed).numpy()
+
+
+def generate_in_processes(
+    folder: Path, prompts: list[str], num_inference_steps: int, guidance_scale: float, workers: int
+) -> Float[Tensor, "batch 3 height width"]:
+    """Images as of `generate_images`, the prompts shared out to processes."""
+    share = -(-len(prompts) // workers)
+    jobs = [
+        (folder, prompts[first : first + share], num_inference_steps, guidance_scale, first)
+        for first in range(0, len(prompts), share)
+    ]
+    with get_context("spawn").Pool(workers) as pool:
+        return torch.from_numpy(np.concatenate(pool.starmap(_generate_part, jobs)))
+
+
 def prompt_accuracy(
     images: Float[Tensor, "batch 3 height width"], prompts: list[str], folder: Path
 ) -> tuple[float, float]:
@@ -93,7 +117,7 @@ def prompt_accuracy(
 
 
 def bench_scenes(
-    num: int = 200, folder: Path | None = None, num_classifier: int = 400
+    num: int = 200, folder: Path | None = None, num_classifier: int = 400, workers: int = 2
 ) -> dict[str, float]:
     """Quality of the embedded world on held-out seeds.
 
@@ -101,6 +125,7 @@ def bench_scenes(
         num: Images to generate from single-object prompts.
         folder: Pipeline folder; the shipped weights by default.
         num_classifier: Rendered scenes that the classifier is checked on.
+        workers: Processes that generate.
 
     Returns:
         `vae_psnr` in dB, `class_accuracy` and `color_accuracy` of generated images,
@@ -108,18 +133,34 @@ def bench_scenes(
     """
     folder = weights_dir() if folder is None else folder
     card = read_card(folder)
-    pipeline = load_pipeline(folder)
     prompts = held_out_prompts(num)
-    images = generate_images(
-        pipeline, prompts, card["num_inference_steps"], card["guidance_scale"]
+    images = generate_in_processes(
+        folder, prompts, card["num_inference_steps"], card["guidance_scale"], workers
     )
     class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
     rendered = render_corpus(num_classifier, 1.0, VALIDATION_SEEDS.start, workers=0)
+    classifier_accuracy, _ = single_object_accuracy(load_classifier(folder), rendered)
     return {
-        "vae_psnr": round(reconstruction_psnr(pipeline), 3),
+        "vae_psnr": round(reconstruction_psnr(load_pipeline(folder)), 3),
         "class_accuracy": round(class_accuracy, 4),
         "color_accuracy": round(color_accuracy, 4),
-        "classifier_accuracy": round(
-            single_object_accuracy(load_classifier(folder), rendered)[0], 4
-        ),
+        "classifier_accuracy": round(classifier_accuracy, 4),
     }
+
+
+def main() -> None:
+    """Measure the shipped weights, print the figures as JSON, and write them into the card."""
+    parser = argparse.ArgumentParser(description="Quality of the embedded weights.")
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--weights", type=Path, default=SHIPPED)
+    parser.add_argument("--record", action="store_true", help="write the figures into the card")
+    args = parser.parse_args()
+    figures = bench_scenes(args.num, weights_dir(args.weights), workers=args.workers)
+    print(json.dumps({"num": args.num, **figures}))
+    if args.record:
+        record_quality({"num": args.num, **figures}, args.weights)
+
+
+if __name__ == "__main__":
+    main()

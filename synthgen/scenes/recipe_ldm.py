@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -31,6 +31,9 @@ from synthgen.scenes.tokenizer import load_tokenizer
 MIN_SNR = 5.0
 LEAST_DENSITY = 0.15
 """Smallest probability of a timestep, relative to the largest."""
+
+CALM = 420
+"""Timestep below which an object's outline shows through the noise."""
 
 CAPTION_DROPOUT = 0.1
 
@@ -48,6 +51,9 @@ class LdmSettings:
         seed: Seed of initialization, batches and noise.
         device: `cpu` or `cuda`.
         bf16: Autocast to bfloat16; worth it only where the machine multiplies it in hardware.
+        single_share: Share of the samples that show one object.
+        calm_density: Relative density of the timesteps below `CALM`, where the image is readable
+            without the caption; below 1 it favors the steps that decide the shape.
         workers: Processes that share each batch, see `parallel`; 1 on a GPU.
         save_every_s: Seconds between checkpoints.
     """
@@ -60,15 +66,25 @@ class LdmSettings:
     seed: int = 0
     device: str = "cpu"
     bf16: bool = False
+    single_share: float = 0.72
+    calm_density: float = 1.0
     workers: int = 1
     save_every_s: float = 180.0
 
 
 @dataclass(slots=True)
 class LdmData:
-    """What batches are drawn from: latents of all scenes, caption tokens, tokens of no caption."""
+    """What batches are drawn from.
+
+    Args:
+        latents: Of all scenes, fp16.
+        single: Which scenes show one object.
+        tokens: Of the captions, padded.
+        null: Of the empty caption.
+    """
 
     latents: Float[Tensor, "scene 4 height width"]
+    single: Bool[Tensor, " scene"]
     tokens: Int[Tensor, "scene token"]
     null: Int[Tensor, token]
 
@@ -104,7 +120,8 @@ def prepare_data(corpus: Corpus, tokenizer_dir: Path, cache: Path | None = None)
     tokenizer = load_tokenizer(tokenizer_dir)
     texts = ["", *corpus.captions]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return LdmData(latents, ids[1:], ids[0])
+    single = torch.tensor([len(names) == 1 for names in corpus.classes])
+    return LdmData(latents, single, ids[1:], ids[0])
 
 
 def _encode_corpus(corpus: Corpus, chunk: int = 500) -> Float[Tensor, "scene 4 height width"]:
@@ -162,6 +179,14 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
+def _draw_rows(data: LdmData, settings: LdmSettings, rng: torch.Generator) -> Tensor:
+    """Scenes of a batch; those with one object make up `single_share` of it on average."""
+    share = data.single.float().mean()
+    odds = torch.where(data.single, settings.single_share / share, 1 - settings.single_share)
+    odds = torch.where(data.single, odds, odds / (1 - share).clamp(min=1e-6))
+    return torch.multinomial(odds, settings.batch, replacement=True, generator=rng)
+
+
 @cache
 def timestep_density() -> tuple[Float[Tensor, " timestep"], Float[Tensor, " timestep"]]:
     """Probability of each timestep, and the weight that its loss then gets.
@@ -182,13 +207,14 @@ def draw_batch(
 ) -> tuple[Float[Tensor, "batch 4 height width"], Int[Tensor, "batch token"], Tensor, Tensor]:
     """Latents, caption tokens, timesteps and noise of a step, a function of seed and step."""
     rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + settings.grid * 7_919 + step)
-    rows = torch.randint(len(data.latents), (settings.batch,), generator=rng)
+    rows = _draw_rows(data, settings, rng)
     latents = shrink(data.latents[rows].float(), settings.grid)
     mirrored = torch.rand(settings.batch, generator=rng) < 0.5
     latents = torch.where(mirrored[:, None, None, None], latents.flip(3), latents)
     tokens = data.tokens[rows].clone()
     tokens[torch.rand(settings.batch, generator=rng) < CAPTION_DROPOUT] = data.null
-    density, _ = timestep_density()
+    density = timestep_density()[0].clone()
+    density[:CALM] *= settings.calm_density
     timesteps = torch.multinomial(density, settings.batch, replacement=True, generator=rng)
     noise = torch.randn(latents.shape, generator=rng)
     return latents, tokens, timesteps, noise

@@ -41,7 +41,19 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _ldm(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
     tokenizer_dir = args.work / "tokenizer"
     write_tokenizer(tokenizer_dir)
-    names = ("steps", "grid", "batch", "lr", "decay_share", "seed", "device", "bf16", "workers")
+    names = (
+        "steps",
+        "grid",
+        "batch",
+        "lr",
+        "decay_share",
+        "seed",
+        "device",
+        "bf16",
+        "workers",
+        "single_share",
+        "calm_density",
+    )
     settings = LdmSettings(**_given(args, *names))
     data = prepare_data(corpus, tokenizer_dir, args.work / "corpus" / "latents.npy")
     return train_ldm(data, tokenizer_dir, args.work / "ldm", settings)
@@ -79,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast; slow without bf16 hardware")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--single-share", type=float, default=None)
+    parser.add_argument("--calm-density", type=float, default=None)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
     return parser
