@@ -413,6 +413,10 @@ def test_gc_removes_orphans_and_stale_staging_only(
 def test_the_estimate_says_its_basis(tiny_dataset: Path, config: Config) -> None:
     guess = run.estimate(config)
     assert (guess["shards"], guess["samples"], guess["seconds"]) == (3, 8, None)
+    model = config.model.model_copy(update={"card": "scenes"})
+    embedded = run.estimate(config.model_copy(update={"model": model}))
+    assert 0 < embedded["seconds"] < 100
+    assert "embedded model" in embedded["basis"]
     known = run.estimate(config.model_copy(update={"num": 80}), tiny_dataset)
     tars = sum(path.stat().st_size for path in (tiny_dataset / "data").iterdir())
     assert known["bytes"] == pytest.approx(tars * 10, rel=0.01)

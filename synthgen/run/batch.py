@@ -129,6 +129,7 @@ def _finish(
             provenance=recipe.provenance(planned, number),
         )
         members = encode_record(record, recipe.config.dataset.image_format)
+        previews = _previews(recipe.config, planned.key, outcome, segmentation)
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
@@ -140,7 +141,6 @@ def _finish(
         num_segments=len(segmentation.mask_set),
         seconds_segment=round(segmented - started, 4),
     )
-    previews = _previews(recipe.config, planned.key, outcome, segmentation)
     return Made(row, members, previews, time.perf_counter() - segmented)
 
 
