@@ -400,7 +400,7 @@ def test_gc_removes_orphans_and_stale_staging_only(
     (out / "data" / "train-000007.tar").write_bytes(b"x")
     (out / "data" / "notes.txt").write_text("mine")
     assert run.gc(out) == []  # all of it is younger than an hour
-    removed = run.gc(out, orphan_seconds=0)
+    removed = run.gc(out, orphan_seconds=0.0)
     assert removed == [
         *("data/train-000002.tar", "metadata/train-000002.parquet", "data/train-000007.tar")
     ]

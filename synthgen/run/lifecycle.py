@@ -48,7 +48,7 @@ from synthgen.types import ShardSpec
 
 CONFIG = "config.yaml"
 _TEXT_BYTES = 100_000  # generous for the small files of a dataset
-_ORPHAN_SECONDS = 3600  # a tar without a marker may be a moment old: its maker is at work
+_ORPHAN_SECONDS = 3600.0  # a tar without a marker may be a moment old: its maker is at work
 
 logger = logging.getLogger(__name__)
 
