@@ -108,6 +108,8 @@ def feature_blocks(
             grid as two features).
         average_heads: Average the heads of each layer before PCA, see above.
 
+    Float64 is needed on the way, so features on an Apple GPU are brought to the CPU.
+
     Raises:
         ValueError: For features that are not finite, or none at all.
     """
@@ -160,6 +162,7 @@ def _grid(
     value: Float[Tensor, "head pos dim"], grid: tuple[int, int], config: FeatureConfig
 ) -> Float[Tensor, "height width feature"]:
     """PCA of one layer, laid out on its grid: head-major features."""
+    value = value.cpu() if value.device.type == "mps" else value
     reduced = pca_heads(value, config.components)
     assert reduced.shape[1] == grid[0] * grid[1], "pos must be height * width"
     return torch.unflatten(reduced.movedim(0, 1).flatten(1), 0, grid)
