@@ -23,7 +23,7 @@ from transformers import CLIPTextModel
 from synthgen.scenes import checkpoint
 from synthgen.scenes.corpus import Corpus
 from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
-from synthgen.scenes.loop import Progress, learning_rate, run_steps
+from synthgen.scenes.loop import WARM_UP, Progress, learning_rate, run_steps
 from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
 from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.tokenizer import load_tokenizer
@@ -54,6 +54,7 @@ class LdmSettings:
         single_share: Share of the samples that show one object.
         calm_density: Relative density of the timesteps below `CALM`, where the image is readable
             without the caption; below 1 it favors the steps that decide the shape.
+        warm_up: Steps over which the rate rises; few are enough where the moments are kept.
         workers: Processes that share each batch, see `parallel`; 1 on a GPU.
         save_every_s: Seconds between checkpoints.
     """
@@ -68,6 +69,7 @@ class LdmSettings:
     bf16: bool = False
     single_share: float = 0.72
     calm_density: float = 1.0
+    warm_up: int = WARM_UP
     workers: int = 1
     save_every_s: float = 180.0
 
@@ -238,7 +240,9 @@ def ldm_loss(
 def train_step(state: LdmState, workers: GradientWorkers, settings: LdmSettings) -> float:
     """One update of models and averages; returns the loss."""
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, settings.steps, settings.lr, settings.decay_share)
+        group["lr"] = learning_rate(
+            state.step, settings.steps, settings.lr, settings.decay_share, settings.warm_up
+        )
     loss = workers.backward(state.step)
     nn.utils.clip_grad_norm_(workers.parameters, 1.0)
     state.optimizer.step()

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +34,26 @@ SINGLE_SHARE = 0.6
 """Share of the corpus with one object: enough to learn shapes, the rest teaches composition."""
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The named options that are not left at None."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """Options that are fields of the settings and not left at None."""
+    names = [field.name for field in fields(settings)]
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def _ldm(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
     tokenizer_dir = args.work / "tokenizer"
     write_tokenizer(tokenizer_dir)
-    names = (
-        "steps",
-        "grid",
-        "batch",
-        "lr",
-        "decay_share",
-        "seed",
-        "device",
-        "bf16",
-        "workers",
-        "single_share",
-        "calm_density",
-    )
-    settings = LdmSettings(**_given(args, *names))
+    settings = LdmSettings(**_given(args, LdmSettings))
     data = prepare_data(corpus, tokenizer_dir, args.work / "corpus" / "latents.npy")
     return train_ldm(data, tokenizer_dir, args.work / "ldm", settings)
 
 
 def _vae(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
-    names = ("steps", "batch", "lr", "decay_share", "seed", "device")
-    return train_vae(corpus, args.work / "vae", VaeSettings(**_given(args, *names)))
+    return train_vae(corpus, args.work / "vae", VaeSettings(**_given(args, VaeSettings)))
 
 
 def _classifier(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
-    names = ("steps", "batch", "lr", "decay_share", "seed", "device")
-    settings = ClassifierSettings(**_given(args, *names))
+    settings = ClassifierSettings(**_given(args, ClassifierSettings))
     return train_classifier(corpus, args.work / "classifier", settings)
 
 
@@ -93,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--single-share", type=float, default=None)
     parser.add_argument("--calm-density", type=float, default=None)
+    parser.add_argument("--warm-up", type=int, default=None)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
     return parser
