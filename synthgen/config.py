@@ -159,9 +159,13 @@ class Config(_Section):
     dataset: DatasetConfig = DatasetConfig()
 
     def digest_settings(self) -> dict[str, Any]:
-        """The settings that determine the bytes: all but paths, devices' names and ``num``."""
+        """The settings that determine the bytes: all but paths, ``num`` and where things run.
+
+        The device that was used is recorded beside the digest (`synthgen.run.identity`).
+        """
         settings = self.model_dump(mode="json", exclude={"num": True, "prompts": True})
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
+        del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]
         return {**settings, "algorithm_version": ALGORITHM_VERSION}
 

@@ -14,13 +14,14 @@ import pytest
 from synthgen.cli import main
 from synthgen.cli.display import Tally
 
+pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
 COMMANDS = ["demo", "generate", "verify", "replay", "gc", "doctor", "config", "bench"]
 
 
 def synthgen(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-c", "from synthgen.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
 
 
 @pytest.fixture(scope="module")

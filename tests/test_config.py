@@ -80,5 +80,7 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
         "model.card",
         "model.revision",
         "model.lora",
+        "model.device",
+        "capture.device",
         "capture.memory_budget_mb",
     }
