@@ -70,7 +70,8 @@ def textbook_lloyd(features: np.ndarray, start: np.ndarray, iterations: int) -> 
     [
         ([(8, 8)], (16, 16)),  # one pixel per cell
         ([(8, 8), (4, 4)], (32, 32)),  # knots every 2 pixels
-        ([(4, 4), (8, 8)], (128, 128)),  # every 8: cells are halved
+        ([(4, 4), (8, 8)], (128, 128)),  # every 8: the largest leaves
+        ([(4, 4), (8, 8)], (256, 256)),  # every 16: cells are halved
         ([(4, 6), (8, 12)], (64, 192)),  # not square, every 4 and 8
         ([(4, 4), (6, 6)], (48, 96)),  # grids that do not divide each other
         ([(3, 5)], (72, 60)),  # every 12 and 6: leaves of odd sides
