@@ -15,6 +15,7 @@ from synthgen.cli import main
 from synthgen.cli.display import Tally
 
 pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
+WORDS = ("car", "dog", "tree")
 COMMANDS = ["demo", "generate", "verify", "replay", "gc", "doctor", "config", "bench"]
 
 
@@ -29,7 +30,9 @@ def tiny_config(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A configuration of six images in three shards on the tiny random-weight pipeline."""
     folder = tmp_path_factory.mktemp("cli")
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"a red {w}"}) + "\n" for w in "abc"))
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"a {w}", "classes": [w]}) + "\n" for w in WORDS)
+    )
     config = folder / "config.yaml"
     config.write_text(
         f"prompts: {prompts}\nnum: 6\nmodel: {{card: {tiny_pipeline}}}\n"

@@ -113,7 +113,7 @@ def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.Monkey
     words = shlex.split(line.replace("data/scenes ", f"{demo} "))[1:]
     if words[0] == "generate":
         prompts = demo.parent / "my-prompts.jsonl"
-        prompts.write_text('{"prompt": "a red ball on the grass"}\n')
+        prompts.write_text('{"prompt": "a red ball", "classes": ["ball"]}\n')
         offline = [word for word in words if "model." in word]
         words = [w for w in words if w != "--dry-run" and w not in offline and w != "--set"]
         settings = [w for w in words if "=" in w]
