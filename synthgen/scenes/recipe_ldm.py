@@ -55,6 +55,8 @@ class LdmSettings:
         calm_density: Relative density of the timesteps below `CALM`, where the image is readable
             without the caption; below 1 it favors the steps that decide the shape.
         warm_up: Steps over which the rate rises; few are enough where the moments are kept.
+        ema_decay: Decay of the averages; 1 / (1 - decay) must be small against the stage's steps,
+            or the averages keep weights of the stage before.
         workers: Processes that share each batch, see `parallel`; 1 on a GPU.
         save_every_s: Seconds between checkpoints.
     """
@@ -70,6 +72,7 @@ class LdmSettings:
     single_share: float = 0.72
     calm_density: float = 1.0
     warm_up: int = WARM_UP
+    ema_decay: float = 0.998
     workers: int = 1
     save_every_s: float = 180.0
 
@@ -143,7 +146,10 @@ def create_state(tokenizer_dir: Path, settings: LdmSettings) -> LdmState:
     text = build_text_encoder(len(tokenizer), tokenizer.eos_token_id).to(settings.device)
     parameters = [*unet.parameters(), *text.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.lr, betas=(0.9, 0.99), fused=True)
-    averages = {"unet": checkpoint.Average(unet), "text": checkpoint.Average(text)}
+    averages = {
+        "unet": checkpoint.Average(unet, settings.ema_decay),
+        "text": checkpoint.Average(text, settings.ema_decay),
+    }
     return LdmState(unet, text, optimizer, averages, grid=settings.grid)
 
 

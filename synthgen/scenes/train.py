@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--single-share", type=float, default=None)
     parser.add_argument("--calm-density", type=float, default=None)
     parser.add_argument("--warm-up", type=int, default=None)
+    parser.add_argument("--ema-decay", type=float, default=None)
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
     return parser
