@@ -80,7 +80,8 @@ def bench_capture(
     Returns:
         ``time_ratio`` (median; 95 % interval in ``time_ratio_interval``), ``wall_ratio``,
         ``added_mb`` (held per image), ``peak_added_mb`` (working memory included, where the
-        system tells), ``bit_identical``, and the same per rival in ``rivals``.
+        system tells), ``bit_identical``, and the same per rival in ``rivals``;
+        ``control_ratio``: without against without, the noise of this machine.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -90,13 +91,15 @@ def bench_capture(
     with torch.no_grad():
         _plain(unet, inputs)  # the first call allocates
         for index in range(num_pairs):
-            methods = {"plain": _plain, "ours": _captured}
+            methods = {"plain": _plain, "ours": _captured, "control": _plain}
             methods |= rivals if index < num_rival_pairs else {}
             rounds.append(_round(methods, index, unet, inputs))
             _log.info("round %d of %d", index + 1, num_pairs)
-    result = _compare("ours", rounds)
+    control = _compare("control", rounds)
     return {
-        **result,
+        **_compare("ours", rounds),
+        "control_ratio": control["time_ratio"],
+        "control_ratio_interval": control["time_ratio_interval"],
         "seconds_without": statistics.median(runs["plain"].clock_s for runs in rounds),
         "num_pairs": num_pairs,
         "clock": "wall time" if device.type == "cuda" else "CPU time of the process",
