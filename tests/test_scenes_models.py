@@ -132,6 +132,17 @@ def test_ldm_resumes_as_if_uninterrupted(
         assert _same(_last(tmp_path / "a", prefix), _last(tmp_path / "b", prefix))
 
 
+@needs_weights
+def test_ldm_goes_on_from_exported_weights(
+    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    data = prepare_data(corpus, tokenizer_dir)
+    settings = LdmSettings(steps=2, grid=8, batch=2)
+    fresh = list(train_ldm(data, tokenizer_dir, tmp_path / "a", settings))[-1].loss
+    started = list(train_ldm(data, tokenizer_dir, tmp_path / "b", settings, card.SHIPPED))[-1].loss
+    assert started < 0.5 * fresh
+
+
 def test_vae_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
     def settings(steps: int) -> VaeSettings:
         return VaeSettings(steps=steps, batch=2, crop=32, decay_share=0.0)

@@ -183,6 +183,16 @@ def load_ldm(state: LdmState, folder: Path) -> bool:
     return True
 
 
+def start_from_weights(state: LdmState, weights: Path) -> None:
+    """Start from an exported pipeline: its averaged fp16 weights, no optimizer moments."""
+    options = {"dtype": torch.float32, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(weights / "unet", use_safetensors=True, **options)
+    text = CLIPTextModel.from_pretrained(weights / "text_encoder", **options)
+    for name, module, source in (("unet", state.unet, unet), ("text", state.text, text)):
+        module.load_state_dict(source.state_dict())
+        state.averages[name].load(_parameters(module))
+
+
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
 
@@ -266,11 +276,24 @@ def enter_stage(state: LdmState, settings: LdmSettings) -> None:
 
 
 def train_ldm(
-    data: LdmData, tokenizer_dir: Path, folder: Path, settings: LdmSettings
+    data: LdmData,
+    tokenizer_dir: Path,
+    folder: Path,
+    settings: LdmSettings,
+    weights: Path | None = None,
 ) -> Iterator[Progress]:
-    """Train up to `settings.steps` of the stage, resuming from `folder`."""
+    """Train up to `settings.steps` of the stage, resuming from `folder`.
+
+    Args:
+        data: What batches are drawn from.
+        tokenizer_dir: Folder of the tokenizer.
+        folder: Checkpoint folder.
+        settings: The stage.
+        weights: Exported pipeline to start from where `folder` holds no checkpoint.
+    """
     state = create_state(tokenizer_dir, settings)
-    load_ldm(state, folder)
+    if not load_ldm(state, folder) and weights is not None:
+        start_from_weights(state, weights)
     enter_stage(state, settings)
 
     def partial_loss(step: int, rank: int, workers: int) -> Tensor:

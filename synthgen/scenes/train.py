@@ -7,7 +7,10 @@
     python -m synthgen.scenes.train export --weights synthgen/scenes/weights
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
-on, with more `--steps` to train longer.
+on, with more `--steps` to train longer. Without checkpoints, the diffusion model goes on from
+the exported weights, whose optimizer warms up again:
+
+    python -m synthgen.scenes.train ldm --grid 32 --steps 2000 --start synthgen/scenes/weights
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def _ldm(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
     write_tokenizer(tokenizer_dir)
     settings = LdmSettings(**_given(args, LdmSettings))
     data = prepare_data(corpus, tokenizer_dir, args.work / "corpus" / "latents.npy")
-    return train_ldm(data, tokenizer_dir, args.work / "ldm", settings)
+    return train_ldm(data, tokenizer_dir, args.work / "ldm", settings, args.start)
 
 
 def _vae(args: argparse.Namespace, corpus: Corpus) -> Iterator[Progress]:
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calm-density", type=float, default=None)
     parser.add_argument("--warm-up", type=int, default=None)
     parser.add_argument("--ema-decay", type=float, default=None)
+    parser.add_argument("--start", type=Path, default=None, help="exported pipeline to go on from")
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
     return parser
