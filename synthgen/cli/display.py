@@ -53,11 +53,11 @@ class Tally:
     @property
     def line(self) -> str:
         """One line for a log."""
-        left = (self.planned - self.done) / self.rate if self.made else float("nan")
-        return (
-            f"{self.done}/{self.planned} images, {self.shards_done}/{self.shards} shards, "
-            f"{self.rate:.2f} images/s, {left:.0f} s left"
-        )
+        counts = f"{self.done}/{self.planned} images, {self.shards_done}/{self.shards} shards"
+        if not self.made:
+            return counts
+        left = (self.planned - self.done) / self.rate
+        return f"{counts}, {self.rate:.2f} images/s, {left:.0f} s left"
 
 
 class _Handler(logging.Handler):

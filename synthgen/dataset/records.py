@@ -141,7 +141,7 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
                 )
             if mode == "L" and image.mode != "L":
                 raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
-            return np.asarray(image.convert(mode))
+            return np.array(image.convert(mode))  # writable, as torch wants it
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"An image must be readable. Got {error}.") from None
 
