@@ -146,6 +146,22 @@ class DatasetConfig(_Section):
     preview_every: int = Field(0, ge=0, description="Keep per-k maps of 1 in n samples; 0: none.")
 
 
+class AuditorConfig(_Section):
+    """Which independent segmenter looks at the masks, and how it is run."""
+
+    name: str = Field("scenes-sam", description="Row of AUDITORS or 'module:attribute'.")
+    checkpoint: str | None = Field(None, description="Local file or folder of the weights.")
+    sha256: str | None = Field(None, description="What the checkpoint's hash must be.")
+    revision: str | None = Field(None, description="Pinned hub revision (commit hash).")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    batch_size: int = Field(4, ge=1, le=256, description="Images per call.")
+    generator: dict[str, int | float | bool | str] = Field(
+        default_factory=dict,
+        description="Parameters of the mask generator that differ from the auditor's defaults, "
+        "by segment-anything's names (points_per_side, pred_iou_thresh, ...).",
+    )
+
+
 class Config(_Section):
     """Everything that decides what a dataset contains."""
 

@@ -18,6 +18,14 @@ SEGMENTERS: Mapping[str, str] = {
     "rgbxy": "synthgen.segmentation.segment:segment_rgbxy",
 }
 
+AUDITORS: Mapping[str, str] = {
+    "scenes-sam": "synthgen.auditing.sam:load_scenes_sam",
+    "sam": "synthgen.auditing.sam:load_sam",
+    "transformers-sam": "synthgen.auditing.transformers_sam:load_transformers_sam",
+    "scenes-m2f": "synthgen.auditing.mask2former:load_scenes_mask2former",
+    "mask2former": "synthgen.auditing.mask2former:load_mask2former",
+}
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

@@ -201,3 +201,40 @@ class Segmentation:
     mask_set: MaskSet
     ks: tuple[int, ...]
     labels: UInt8[np.ndarray, "k height width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What an auditor sees in one image: its masks, overlaps included, as SA-1B describes them.
+
+    Args:
+        masks: Boolean masks at image resolution, in the auditor's order.
+        predicted_iou: The auditor's own estimate of each mask's quality, 0..1; 1 without.
+        stability_score: SAM's stability of each mask, 0..1; 1 without.
+        points_xy: The prompt that gave each mask, in pixels; (-1, -1) where there was none.
+        labels: What the auditor calls each mask; empty strings where it does not say.
+    """
+
+    masks: Bool[np.ndarray, "mask height width"]
+    predicted_iou: tuple[float, ...]
+    stability_score: tuple[float, ...]
+    points_xy: tuple[tuple[float, float], ...]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.masks.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an audit says of one sample.
+
+    Args:
+        keep: Whether users should train on it.
+        reason: Why not, from the closed vocabulary of `synthgen.auditing.judge`; empty if kept.
+        metrics: Name to value; NaN where a metric has no meaning for the sample.
+    """
+
+    keep: bool
+    reason: str
+    metrics: Mapping[str, float]

@@ -1,0 +1,33 @@
+"""What an auditor is: a segmenter that never saw how our masks were made.
+
+A row of `synthgen.registry.AUDITORS` names a function
+``load(settings: AuditorConfig) -> Auditor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from synthgen.types import Annotations
+
+
+class Auditor(Protocol):
+    """A loaded segmenter.
+
+    Attributes:
+        identity: All that its annotations depend on, JSON: name, sha256 of the weights, every
+            parameter of its mask generator, versions of the packages it runs on.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See the class."""
+
+    def annotate(
+        self, images: Sequence[UInt8[np.ndarray, "_height _width 3"]]
+    ) -> list[Annotations]:
+        """Annotations of each image; sizes may differ. An image may get none."""
