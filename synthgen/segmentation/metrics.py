@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from synthgen.segmentation.masks import pairwise_iou
+from synthgen.segmentation.packed import iou_matrix
 
 IGNORE = 255
 """Pixels of a label map that no metric looks at."""
@@ -30,10 +30,23 @@ def top_n(
     With fewer than n references the mean is over those that exist; with none it is NaN.
     References of equal area are taken in their order.
     """
-    largest = np.argsort(-references.sum((1, 2)), kind="stable")[:n]
+    areas = references.sum((1, 2))
+    largest = np.argsort(-areas, kind="stable")[:n]
+    return mean_best(iou_matrix(references[largest], masks), areas[largest], n)
+
+
+def mean_best(
+    iou: Float[np.ndarray, "reference mask"], areas: Int[np.ndarray, " reference"], n: int
+) -> tuple[float, int]:
+    """BL eq. 4 from the IoU of all pairs and the references' areas; see `top_n`.
+
+    >>> mean_best(np.array([[0.5, 0.25], [0.0, 1.0]]), np.array([10, 20]), 1)
+    (1.0, 1)
+    """
+    largest = np.argsort(-areas, kind="stable")[:n]
     if not len(largest):
         return float("nan"), 0
-    return float(_best(references[largest], masks).mean()), len(largest)
+    return float(iou[largest].max(1, initial=0.0).mean()), len(largest)
 
 
 def region_masks(
@@ -81,13 +94,19 @@ def hungarian_iou(
     masks: Bool[np.ndarray, "mask height width"],
 ) -> float:
     """Mean IoU over the references of the best one-to-one matching; unmatched ones count 0."""
-    if not len(references):
+    return mean_assigned(iou_matrix(references, masks))
+
+
+def mean_assigned(iou: Float[np.ndarray, "reference mask"]) -> float:
+    """`hungarian_iou` from the IoU of all pairs.
+
+    >>> mean_assigned(np.array([[1.0, 0.75], [1.0, 0.5]]))
+    0.875
+    """
+    if not len(iou):
         return float("nan")
-    if not len(masks):
-        return 0.0
-    iou = pairwise_iou(references, masks)
     rows, columns = linear_sum_assignment(iou, maximize=True)
-    return float(iou[rows, columns].sum() / len(references))
+    return float(iou[rows, columns].sum() / len(iou))
 
 
 def adjusted_rand(
@@ -140,9 +159,7 @@ def _best(
     references: Bool[np.ndarray, "reference height width"],
     masks: Bool[np.ndarray, "mask height width"],
 ) -> Shaped[np.ndarray, " reference"]:
-    if not len(masks):
-        return np.zeros(len(references))
-    best: Shaped[np.ndarray, " reference"] = pairwise_iou(references, masks).max(1)
+    best: Shaped[np.ndarray, " reference"] = iou_matrix(references, masks).max(1, initial=0.0)
     return best
 
 
