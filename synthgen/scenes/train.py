@@ -5,6 +5,8 @@
     python -m synthgen.scenes.train ldm --grid 32 --steps 500
     python -m synthgen.scenes.train classifier --steps 1500 --threads 1
     python -m synthgen.scenes.train export --weights synthgen/scenes/weights
+    python -m synthgen.scenes.train m2f --steps 6000 --batch 16 --workers 2 --scenes 16000
+    python -m synthgen.scenes.train export-m2f
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
 on, with more `--steps` to train longer. Without checkpoints, the diffusion model goes on from
@@ -30,9 +32,12 @@ from synthgen.scenes.export import export_weights
 from synthgen.scenes.loop import Progress
 from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
 from synthgen.scenes.recipe_ldm import LdmSettings, prepare_data, train_ldm
+from synthgen.scenes.recipe_m2f import SHIPPED_M2F, M2fSettings, export_m2f, train_m2f
 from synthgen.scenes.recipe_vae import VaeSettings, train_vae
 from synthgen.scenes.tokenizer import write_tokenizer
+from synthgen.scenes.truth_corpus import TruthCorpus, truth_corpus
 
+WEIGHTS = Path("synthgen/scenes/weights")
 SINGLE_SHARE = 0.6
 """Share of the corpus with one object: enough to learn shapes, the rest teaches composition."""
 
@@ -67,9 +72,32 @@ RECIPES: dict[str, Callable[[argparse.Namespace, Corpus], Iterator[Progress]]] =
 }
 
 
+def _m2f(args: argparse.Namespace, corpus: TruthCorpus) -> Iterator[Progress]:
+    return train_m2f(corpus, args.work / "m2f", M2fSettings(**_given(args, M2fSettings)))
+
+
+TRUTH_RECIPES: dict[str, Callable[[argparse.Namespace, TruthCorpus], Iterator[Progress]]] = {
+    "m2f": _m2f,
+}
+"""Recipes that learn from the scenes' maps."""
+
+EXPORTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "export": lambda args: export_weights(args.work, args.weights or WEIGHTS),
+    "export-m2f": lambda args: export_m2f(args.work / "m2f", args.weights or SHIPPED_M2F),
+}
+
+
+def _start(args: argparse.Namespace) -> Iterator[Progress]:
+    if args.recipe in TRUTH_RECIPES:
+        corpus = truth_corpus(args.work / "truth", args.scenes)
+        return TRUTH_RECIPES[args.recipe](args, corpus)
+    scenes = cached_corpus(args.work / "corpus", args.scenes, SINGLE_SHARE)
+    return RECIPES[args.recipe](args, scenes)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", choices=(*RECIPES, "export"))
+    parser.add_argument("recipe", choices=(*RECIPES, *TRUTH_RECIPES, *EXPORTS))
     parser.add_argument("--steps", type=int, default=None, help="steps in total, of this grid")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--work", type=Path, default=Path(".cache/scenes"))
@@ -87,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ema-decay", type=float, default=None)
     parser.add_argument("--start", type=Path, default=None, help="exported pipeline to go on from")
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
-    parser.add_argument("--weights", type=Path, default=Path("synthgen/scenes/weights"))
+    parser.add_argument("--weights", type=Path, default=None, help="folder that export writes")
     return parser
 
 
@@ -96,13 +124,12 @@ def main() -> None:
     parser = _parser()
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.recipe == "export":
-        export_weights(args.work, args.weights)
+    if args.recipe in EXPORTS:
+        EXPORTS[args.recipe](args)
         return
     if args.steps is None:
         parser.error(f"{args.recipe} needs --steps, the number of steps to reach")
-    corpus = cached_corpus(args.work / "corpus", args.scenes, SINGLE_SHARE)
-    for seen in RECIPES[args.recipe](args, corpus):
+    for seen in _start(args):
         clock = time.strftime("%H:%M:%S")
         pace = f"loss {seen.loss:.4f} {seen.seconds_per_step:.2f} s/step"
         print(clock, args.recipe, f"step {seen.step}", pace, file=sys.stderr, flush=True)
