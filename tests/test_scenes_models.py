@@ -11,6 +11,7 @@ import torch
 
 from synthgen.scenes import card, checkpoint
 from synthgen.scenes.corpus import Corpus, cached_corpus, render_corpus
+from synthgen.scenes.export import export_weights
 from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
 from synthgen.scenes.models import build_unet
 from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
@@ -141,6 +142,30 @@ def test_ldm_goes_on_from_exported_weights(
     fresh = list(train_ldm(data, tokenizer_dir, tmp_path / "a", settings))[-1].loss
     started = list(train_ldm(data, tokenizer_dir, tmp_path / "b", settings, card.SHIPPED))[-1].loss
     assert started < 0.5 * fresh
+
+
+@needs_weights
+def test_export_keeps_shipped_parts_that_were_not_trained(
+    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    work, weights = tmp_path / "work", tmp_path / "weights"
+    shutil.copytree(card.SHIPPED, weights)
+    data = prepare_data(corpus, tokenizer_dir)
+    list(train_ldm(data, tokenizer_dir, work / "ldm", LdmSettings(steps=1, grid=8, batch=2)))
+    export_weights(work, weights)
+    before, after = card.read_card(), card.read_card(weights)
+    changed = {name for name, sha in before["sha256"].items() if after["sha256"][name] != sha}
+    assert changed
+    assert {name.split("/")[0] for name in changed} <= {"unet", "text_encoder"}
+    assert after["recipe"]["vae"] == before["recipe"]["vae"]
+    assert after["recipe"]["classifier"] == before["recipe"]["classifier"]
+    assert after["recipe"]["ldm"]["step"] == 1
+    assert after["quality"] == {}
+
+
+def test_export_without_a_model_says_what_to_train(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train vae --steps N"):
+        export_weights(tmp_path / "work", tmp_path / "weights")
 
 
 def test_vae_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:

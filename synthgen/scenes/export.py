@@ -17,8 +17,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from synthgen.scenes import checkpoint
-from synthgen.scenes.card import CARD_NAME, file_digests
-from synthgen.scenes.classifier import SceneClassifier, save_classifier
+from synthgen.scenes.card import CARD_NAME, file_digests, read_card
+from synthgen.scenes.classifier import SceneClassifier, load_classifier, save_classifier
+from synthgen.scenes.evaluate_world import load_pipeline
 from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
 from synthgen.scenes.recipe_vae import fresh_vae
 from synthgen.scenes.tokenizer import load_tokenizer, write_tokenizer
@@ -43,40 +44,58 @@ def _averaged(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(state), strict=False)
 
 
-def assemble(work: Path) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
+def assemble(work: Path, shipped: Path) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
     """Pipeline of the averaged weights in the checkpoints of `work`, and its recipe.
 
+    A model without a checkpoint is taken from the `shipped` folder, so that training one of them
+    further needs nothing of the others.
+
     Raises:
-        FileNotFoundError: If a model was not trained yet.
+        FileNotFoundError: If a model is in neither.
     """
     tokenizer_dir = work / "tokenizer"
     if not tokenizer_dir.exists():
         write_tokenizer(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
-    states = {name: checkpoint.load_state(work / name) for name in ("vae", "ldm")}
-    for name, state in states.items():
-        if state is None:
-            raise FileNotFoundError(
-                f"{work / name} must hold a checkpoint. Got none; run "
-                f"`python -m synthgen.scenes.train {name} --steps N --work {work}` first."
-            )
-    (vae_tensors, vae_meta), (ldm_tensors, ldm_meta) = (s for s in states.values() if s)
-    vae, unet = fresh_vae(), build_unet()
     text = build_text_encoder(len(tokenizer), tokenizer.eos_token_id)
-    _averaged(vae, checkpoint.subset(vae_tensors, "ema_vae."))
-    _averaged(unet, checkpoint.subset(ldm_tensors, "ema_unet."))
-    _averaged(text, checkpoint.subset(ldm_tensors, "ema_text."))
     pipeline = StableDiffusionPipeline(
-        vae=vae,
+        vae=fresh_vae(),
         text_encoder=text,
         tokenizer=tokenizer,
-        unet=unet,
+        unet=build_unet(),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipeline, {"vae": _recipe(vae_meta), "ldm": _recipe(ldm_meta)}
+    parts = {
+        "vae": {"ema_vae.": pipeline.vae},
+        "ldm": {"ema_unet.": pipeline.unet, "ema_text.": pipeline.text_encoder},
+    }
+    recipes = {name: _fill(modules, work / name, shipped) for name, modules in parts.items()}
+    return pipeline, recipes
+
+
+def _fill(modules: Mapping[str, nn.Module], checkpoint_dir: Path, shipped: Path) -> dict[str, Any]:
+    """Load modules from a checkpoint or else from the shipped weights; returns their recipe."""
+    found = checkpoint.load_state(checkpoint_dir)
+    if found is not None:
+        for prefix, module in modules.items():
+            _averaged(module, checkpoint.subset(found[0], prefix))
+        return _recipe(found[1])
+    recipe = checkpoint_dir.name
+    if not (shipped / CARD_NAME).exists():
+        raise FileNotFoundError(
+            f"{checkpoint_dir} must hold a checkpoint. Got none; run `python -m "
+            f"synthgen.scenes.train {recipe} --steps N --work {checkpoint_dir.parent}` first."
+        )
+    standing = load_pipeline(shipped)
+    former = {"ema_vae.": standing.vae, "ema_unet.": standing.unet}
+    former["ema_text."] = standing.text_encoder
+    for prefix, module in modules.items():
+        module.load_state_dict(former[prefix].state_dict())
+    kept: dict[str, Any] = read_card(shipped)["recipe"][recipe]
+    return kept
 
 
 def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,23 +107,36 @@ def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_weights(work: Path, folder: Path) -> None:
-    """Write the pipeline, classifier and card of the checkpoints in `work` to `folder`.
+    """Write pipeline, classifier and card of the checkpoints in `work` to `folder`.
 
-    The measured quality of a former card is dropped: measure the new weights.
+    Models without a checkpoint stay as they are in `folder`. The measured quality of a former
+    card is dropped: measure the new weights.
     """
-    pipeline, recipes = assemble(work)
-    if folder.exists():
-        shutil.rmtree(folder)
+    pipeline, recipes = assemble(work, folder)
+    classifier, recipes["classifier"] = _classifier(work / "classifier", folder)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.to(torch.float16)
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_SHARD)
-    found = checkpoint.load_state(work / "classifier")
-    if found is not None:
-        classifier = SceneClassifier()
-        classifier.load_state_dict(checkpoint.subset(found[0], "model."))
-        save_classifier(classifier, folder)
-        recipes["classifier"] = _recipe(found[1])
-    card = {
+    draft = folder.with_name(folder.name + ".new")
+    shutil.rmtree(draft, ignore_errors=True)
+    pipeline.save_pretrained(draft, safe_serialization=True, max_shard_size=MAX_SHARD)
+    save_classifier(classifier, draft)
+    (draft / CARD_NAME).write_text(json.dumps(_card(recipes, draft), indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def _classifier(checkpoint_dir: Path, shipped: Path) -> tuple[SceneClassifier, dict[str, Any]]:
+    """The classifier of the checkpoint, or else the shipped one, with its recipe."""
+    found = checkpoint.load_state(checkpoint_dir)
+    if found is None:
+        return load_classifier(shipped), read_card(shipped)["recipe"]["classifier"]
+    classifier = SceneClassifier()
+    classifier.load_state_dict(checkpoint.subset(found[0], "model."))
+    return classifier, _recipe(found[1])
+
+
+def _card(recipes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {
         "name": "scenes",
         "license": "Apache-2.0",
         "image_size": IMAGE_SIZE,
@@ -112,8 +144,7 @@ def export_weights(work: Path, folder: Path) -> None:
         "num_inference_steps": NUM_INFERENCE_STEPS,
         "scheduler": "DDIM",
         "seed": recipes["ldm"]["settings"]["seed"],
-        "recipe": recipes,
+        "recipe": dict(recipes),
         "quality": {},
         "sha256": file_digests(folder),
     }
-    (folder / CARD_NAME).write_text(json.dumps(card, indent=1))

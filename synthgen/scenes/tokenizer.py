@@ -90,4 +90,4 @@ def write_tokenizer(folder: Path) -> None:
 
 def load_tokenizer(folder: Path) -> _Fast:
     """The tokenizer in `folder`."""
-    return CLIPTokenizer.from_pretrained(str(folder))
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
