@@ -8,13 +8,14 @@ Every pixel has a class: the background is one, so that a class id is a value of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from synthgen.scenes.card import CARD_NAME, weights_dir
 from synthgen.scenes.vocabulary import CLASSES, IMAGE_SIZE
 
 LABELS: tuple[str, ...] = ("background", *CLASSES)
@@ -34,6 +36,7 @@ SIZE_DIVISOR = 32
 """Stride of the coarsest features; images are resized to multiples of it."""
 
 LONGEST_EDGE = 8 * IMAGE_SIZE
+SHIPPED_M2F = Path(__file__).parent / "weights_m2f"
 
 
 def m2f_config() -> Mask2FormerConfig:
@@ -104,6 +107,20 @@ def save_m2f(model: Mask2FormerForUniversalSegmentation, folder: Path) -> None:
         build_processor().save_pretrained(folder)
 
 
+def m2f_weights_dir(folder: Path = SHIPPED_M2F) -> Path:
+    """Folder of the embedded Mask2Former, after comparing its files with the card.
+
+    Raises:
+        ValueError: If there is none, or a file is missing or differs.
+    """
+    if not (folder / CARD_NAME).is_file():
+        raise ValueError(
+            f"{folder} must hold the weights of scenes-m2f with a {CARD_NAME}. Got none; run "
+            "`python -m synthgen.scenes.train m2f --steps N`, then `export-m2f`."
+        )
+    return weights_dir(folder)
+
+
 def load_m2f(
     folder: Path,
 ) -> tuple[Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil]:
@@ -159,3 +176,17 @@ def class_scores(
     logits = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
     probability = classes.softmax(-1)[:, :-1]
     return torch.einsum("qc,qhw->chw", probability, logits.sigmoid())
+
+
+@torch.no_grad()
+def predict_scores(
+    model: Mask2FormerForUniversalSegmentation,
+    processor: Mask2FormerImageProcessorPil,
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+) -> list[Float[Tensor, "cls height width"]]:
+    """Class scores of images of one size, at that size, on the CPU; see `class_scores`."""
+    size = images[0].shape[:2]
+    inputs = processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+    output = model(pixel_values=inputs["pixel_values"].to(model.device))
+    pairs = zip(output.masks_queries_logits, output.class_queries_logits, strict=True)
+    return [class_scores(masks, classes, size).cpu() for masks, classes in pairs]

@@ -22,12 +22,11 @@ from synthgen.scenes import checkpoint
 from synthgen.scenes.card import CARD_NAME, file_digests
 from synthgen.scenes.loop import WARM_UP, Progress, learning_rate, run_steps
 from synthgen.scenes.m2f_data import SemanticBatch, draw_batch
-from synthgen.scenes.m2f_model import build_m2f, save_m2f
+from synthgen.scenes.m2f_model import SHIPPED_M2F, build_m2f, save_m2f
 from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.truth_corpus import TruthCorpus
 from synthgen.scenes.vocabulary import IMAGE_SIZE
 
-SHIPPED_M2F = Path(__file__).parent / "weights_m2f"
 CURVE_POINTS = 60
 """Points that the card's loss curve is thinned to."""
 

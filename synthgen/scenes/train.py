@@ -30,9 +30,10 @@ import torch
 from synthgen.scenes.corpus import Corpus, cached_corpus
 from synthgen.scenes.export import export_weights
 from synthgen.scenes.loop import Progress
+from synthgen.scenes.m2f_model import SHIPPED_M2F
 from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
 from synthgen.scenes.recipe_ldm import LdmSettings, prepare_data, train_ldm
-from synthgen.scenes.recipe_m2f import SHIPPED_M2F, M2fSettings, export_m2f, train_m2f
+from synthgen.scenes.recipe_m2f import M2fSettings, export_m2f, train_m2f
 from synthgen.scenes.recipe_vae import VaeSettings, train_vae
 from synthgen.scenes.tokenizer import write_tokenizer
 from synthgen.scenes.truth_corpus import TruthCorpus, truth_corpus

@@ -1,0 +1,296 @@
+"""Mask2Former as an auditor: the masks of a semantic map, each with its class.
+
+BL (section 4, figure 7) compares with the class-specific masks of a semantic segmentation: one
+mask per class, however many pieces it has, background classes included; hence its Top-3. That is
+the default. `split_components` makes each connected piece a mask, `overlap` gives each class all
+pixels that reach `threshold` instead of those it wins, `min_area` drops small masks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from huggingface_hub import constants, snapshot_download
+from jaxtyping import Bool, Float, Int, UInt8
+
+from synthgen.config import AuditorConfig, digest
+from synthgen.diffusion.cards import file_sha256
+from synthgen.registry import near_miss
+from synthgen.scenes.m2f_model import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
+from synthgen.segmentation.masks import split_components
+from synthgen.types import Annotations
+
+DEFAULT_CHECKPOINT = "mask2former-swin-large-ade"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticOptions:
+    """How class scores become masks; the names are those of `auditor.generator`.
+
+    Args:
+        split_components: Each 8-connected piece of a class is a mask of its own.
+        overlap: A class has all pixels whose score reaches `threshold`, so that masks overlap.
+        threshold: Least score of a pixel, 0..1; 0 gives every pixel to its best class.
+        min_area: Smaller masks are dropped, pixels.
+    """
+
+    split_components: bool = False
+    overlap: bool = False
+    threshold: float = 0.0
+    min_area: int = 0
+
+
+def read_options(given: Mapping[str, int | float | bool | str]) -> SemanticOptions:
+    """Options by name.
+
+    Raises:
+        ValueError: For an unknown name (near misses are named), or a value of another kind.
+
+    >>> read_options({"split_components": True}).split_components
+    True
+    """
+    kinds = {field.name: type(field.default) for field in fields(SemanticOptions)}
+    for name, value in given.items():
+        if name not in kinds:
+            raise ValueError(
+                f"auditor.generator of a Mask2Former takes {', '.join(kinds)}. Got {name!r}."
+                f"{near_miss(name, kinds)}"
+            )
+        wanted = (int, float) if kinds[name] is float else (kinds[name],)
+        if type(value) not in wanted:
+            kind = kinds[name].__name__
+            raise ValueError(f"auditor.generator.{name} must be a {kind}. Got {value!r}.")
+    options = SemanticOptions(**given)  # type: ignore[arg-type]
+    if not 0.0 <= options.threshold <= 1.0:
+        raise ValueError(f"auditor.generator.threshold must be 0 to 1. Got {options.threshold}.")
+    if options.min_area < 0:
+        raise ValueError(f"auditor.generator.min_area must be >= 0. Got {options.min_area}.")
+    if options.overlap and options.threshold == 0.0:
+        raise ValueError(
+            "auditor.generator.overlap needs a threshold above 0. Got 0; set threshold, say 0.5."
+        )
+    return options
+
+
+def semantic_masks(
+    scores: Float[np.ndarray, "cls height width"], options: SemanticOptions
+) -> tuple[Bool[np.ndarray, "mask height width"], Int[np.ndarray, " mask"]]:
+    """Masks of class scores and the class of each, largest first, no empty ones.
+
+    >>> scores = np.array([[[0.9, 0.2, 0.6]], [[0.1, 0.7, 0.1]]])
+    >>> masks, classes = semantic_masks(scores, SemanticOptions(threshold=0.5))
+    >>> masks.tolist(), classes.tolist()
+    ([[[True, False, True]], [[False, True, False]]], [0, 1])
+    """
+    reached = scores >= options.threshold
+    numbers = np.arange(len(scores))
+    if not options.overlap:
+        reached &= scores.argmax(0) == numbers[:, None, None]
+    present = reached.any((1, 2))
+    masks, classes = reached[present], numbers[present]
+    if options.split_components:
+        masks, owners = split_components(masks, tuple(((int(c), 0),) for c in classes))
+        classes = np.array([owner[0][0] for owner in owners], dtype=classes.dtype)
+    areas = masks.sum((1, 2))
+    order = np.argsort(-areas, kind="stable")
+    order = order[areas[order] >= options.min_area]
+    return masks[order], classes[order]
+
+
+def annotate_scores(
+    scores: Float[np.ndarray, "cls height width"],
+    names: Sequence[str],
+    options: SemanticOptions,
+) -> Annotations:
+    """Annotations of class scores; `predicted_iou` is the class's mean score in its mask.
+
+    Args:
+        scores: Of one image, as `class_scores` gives them.
+        names: What the classes are called.
+        options: How scores become masks.
+    """
+    masks, classes = semantic_masks(scores, options)
+    means = [float(scores[c][mask].mean()) for c, mask in zip(classes, masks, strict=True)]
+    return Annotations(
+        masks=masks,
+        predicted_iou=tuple(min(1.0, max(0.0, mean)) for mean in means),
+        stability_score=(1.0,) * len(masks),
+        points_xy=((-1.0, -1.0),) * len(masks),
+        labels=tuple(names[c] for c in classes),
+    )
+
+
+class Mask2FormerAuditor:
+    """A Mask2Former folder as an auditor.
+
+    Args:
+        name: What the auditor is called.
+        folder: Weights, configuration and image processor in transformers' layout.
+        settings: Options, expected hash, device and batch size.
+        revision: Hub commit of the folder, if it came from there.
+    """
+
+    def __init__(self, name: str, folder: Path, settings: AuditorConfig, revision: str = ""):
+        self._options = read_options(settings.generator)
+        sha256 = check_weights(folder, settings.sha256)
+        device = _pick_device(settings.device)
+        self._model, self._processor = load_m2f(folder)
+        self._model.to(device)
+        known = self._model.config.id2label
+        self._names = [str(known.get(i, i)) for i in range(self._model.config.num_labels)]
+        self._batch_size = settings.batch_size
+        self._identity = {
+            "name": name,
+            "sha256": sha256,
+            "revision": revision,
+            "generator": asdict(self._options),
+            "batch_size": settings.batch_size,  # rounding depends on it
+            "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+        }
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name, hash of the weights, options, versions."""
+        return self._identity
+
+    def annotate(
+        self, images: Sequence[UInt8[np.ndarray, "_height _width 3"]]
+    ) -> list[Annotations]:
+        """Annotations of each image; images of one size share a call of the model."""
+        found: dict[int, Annotations] = {}
+        for rows in _batches([image.shape[:2] for image in images], self._batch_size):
+            scores = predict_scores(self._model, self._processor, [images[row] for row in rows])
+            for row, score in zip(rows, scores, strict=True):
+                found[row] = annotate_scores(score.numpy(), self._names, self._options)
+        return [found[row] for row in range(len(images))]
+
+
+def load_scenes_mask2former(settings: AuditorConfig) -> Mask2FormerAuditor:
+    """The embedded Mask2Former of drawn scenes (`scenes-m2f`).
+
+    Args:
+        settings: `checkpoint` may name another folder that `export-m2f` wrote.
+
+    Raises:
+        ValueError: If the weights are missing or not those of their card, or an option is wrong.
+    """
+    folder = Path(settings.checkpoint).expanduser() if settings.checkpoint else SHIPPED_M2F
+    return Mask2FormerAuditor("scenes-m2f", m2f_weights_dir(folder), settings)
+
+
+def load_mask2former(settings: AuditorConfig) -> Mask2FormerAuditor:
+    """A Mask2Former of transformers, by default BL's: Swin-L trained on ADE20K.
+
+    Args:
+        settings: `checkpoint` is a row of `auditors.yaml`, a folder or a hub id.
+
+    Raises:
+        ValueError: If it is none of these or not in reach, or an option is wrong.
+    """
+    read_options(settings.generator)  # before anything is fetched
+    name = settings.checkpoint or DEFAULT_CHECKPOINT
+    if Path(name).is_dir() or name.startswith(("/", "./", "../", "~")):
+        return Mask2FormerAuditor("mask2former", Path(name).expanduser(), settings)
+    hub_id = _hub_id(name)
+    folder = _hub_folder(hub_id, settings.revision)
+    return Mask2FormerAuditor(hub_id, folder, settings, folder.name)
+
+
+def check_weights(folder: Path, expected: str | None) -> str:
+    """The sha256 of a folder's weights; of several files, that of their hashes by name.
+
+    Raises:
+        ValueError: If there are none, or the hash is not the expected one.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"auditor.checkpoint must be a folder with safetensors. Got none in {folder}."
+        )
+    hashes = {path.name: file_sha256(path) for path in files}
+    found = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
+    if expected is not None and found != expected.lower():
+        raise ValueError(
+            f"the auditor's weights must have sha256 {expected}. Got {found} in {folder}; fetch "
+            "them again or correct auditor.sha256."
+        )
+    return found
+
+
+@cache
+def _hub_rows() -> Mapping[str, Mapping[str, str]]:
+    text = resources.files(__package__).joinpath("auditors.yaml").read_text(encoding="utf-8")
+    rows: Mapping[str, Mapping[str, str]] = yaml.safe_load(text)
+    return rows
+
+
+def _hub_id(name: str) -> str:
+    rows = _hub_rows()
+    if name in rows:
+        return rows[name]["hub_id"]
+    if not _HUB_ID.fullmatch(name):
+        raise ValueError(
+            f"auditor.checkpoint must be one of {', '.join(rows)}, a folder or a hub id "
+            f"'owner/name'. Got {name!r}.{near_miss(name, rows)}"
+        )
+    return name
+
+
+def _hub_folder(hub_id: str, revision: str | None) -> Path:
+    """Snapshot in the local cache; fetched only if a commit is pinned."""
+    if revision is not None and not _COMMIT.fullmatch(revision):
+        raise ValueError(
+            f"auditor.revision must be a commit hash of 40 hex digits. Got {revision!r}."
+        )
+    local = revision is None or constants.HF_HUB_OFFLINE
+    try:
+        folder = snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=local,
+        )
+    except (OSError, ValueError) as error:
+        reason = "not in the cache" if local else str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"auditor {hub_id} must be in the local hub cache, or reachable with a pinned "
+            f"auditor.revision. Got: {reason}. Or set auditor.checkpoint to a local folder."
+        ) from None
+    return Path(folder)
+
+
+def _pick_device(name: str) -> torch.device:
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind, there in present.items() if there), "cpu")
+    if not present.get(name, True):
+        raise ValueError(f"auditor.device must be present. Got {name!r}; use auto.")
+    return torch.device(name)
+
+
+def _batches(sizes: Sequence[tuple[int, ...]], batch_size: int) -> list[list[int]]:
+    """Positions of equal size, at most `batch_size` together, in order.
+
+    >>> _batches([(8, 8), (4, 8), (8, 8), (8, 8)], 2)
+    [[0, 2], [3], [1]]
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, size in enumerate(sizes):
+        groups.setdefault(size, []).append(row)
+    return [
+        rows[first : first + batch_size]
+        for rows in groups.values()
+        for first in range(0, len(rows), batch_size)
+    ]
