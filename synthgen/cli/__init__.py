@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from synthgen.cli import bench, generate, inspect
+from synthgen.cli import bench, generate, inspect, report
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(generate.demo)
 app.command()(generate.generate)
+app.command()(report.report)
+app.command()(report.view)
 app.command()(inspect.verify)
 app.command()(inspect.replay)
 app.command()(inspect.gc)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,31 @@ from PIL import Image
 from torch import Tensor
 
 from synthgen.config import FeatureConfig
+from synthgen.dataset.manifest import preview_name
+from synthgen.dataset.publish import Storage
+from synthgen.dataset.records import decode_image
+from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling_error
 from synthgen.segmentation.interpolation import upsample
 from synthgen.types import Sample, Segmentation
 
 _MEMBER = re.compile(r"([0-9]{10,20})\.k([0-9]{2,3})\.png")
+_LABELS = re.compile(r"k([0-9]{2,3})\.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a sample looked like inside.
+
+    Args:
+        labels: Label map by k, values 0..k-1.
+        pca: First three principal components of all features as RGB.
+        upsampling: Upsampling error (eq. 6), stretched to 0..255.
+    """
+
+    labels: Mapping[int, UInt8[np.ndarray, "_height _width"]]
+    pca: UInt8[np.ndarray, "_height _width 3"]
+    upsampling: UInt8[np.ndarray, "_height _width"]
 
 
 def preview_members(
@@ -71,6 +92,44 @@ def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "he
                     labels = np.asarray(Image.open(io.BytesIO(file.read())))
                     found.setdefault(match[1], {})[int(match[2])] = labels
     return found
+
+
+def preview_keys(storage: Storage, shard: str) -> list[str]:
+    """Keys of a shard's samples that have a preview, from the headers of its tar alone."""
+    name = preview_name(shard)
+    if storage.size(name) is None:
+        return []
+    with storage.open(name) as stream:
+        return [span.key for span in spans(scan(stream))]
+
+
+def shard_previews(
+    storage: Storage, shard: str, keys: Collection[str]
+) -> Iterator[tuple[str, Preview]]:
+    """The previews of those of the keys that have one; the others' pixels are not read.
+
+    Raises:
+        ValueError: If the tar is broken, or a preview is no set of our images.
+    """
+    name = preview_name(shard)
+    if storage.size(name) is None:
+        return
+    with storage.open(name) as stream:
+        for span in spans(scan(stream)):
+            if span.key in keys:
+                yield span.key, _decode(name, span.key, read_span(stream, span))
+
+
+def _decode(name: str, key: str, members: Mapping[str, bytes]) -> Preview:
+    found = ((_LABELS.fullmatch(suffix), data) for suffix, data in members.items())
+    try:
+        return Preview(
+            labels={int(match[1]): decode_image(data, "L") for match, data in found if match},
+            pca=decode_image(members["pca.png"]),
+            upsampling=decode_image(members["upsampling.png"], "L"),
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"Preview {key} in {name} must be readable. Got {error}.") from None
 
 
 def _scaled(

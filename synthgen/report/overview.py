@@ -1,0 +1,136 @@
+"""What a whole dataset looks like in numbers, gathered one shard at a time.
+
+Everything is a count or a histogram with fixed bins, so memory does not grow with the dataset;
+only the keys of its samples, and as many failures as a page can show, are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from synthgen.dataset.metadata import Row
+from synthgen.dataset.records import decode_image
+
+MAX_FAILURES = 200  # rows of the table; all are counted
+MASK_EDGES = np.arange(0.0, 66.0, 3.0)
+SHARE_EDGES = np.linspace(0.0, 1.0, 21)
+AREA_EDGES = np.logspace(-4.0, 0.0, 21)
+SECONDS_EDGES = np.logspace(-2.0, 3.0, 21)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts per bin, added to bit by bit; values outside go to the outermost bins.
+
+    Args:
+        edges: Limits of the bins, ascending.
+    """
+
+    edges: Float[np.ndarray, " edge"]
+    counts: Int[np.ndarray, " bin"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(len(self.edges) - 1, dtype=np.int64)
+
+    def add(self, values: Shaped[np.ndarray, " value"] | Iterable[float]) -> None:
+        """Count values; NaN is left out.
+
+        >>> histogram = Histogram(np.array([0.0, 1.0, 2.0]))
+        >>> histogram.add([0.5, 7.0, float("nan")])
+        >>> histogram.counts.tolist()
+        [1, 1]
+        """
+        array = np.asarray(list(values), dtype=np.float64)
+        kept = np.clip(array[np.isfinite(array)], self.edges[0], self.edges[-1])
+        self.counts += np.histogram(kept, self.edges)[0]
+
+    @property
+    def total(self) -> int:
+        """Values counted."""
+        return int(self.counts.sum())
+
+
+@dataclass(slots=True)
+class Overview:
+    """Counts and histograms over all samples.
+
+    Args:
+        keys: Keys of the samples that exist, per shard.
+        failures: The first rows that failed.
+        reasons: Failed samples per reason.
+        classes: Samples per class named in their prompts.
+        labels: Masks per label, where masks are labeled.
+        num_masks: Masks per image.
+        coverage: Share of each image that lies in any mask.
+        areas: Share of the image that each mask takes.
+        seconds: Seconds per sample, generated and segmented.
+    """
+
+    keys: dict[str, list[str]] = field(default_factory=dict)
+    failures: list[Row] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    num_masks: Histogram = field(default_factory=lambda: Histogram(MASK_EDGES))
+    coverage: Histogram = field(default_factory=lambda: Histogram(SHARE_EDGES))
+    areas: Histogram = field(default_factory=lambda: Histogram(AREA_EDGES))
+    seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_EDGES))
+
+    def add_rows(self, shard: str, rows: Iterable[Row]) -> None:
+        """Count the planned samples of a shard."""
+        made = []
+        for row in rows:
+            if row.status == "ok":
+                made.append(row)
+                self.classes.update(set(row.classes))
+            else:
+                self.reasons[row.reason] += 1
+                if len(self.failures) < MAX_FAILURES:
+                    self.failures.append(row)
+        self.keys[shard] = [row.key for row in made]
+        self.num_masks.add(float(row.num_segments) for row in made)
+        self.seconds.add(row.seconds_generate + row.seconds_segment for row in made)
+
+    def add_sample(self, info: Mapping[str, Any], coverage: float) -> None:
+        """Count the masks of a sample.
+
+        Args:
+            info: Content of its json.
+            coverage: Share of its pixels in any mask.
+        """
+        pixels = info["height"] * info["width"]
+        self.areas.add(segment["area"] / pixels for segment in info["segments"])
+        self.labels.update(s["label"] for s in info["segments"] if s["label"])
+        self.coverage.add([coverage])
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that exist."""
+        return sum(len(keys) for keys in self.keys.values())
+
+
+def read_sample(key: str, members: Mapping[str, bytes]) -> tuple[dict[str, Any], float]:
+    """The json of a sample, and the share of its pixels that lie in any mask.
+
+    Raises:
+        ValueError: If either member is missing or broken; the message names the key.
+    """
+    try:
+        info = json.loads(members["json"])
+        mask = decode_image(members["mask.png"], "L")
+        if info["height"] * info["width"] != mask.size or info["num_segments"] != len(
+            info["segments"]
+        ):
+            raise ValueError("a json that does not describe its mask.png")
+        return info, float((mask > 0).mean())
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Sample {key} must be readable. Got {error!r:.200}; see 'synthgen verify'."
+        ) from None

@@ -1,0 +1,271 @@
+"""The report: everything one dataset has to say, as one HTML file that needs nothing else.
+
+Shards are streamed once; only the samples on the page are decoded. The page may load nothing
+(Content-Security-Policy: no network, our own script and style by their hashes), and all text of
+the dataset is text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from synthgen import __version__
+from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest
+from synthgen.dataset.metadata import parse_rows
+from synthgen.dataset.previews import Preview, preview_keys, shard_previews
+from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.redaction import redact_tree
+from synthgen.dataset.shards import Span, read_span, scan, spans
+from synthgen.report.audits import TOP_NS, Audit, auditor_ious, pick_audit
+from synthgen.report.charts import Chart, grouped_chart, histogram_chart
+from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_sample
+from synthgen.report.samples import BUDGET, Shown, choose, show
+
+PAGE = "report/index.html"
+EXTREMES = 20
+_DECADES = {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"}
+_PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
+
+
+def write_report(
+    url: str | Path, audit: str | None = None, num: int = 60, out: Path | None = None
+) -> Path | str:
+    """Write the report of a finished dataset.
+
+    Args:
+        url: The dataset's folder.
+        audit: Which audit to show; None: the first, where there is one.
+        num: Samples in the contact sheet and the explorer.
+        out: Local file to write; None: ``report/index.html`` in the dataset.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        ValueError: If there is no finished dataset, no such audit, or a shard is broken.
+    """
+    if num < 1:
+        raise ValueError(f"num must be at least 1. Got {num}.")
+    storage = open_storage(url)
+    content = render_report(storage, audit, num).encode("utf-8")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(content)
+        return out
+    storage.publish_bytes(content, PAGE)
+    return storage.local_root / PAGE if storage.local_root else storage.path(PAGE)
+
+
+def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
+    """The page's HTML; see ``write_report``."""
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ValueError(
+            f"A report needs a finished dataset. Got no manifest.json in {storage.root}; finish "
+            f"it with 'synthgen generate'."
+        )
+    overview, previewed = Overview(), set()
+    shards = list(_shard_names(manifest))
+    for shard in shards:
+        overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
+        previewed |= set(preview_keys(storage, shard))
+    audit = pick_audit(storage, audit_id)
+    keys = [key for shard in shards for key in overview.keys[shard]]
+    scores = audit.of("top_5") if audit else {}
+    chosen, worst, best = choose(keys, previewed, scores, num, EXTREMES)
+    budget = BUDGET // max(len(chosen), 1)
+    shown = [
+        sample
+        for shard in shards
+        for sample in _read_shard(storage, shard, overview, set(chosen), audit, budget)
+    ]
+    context = _context(storage, manifest, overview, audit, shown, (worst, best))
+    return _template().render(**context)
+
+
+def content_security_policy(script: str, style: str) -> str:
+    """The policy of a page that loads nothing: its own script and style, pictures as data.
+
+    >>> content_security_policy("", "").split(";")[0]
+    "default-src 'none'"
+    """
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+        for text in (script, style)
+    ]
+    return (
+        f"default-src 'none'; img-src data:; script-src 'sha256-{hashes[0]}'; "
+        f"style-src 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _shard_names(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for row in manifest["shards"]:
+        match = TAR_NAME.fullmatch(str(row["name"]))
+        if not match:
+            raise ValueError(
+                f"A shard must be named data/train-000000.tar. Got {row['name']!r:.60}."
+            )
+        yield f"train-{match[1]}"
+
+
+def _read_shard(
+    storage: Storage,
+    shard: str,
+    overview: Overview,
+    chosen: set[str],
+    audit: Audit | None,
+    budget: int,
+) -> list[Shown]:
+    """Count all samples of a shard, and prepare those that are shown."""
+    name = f"data/{shard}.tar"
+    wanted = chosen & set(overview.keys[shard])
+    if storage.size(name) is None:
+        if overview.keys[shard]:
+            raise ValueError(f"{name} must exist. Got no such file; see 'synthgen verify'.")
+        return []
+    kept = {}
+    with storage.open(name) as stream:
+        for span in spans(scan(stream)):
+            members = read_span(stream, span if span.key in wanted else _without_image(span))
+            info, coverage = read_sample(span.key, members)
+            overview.add_sample(info, coverage)
+            if span.key in wanted:
+                kept[span.key] = (members, info, coverage)
+    segments = {key: info["segments"] for key, (_, info, _) in kept.items()}
+    ious = auditor_ious(storage, audit.id, shard, segments) if audit else {}
+    previews: dict[str, Preview] = dict(shard_previews(storage, shard, wanted))
+    return [
+        show(key, *content, previews.get(key), ious.get(key), budget)
+        for key, content in kept.items()
+    ]
+
+
+def _without_image(span: Span) -> Span:
+    """The part of a sample that is only counted."""
+    members = {name: span.members[name] for name in ("json", "mask.png") if name in span.members}
+    return Span(span.key, span.offset, span.size, members)
+
+
+def _context(
+    storage: Storage,
+    manifest: Mapping[str, Any],
+    overview: Overview,
+    audit: Audit | None,
+    shown: list[Shown],
+    extremes: tuple[list[str], list[str]],
+) -> dict[str, Any]:
+    """What the template needs."""
+    identity = redact_tree(json.loads(storage.read("identity.json") or b"{}"))
+    texts = {name: _asset(name) for name in ("style.css", "explorer.js")}
+    verdicts = dict(zip(audit.keys, audit.reasons, strict=True)) if audit else {}
+    return {
+        "policy": content_security_policy(texts["explorer.js"], texts["style.css"]),
+        "style": Markup(texts["style.css"]),  # noqa: S704  (our own files)
+        "script": Markup(texts["explorer.js"]),  # noqa: S704
+        "version": __version__,
+        "name": Path(storage.root).name,
+        "manifest": redact_tree(manifest),
+        "totals": manifest["totals"],
+        "identity": identity,
+        "highlights": _highlights(identity),
+        "overview": overview,
+        "audit": audit,
+        "top_5": audit.of("top_5") if audit else {},
+        "verdicts": verdicts,
+        "charts": _charts(overview, audit),
+        "shown": shown,
+        "position": {sample.key: index for index, sample in enumerate(shown)},
+        "by_key": {sample.key: sample for sample in shown},
+        "worst": extremes[0],
+        "best": extremes[1],
+        "pretty": lambda tree: json.dumps(tree, indent=1, ensure_ascii=False),
+    }
+
+
+def _charts(overview: Overview, audit: Audit | None) -> list[Chart]:
+    charts = [*_audit_charts(audit)] if audit else []
+    counts = {float(edge): f"{edge:.0f}" for edge in overview.num_masks.edges[::5]}
+    seconds = {0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 100.0: "100 s"}
+    return [
+        *charts,
+        histogram_chart("Masks per image", "masks", {"images": overview.num_masks}, counts),
+        histogram_chart(
+            "Coverage", "share of the image in any mask", {"images": overview.coverage}, _PERCENT
+        ),
+        histogram_chart(
+            "Mask areas", "share of the image (logarithmic)", {"masks": overview.areas}, _DECADES
+        ),
+        histogram_chart(
+            "Time per sample", "seconds (logarithmic)", {"samples": overview.seconds}, seconds
+        ),
+    ]
+
+
+def _audit_charts(audit: Audit) -> Iterator[Chart]:
+    groups = {
+        f"Top-{n}": (audit.mean(f"top_{n}"), audit.mean(f"chance_top_{n}"))
+        for n in TOP_NS
+        if audit.mean(f"top_{n}") is not None
+    }
+    names = ("our masks", "chance (RGB+XY)")
+    yield grouped_chart("Top-n (eq. 4), mean over samples", "largest auditor masks", groups, names)
+    series = {}
+    for name, metric in zip(names, ("top_5", "chance_top_5"), strict=True):
+        series[name] = Histogram(SHARE_EDGES)
+        series[name].add(audit.of(metric).values())
+    series = {name: histogram for name, histogram in series.items() if histogram.total}
+    if series:
+        yield histogram_chart("Top-5 per sample", "mean best IoU", series, _PERCENT)
+
+
+def _highlights(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that people ask for first, by name; what is missing is left out."""
+    content = identity.get("content", {})
+    asked = content.get("settings", {}).get("generation", {})
+    drawn = {**content.get("card", {}), **{n: v for n, v in asked.items() if v is not None}}
+    paths = {
+        "Image height": ("drawn", "height"),
+        "Image width": ("drawn", "width"),
+        "Denoising steps": ("drawn", "num_inference_steps"),
+        "Guidance": ("drawn", "guidance_scale"),
+        "Scheduler": ("drawn", "scheduler"),
+        "Layers": ("settings", "capture", "layers"),
+        "Method": ("settings", "segmentation", "method"),
+        "Components per head": ("settings", "segmentation", "features", "components"),
+        "k": ("settings", "segmentation", "clusters", "ks"),
+        "Merge at IoU": ("settings", "segmentation", "masks", "merge_iou"),
+        "Seed": ("settings", "seed"),
+    }
+    found = {}
+    for name, path in paths.items():
+        value: Any = {**content, "drawn": drawn}
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("synthgen.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("index.html.j2")
+
+
+def _asset(name: str) -> str:
+    return files("synthgen.report").joinpath("assets", name).read_text(encoding="utf-8")
