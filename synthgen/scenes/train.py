@@ -7,6 +7,8 @@
     python -m synthgen.scenes.train export --weights synthgen/scenes/weights
     python -m synthgen.scenes.train m2f --steps 6000 --batch 16 --workers 2 --scenes 16000
     python -m synthgen.scenes.train export-m2f
+    python -m synthgen.scenes.train sam --steps 6000 --batch 8 --workers 2 --scenes 16000
+    python -m synthgen.scenes.train export-sam
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
 on, with more `--steps` to train longer. Without checkpoints, the diffusion model goes on from
@@ -34,7 +36,10 @@ from synthgen.scenes.m2f_model import SHIPPED_M2F
 from synthgen.scenes.recipe_classifier import ClassifierSettings, train_classifier
 from synthgen.scenes.recipe_ldm import LdmSettings, prepare_data, train_ldm
 from synthgen.scenes.recipe_m2f import M2fSettings, export_m2f, train_m2f
+from synthgen.scenes.recipe_sam import SamSettings, train_sam
 from synthgen.scenes.recipe_vae import VaeSettings, train_vae
+from synthgen.scenes.sam_export import export_sam
+from synthgen.scenes.sam_model import SHIPPED_SAM
 from synthgen.scenes.tokenizer import write_tokenizer
 from synthgen.scenes.truth_corpus import TruthCorpus, truth_corpus
 
@@ -77,14 +82,20 @@ def _m2f(args: argparse.Namespace, corpus: TruthCorpus) -> Iterator[Progress]:
     return train_m2f(corpus, args.work / "m2f", M2fSettings(**_given(args, M2fSettings)))
 
 
+def _sam(args: argparse.Namespace, corpus: TruthCorpus) -> Iterator[Progress]:
+    return train_sam(corpus, args.work / "sam", SamSettings(**_given(args, SamSettings)))
+
+
 TRUTH_RECIPES: dict[str, Callable[[argparse.Namespace, TruthCorpus], Iterator[Progress]]] = {
     "m2f": _m2f,
+    "sam": _sam,
 }
 """Recipes that learn from the scenes' maps."""
 
 EXPORTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "export": lambda args: export_weights(args.work, args.weights or WEIGHTS),
     "export-m2f": lambda args: export_m2f(args.work / "m2f", args.weights or SHIPPED_M2F),
+    "export-sam": lambda args: export_sam(args.work, args.weights or SHIPPED_SAM),
 }
 
 

@@ -1,0 +1,49 @@
+"""Export of scenes-sam: the averaged weights of a checkpoint to the folder that ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from synthgen.scenes.card import CARD_NAME, file_digests
+from synthgen.scenes.recipe_sam import averaged_sam
+from synthgen.scenes.sam_data import LEVELS
+from synthgen.scenes.sam_model import SHIPPED_SAM, save_sam
+from synthgen.scenes.vocabulary import IMAGE_SIZE
+
+CURVE_POINTS = 60
+"""Points that the loss curve is thinned to."""
+
+
+def export_sam(work: Path, folder: Path = SHIPPED_SAM) -> None:
+    """Write weights and card of the checkpoint in `work/sam` to `folder`.
+
+    The measured quality of a former card is dropped: measure the new weights.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+    """
+    sam, meta = averaged_sam(work / "sam")
+    draft = folder.with_name(folder.name + ".new")
+    shutil.rmtree(draft, ignore_errors=True)
+    save_sam(sam, draft)
+    curve = list(meta["curve"])
+    stride = max(1, -(-len(curve) // CURVE_POINTS))
+    recipe = {key: meta[key] for key in ("step", "samples", "settings")}
+    card: dict[str, Any] = {
+        "name": "scenes-sam",
+        "license": "Apache-2.0",
+        "image_size": IMAGE_SIZE,
+        "outputs": ["box", *LEVELS],
+        "untrained": "mask prompts and negative points",
+        "num_parameters": sum(p.numel() for p in sam.parameters()),
+        "seed": meta["settings"]["seed"],
+        "recipe": {**recipe, "curve": curve[::stride]},
+        "quality": {},
+        "sha256": file_digests(draft),
+    }
+    (draft / CARD_NAME).write_text(json.dumps(card, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
