@@ -1,0 +1,151 @@
+"""Any SAM, SAM-HQ or SAM 2 that transformers can load, through its own mask generation.
+
+The `mask-generation` pipeline proposes, filters and merges as `SamAutomaticMaskGenerator` does.
+It keeps neither the points nor the stability of the masks it returns, so these are left out here
+too; its one suppression of duplicates is `crop_nms_thresh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from jaxtyping import UInt8
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline
+
+from synthgen.auditing.auditor import Auditor
+from synthgen.auditing.sam import resolve_device
+from synthgen.auditing.sam_settings import PromptGrid, read_generator
+from synthgen.config import AuditorConfig, digest
+from synthgen.scenes.card import file_digests
+from synthgen.types import Annotations
+
+NAMES: Mapping[str, str] = {
+    "points_per_side": "points_per_crop",
+    "crop_n_layers": "crops_n_layers",
+    "crop_nms_thresh": "crops_nms_thresh",
+}
+"""segment-anything's names -> the pipeline's, where they differ."""
+
+NO_POINT = (-1.0, -1.0)
+_PACKAGES = ("transformers", "torch", "torchvision")
+
+
+class TransformersGenerator(PromptGrid):
+    """Parameters of the pipeline, and the logit above which a pixel belongs to a mask."""
+
+    mask_threshold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersSamAuditor:
+    """A model of transformers with the parameters of its mask generation.
+
+    Args:
+        pipeline: Runs the model on one image.
+        parameters: What the pipeline is called with, under its own names.
+        identity: See `Auditor`.
+    """
+
+    pipeline: MaskGenerationPipeline
+    parameters: Mapping[str, Any]
+    identity: Mapping[str, Any]
+
+    @torch.no_grad()
+    def annotate(
+        self, images: Sequence[UInt8[np.ndarray, "_height _width 3"]]
+    ) -> list[Annotations]:
+        """Masks of each image in the pipeline's order; it takes one image at a time."""
+        return [
+            _annotations(self.pipeline(Image.fromarray(image), **self.parameters), image.shape[:2])
+            for image in images
+        ]
+
+
+def _annotations(found: Mapping[str, Any], size: tuple[int, ...]) -> Annotations:
+    """Output of the pipeline as annotations; masks without a pixel are left out."""
+    pairs = [
+        (np.asarray(mask, dtype=bool), float(score))
+        for mask, score in zip(found["masks"], found["scores"], strict=True)
+    ]
+    kept = [(mask, score) for mask, score in pairs if mask.any()]
+    masks = np.stack([mask for mask, _ in kept]) if kept else np.zeros((0, *size), dtype=bool)
+    return Annotations(
+        masks=masks,
+        predicted_iou=tuple(score for _, score in kept),
+        stability_score=(1.0,) * len(kept),
+        points_xy=(NO_POINT,) * len(kept),
+        labels=("",) * len(kept),
+    )
+
+
+def load_transformers_sam(settings: AuditorConfig) -> Auditor:
+    """The model in the local folder, or of the hub id and pinned revision, of the settings.
+
+    Raises:
+        ValueError: In one line, for a missing model, one of another kind, or a bad parameter.
+    """
+    generator = read_generator(TransformersGenerator, settings.generator, {})
+    folder = _folder(settings)
+    weights = {n: s for n, s in file_digests(folder).items() if n.endswith(".safetensors")}
+    found = next(iter(weights.values())) if len(weights) == 1 else digest(weights)
+    if not weights or settings.sha256 not in (None, found):
+        raise ValueError(
+            f"{folder} must hold safetensors with sha256 {settings.sha256 or 'of any value'}. Got "
+            f"{found if weights else 'no safetensors'}."
+        )
+    model, processor = _load(folder)
+    pipeline = MaskGenerationPipeline(
+        model=model, image_processor=processor, device=resolve_device(settings.device)
+    )
+    identity = {
+        "name": "transformers-sam",
+        "model_type": str(model.config.model_type),
+        "sha256": found,
+        "generator": generator.model_dump(),
+        "image_processor": digest({"settings": processor.to_json_string()}),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    named = {NAMES.get(name, name): value for name, value in generator.model_dump().items()}
+    return TransformersSamAuditor(pipeline, named, identity)
+
+
+def _folder(settings: AuditorConfig) -> Path:
+    """The local folder of the model; the hub is asked only for a pinned revision."""
+    name = settings.checkpoint
+    if name is not None and Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name is None or settings.revision is None:
+        raise ValueError(
+            "auditor.checkpoint must be a local folder of a SAM, or a hub id with "
+            f"auditor.revision pinned. Got {name or 'none'}."
+        )
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=settings.revision, allow_patterns=["*.safetensors", "*.json"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{name} must be a model on the hub. Got: {reason:.200}") from None
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Model in fp32 and image processor; safetensors only, no code of the folder is run."""
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model = AutoModelForMaskGeneration.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, **options
+        )
+        return model.eval(), AutoImageProcessor.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{folder} must hold a SAM of transformers. Got: {reason:.200}") from None
