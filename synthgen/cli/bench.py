@@ -62,6 +62,18 @@ def quality(
     _show(bench_quality(num=num, sweep=sweep), as_json)
 
 
+@app.command()
+def report(
+    as_json: Json = False,
+    quick: Quick = False,
+    num: Annotated[int, typer.Option(help="Samples of the made dataset.")] = 1000,
+) -> None:
+    """Time, peak memory and size of the report of many samples."""
+    from synthgen.bench.report import bench_report
+
+    _show(bench_report(num=num, quick=quick), as_json)
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)

@@ -42,3 +42,33 @@ def view(
             server.serve_forever()
         except KeyboardInterrupt:
             typer.echo("stopped")
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help="A prompt, or an image (.jpg, .png, .webp).")],
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("synthgen-inspect"),
+    auditor: Annotated[
+        str | None, typer.Option(help="Match masks with this auditor's; else: the hierarchy.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The auditor's weights.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What their hash must be.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="section.key=value (repeatable).")
+    ] = None,
+) -> None:
+    """Write the paper's figures for one prompt or image: heads, clusters, masks, error map.
+
+    Examples:
+
+      synthgen inspect "a red car on the road" --out figures
+
+      synthgen inspect photo.jpg --set model.card=sd21-base
+    """
+    from synthgen.config import AuditorConfig, load
+    from synthgen.report.inspection import inspect_sample
+
+    settings = (
+        AuditorConfig(name=auditor, checkpoint=checkpoint, sha256=sha256) if auditor else None
+    )
+    for path in inspect_sample(source, out, load(overrides=overrides or []), settings):
+        typer.echo(path)

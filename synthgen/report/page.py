@@ -32,6 +32,9 @@ from synthgen.report.samples import BUDGET, Shown, choose, show
 
 PAGE = "report/index.html"
 EXTREMES = 20
+_RIVALS = {"our masks": "", "chance (RGB+XY)": "chance_", "other images' masks": "others_"}
+"""Whose Top-n is shown, and how their columns begin."""
+
 _DECADES = {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"}
 _PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
 
@@ -182,6 +185,7 @@ def _context(
         "audit": audit,
         "top_5": audit.of("top_5") if audit else {},
         "verdicts": verdicts,
+        "audit_means": _means(audit) if audit else {},
         "charts": _charts(overview, audit),
         "shown": shown,
         "position": {sample.key: index for index, sample in enumerate(shown)},
@@ -212,20 +216,31 @@ def _charts(overview: Overview, audit: Audit | None) -> list[Chart]:
 
 
 def _audit_charts(audit: Audit) -> Iterator[Chart]:
-    groups = {
-        f"Top-{n}": (audit.mean(f"top_{n}"), audit.mean(f"chance_top_{n}"))
-        for n in TOP_NS
-        if audit.mean(f"top_{n}") is not None
+    kinds = {
+        name: prefix
+        for name, prefix in _RIVALS.items()
+        if any(audit.mean(f"{prefix}top_{n}") is not None for n in TOP_NS)
     }
-    names = ("our masks", "chance (RGB+XY)")
-    yield grouped_chart("Top-n (eq. 4), mean over samples", "largest auditor masks", groups, names)
-    series = {}
-    for name, metric in zip(names, ("top_5", "chance_top_5"), strict=True):
-        series[name] = Histogram(SHARE_EDGES)
-        series[name].add(audit.of(metric).values())
-    series = {name: histogram for name, histogram in series.items() if histogram.total}
+    groups = {
+        f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in kinds.values()] for n in TOP_NS
+    }
+    yield grouped_chart(
+        "Top-n (eq. 4), mean over samples", "largest auditor masks", groups, tuple(kinds)
+    )
+    series: dict[str, Histogram] = {}
+    for name, prefix in kinds.items():
+        histogram = Histogram(SHARE_EDGES)
+        histogram.add(audit.of(f"{prefix}top_5").values())
+        series |= {name: histogram} if histogram.total else {}
     if series:
         yield histogram_chart("Top-5 per sample", "mean best IoU", series, _PERCENT)
+
+
+def _means(audit: Audit) -> dict[str, float]:
+    """Means of the metrics that have one, but for those of the Top-n chart."""
+    names = [name for name in audit.metrics if "top_" not in name]
+    means = {name.replace("_", " "): audit.mean(name) for name in names}
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def _highlights(identity: Mapping[str, Any]) -> dict[str, str]:

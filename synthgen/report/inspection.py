@@ -1,0 +1,141 @@
+"""Look inside one image: draw it from a prompt or invert it, and write the paper's figures.
+
+An image file is untrusted: its size is bounded before and after decoding, only JPEG, PNG and WebP
+are read, and it is fitted to the size that the model was trained at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from synthgen.config import AuditorConfig, CaptureConfig, Config
+from synthgen.dataset.records import decode_image
+from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.diffusion.generate import generate
+from synthgen.diffusion.invert import invert
+from synthgen.registry import AUDITORS, resolve
+from synthgen.report import figures
+from synthgen.segmentation.features import feature_blocks
+from synthgen.segmentation.segment import segment
+from synthgen.types import Failure, HeadFeatures, Prompt, Sample
+
+MAX_BYTES = 64 * 1024 * 1024
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_CAPTURED_PARTS = {"up": ("up_",), "down": ("down_",), "mid": ("mid_",), "both": ("up_", "down_")}
+
+
+def inspect_sample(
+    source: str, out: Path, config: Config, auditor: AuditorConfig | None = None
+) -> list[Path]:
+    """Write the figures of one sample into a folder.
+
+    Args:
+        source: A prompt, or the path of an image (.jpg, .png, .webp).
+        out: Folder; made if it is missing.
+        config: Model, seed, generation and segmentation.
+        auditor: Whose masks ours are matched with; None shows the hierarchy.
+
+    Returns:
+        The files: image.png, heads.png, clusters.png, masks.png, error.png.
+
+    Raises:
+        ValueError: For an image that cannot be read, or a prompt that cannot be drawn.
+    """
+    sample = _record(source, config)
+    segmented = replace(sample, features=segmented_features(sample.features, config.capture))
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "image.png"]
+    Image.fromarray(sample.image).save(paths[0])
+    for name, figure in _draw(sample, segmented, config, auditor).items():
+        paths.append(out / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+def read_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """An untrusted image, cropped around its center and scaled to (height, width).
+
+    Raises:
+        ValueError: In one line, if it is missing, too large or no image.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_BYTES:
+            raise ValueError(f"An image must have at most {MAX_BYTES:,} bytes. Got {num_bytes:,}.")
+        pixels = decode_image(path.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"An image must be a readable file. Got {path.name!r:.80}: {error.strerror}."
+        ) from None
+    fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFeatures:
+    """The part of all captured layers that the masks are made of."""
+    prefixes = (
+        _CAPTURED_PARTS.get(capture.layers, ("",))
+        if isinstance(capture.layers, str)
+        else capture.layers
+    )
+    kept = [
+        name
+        for name in features.values
+        if name.startswith(prefixes)
+        and (capture.grids is None or min(features.grids[name]) in capture.grids)
+    ]
+    return HeadFeatures(
+        {name: features.values[name] for name in kept}, {n: features.grids[n] for n in kept}
+    )
+
+
+def _record(source: str, config: Config) -> Sample:
+    """The sample with the outputs of all layers."""
+    capture = config.capture.model_copy(update={"layers": "all", "grids": None})
+    path, backbone = Path(source), load_backbone(config.model)
+    if path.suffix.lower() in SUFFIXES:
+        outcome = _invert(path, backbone, config, capture)
+    else:
+        prompt = Prompt("inspect", source)
+        outcome = generate(backbone, [prompt], [config.seed], config.generation, capture)[0]
+    if isinstance(outcome, Failure):
+        raise ValueError(f"The sample could not be made: {outcome.reason}, {outcome.message}")
+    return outcome
+
+
+def _invert(
+    path: Path, backbone: Backbone, config: Config, capture: CaptureConfig
+) -> Sample | Failure:
+    """BL section 5: strength .05 of 40 steps, an empty prompt."""
+    height, width = backbone.native_size
+    size = (config.generation.height or height, config.generation.width or width)
+    image = read_image(path, size)
+    prompt = Prompt("inspect", "")
+    return invert(backbone, image[None], [prompt], [config.seed], config.generation, capture)[0]
+
+
+def _draw(
+    sample: Sample, segmented: Sample, config: Config, auditor: AuditorConfig | None
+) -> Mapping[str, Figure]:
+    image = sample.image
+    segmentation = segment(segmented, config.segmentation)
+    masks = segmentation.mask_set
+    if auditor is None:
+        shown = figures.hierarchy(image, masks)
+    else:
+        seen = resolve(auditor.name, AUDITORS, "auditor")(auditor).annotate([image])[0]
+        shown = figures.matched_masks(image, seen.masks, masks.masks)
+    blocks = feature_blocks(segmented.features, config.segmentation.features)
+    return {
+        "heads": figures.head_gallery(sample.features),
+        "clusters": figures.cluster_strip(image, segmentation),
+        "masks": shown,
+        "error": figures.error_maps(blocks, (image.shape[0], image.shape[1])),
+    }
