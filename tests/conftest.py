@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from synthgen.diffusion import Backbone
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -30,3 +34,12 @@ def tiny_dataset(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) 
     config = tiny_config(tiny_pipeline, write_prompts(folder / "prompts.jsonl"))
     run.generate(config, folder / "out")
     return folder / "out"
+
+
+@pytest.fixture
+def backbone(tiny_pipeline: Path) -> Backbone:
+    """The tiny pipeline, loaded."""
+    from synthgen.config import ModelConfig
+    from synthgen.diffusion import load_backbone
+
+    return load_backbone(ModelConfig(card=str(tiny_pipeline)))
