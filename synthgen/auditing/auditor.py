@@ -7,7 +7,7 @@ A row of `synthgen.registry.AUDITORS` names a function
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from synthgen.types import Annotations
 
 
+@runtime_checkable
 class Auditor(Protocol):
     """A loaded segmenter.
 

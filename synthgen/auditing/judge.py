@@ -1,0 +1,177 @@
+"""What an audit says of one sample: metrics of its masks against an auditor's, and a verdict.
+
+`score` measures, `judge` compares with the thresholds of `synthgen.config.VerdictConfig`. Top-n
+is BL eq. 4 with the auditor's masks as references. It is optimistic, so three figures stand
+beside it: the one-to-one (Hungarian) IoU, the same Top-n of the chance baseline, and the same
+Top-n of other samples' masks laid on this image. Empty annotations are left out; a mask or an
+annotation of the whole image counts like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt64
+
+from synthgen.config import VerdictConfig
+from synthgen.segmentation.metrics import boundary_f, mean_assigned, mean_best
+from synthgen.segmentation.packed import pack_masks, packed_areas, packed_iou
+from synthgen.types import Annotations, MaskSet, Verdict
+
+TOPS = (1, 3, 5, 10, 15)
+"""The n of BL's tables 2, 6, 7 and 8."""
+
+PER_K = 5
+"""The n of the Top-n of the masks of each k alone, and the references of the boundary F."""
+
+REASONS: Mapping[str, str] = {
+    "size_mismatch": "its masks do not have the size of its image",
+    "no_masks": "it has no masks",
+    "no_annotations": "the auditor found nothing in its image",
+    "too_many_masks": "it has more masks than allowed",
+    "low_coverage": "too little of its image is in any mask",
+    "low_agreement": "its Top-n is below the threshold",
+    "not_its_image": "other samples' masks fit its image as well as its own",
+    "weak_boundaries": "its masks do not end where the auditor's do",
+    "below_chance": "k-means on RGB+XY fits better than its masks",
+}
+"""The closed vocabulary of reasons, in the order in which they are looked at."""
+
+
+def metric_names(ks: Iterable[int]) -> tuple[str, ...]:
+    """Names of all metrics, in the order of the columns.
+
+    >>> [name for name in metric_names((2,)) if "5" in name]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['top_5', 'top_5_count', 'top_15', 'top_15_count', 'top_5_k2', 'chance_top_5',
+     'chance_top_15', 'others_top_5', 'others_top_15']
+    """
+    return (
+        *("num_masks", "num_annotations", "coverage"),
+        *(name for n in TOPS for name in (f"top_{n}", f"top_{n}_count")),
+        *("hungarian", "boundary_f"),
+        *(f"top_{PER_K}_k{k}" for k in ks),
+        *("chance_num_masks", "chance_hungarian"),
+        *(f"chance_top_{n}" for n in TOPS),
+        *(f"others_top_{n}" for n in TOPS),
+    )
+
+
+def score(
+    mask_set: MaskSet,
+    annotations: Annotations,
+    ks: Sequence[int],
+    chance: MaskSet | None = None,
+    others: Sequence[UInt64[np.ndarray, "_other word"]] = (),
+) -> dict[str, float]:
+    """The metrics of one sample; NaN where one has no meaning or was not asked for.
+
+    Args:
+        mask_set: The sample's masks.
+        annotations: The auditor's masks of the same image.
+        ks: Cluster counts; the masks of each alone are scored too (``top_5_k10``).
+        chance: Masks of the chance baseline.
+        others: Packed masks of other samples of the same size; their Top-n is averaged.
+    """
+    metrics = dict.fromkeys(metric_names(ks), math.nan)
+    packed = pack_masks(annotations.masks)
+    areas = packed_areas(packed)
+    packed, seen = packed[areas > 0], annotations.masks[areas > 0]
+    areas = areas[areas > 0]
+    iou = packed_iou(packed, pack_masks(mask_set.masks))
+    metrics |= {
+        "num_masks": float(len(mask_set)),
+        "num_annotations": float(len(packed)),
+        "coverage": float(mask_set.masks.any(0).mean()),
+        "hungarian": mean_assigned(iou),
+        "boundary_f": mean_boundary_f(seen, mask_set.masks, iou, areas),
+    }
+    for n in TOPS:
+        metrics[f"top_{n}"], count = mean_best(iou, areas, n)
+        metrics[f"top_{n}_count"] = float(count)
+    metrics |= _per_k(iou, areas, mask_set, ks)
+    if chance is not None:
+        against = packed_iou(packed, pack_masks(chance.masks))
+        metrics |= {f"chance_{name}": value for name, value in _tops(against, areas).items()}
+        metrics["chance_hungarian"] = mean_assigned(against)
+        metrics["chance_num_masks"] = float(len(chance))
+    if others:
+        largest = np.argsort(-areas, kind="stable")[: max(TOPS)]
+        rows = [_tops(packed_iou(packed[largest], other), areas[largest]) for other in others]
+        metrics |= {f"others_{name}": float(np.mean([r[name] for r in rows])) for name in rows[0]}
+    return metrics
+
+
+def mean_boundary_f(
+    references: Bool[np.ndarray, "reference height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+    iou: Float[np.ndarray, "reference mask"],
+    areas: Int[np.ndarray, " reference"],
+) -> float:
+    """Mean boundary F of the five largest references with the mask of the best IoU of each.
+
+    A boundary counts as found within 0.75 % of the image's diagonal, as in BSDS500 (Arbeláez et
+    al., 2011), but at least one pixel. NaN without references, 0 without masks.
+    """
+    if not len(references):
+        return math.nan
+    if not len(masks):
+        return 0.0
+    tolerance = max(1.0, 0.0075 * math.hypot(*masks.shape[1:]))
+    largest = np.argsort(-areas, kind="stable")[:PER_K]
+    best = iou[largest].argmax(1)
+    values = [
+        boundary_f(references[i], masks[j], tolerance) for i, j in zip(largest, best, strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def judge(metrics: Mapping[str, float], config: VerdictConfig) -> Verdict:
+    """The verdict on a sample: kept, or the first of `REASONS` that applies.
+
+    A threshold on a metric that was not measured (NaN) rejects nothing.
+
+    >>> judge({"num_masks": 0.0}, VerdictConfig()).reason
+    'no_masks'
+    """
+    value = {**dict.fromkeys(metric_names(()), math.nan), **metrics}
+    top = value[f"top_{config.top}"]
+    failed = {
+        "no_masks": value["num_masks"] == 0,
+        "no_annotations": value["num_annotations"] == 0,
+        "too_many_masks": value["num_masks"] > config.max_masks,
+        "low_coverage": value["coverage"] < config.min_coverage,
+        "low_agreement": top < config.min_top_n,
+        "not_its_image": top - value[f"others_top_{config.top}"] < config.min_over_others,
+        "weak_boundaries": value["boundary_f"] < config.min_boundary_f,
+        "below_chance": top - value[f"chance_top_{config.top}"] < config.min_over_chance,
+    }
+    reason = next((name for name in REASONS if failed.get(name)), "")
+    return Verdict(not reason, reason, dict(metrics))
+
+
+def mismatch(ks: Iterable[int]) -> Verdict:
+    """The verdict on a sample whose masks do not have the size of its image."""
+    return Verdict(False, "size_mismatch", dict.fromkeys(metric_names(ks), math.nan))
+
+
+def _tops(
+    iou: Float[np.ndarray, "reference mask"], areas: Int[np.ndarray, " reference"]
+) -> dict[str, float]:
+    return {f"top_{n}": mean_best(iou, areas, n)[0] for n in TOPS}
+
+
+def _per_k(
+    iou: Float[np.ndarray, "reference mask"],
+    areas: Int[np.ndarray, " reference"],
+    mask_set: MaskSet,
+    ks: Sequence[int],
+) -> dict[str, float]:
+    """Top-5 of the masks that a cluster of each k was merged into; 0 where there are none."""
+    counts = [{k for k, _ in members} for members in mask_set.members]
+    columns = {k: [i for i, found in enumerate(counts) if k in found] for k in ks}
+    return {
+        f"top_{PER_K}_k{k}": mean_best(iou[:, own], areas, PER_K)[0] for k, own in columns.items()
+    }
