@@ -1,4 +1,4 @@
-"""SAM auditors: checked checkpoints, every parameter open, transformers' own models."""
+"""SAM auditors: checked checkpoints, every parameter open and recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from synthgen.auditing.sam import (
     read_state,
 )
 from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
-from synthgen.auditing.transformers_sam import load_transformers_sam
 from synthgen.config import AuditorConfig
 from synthgen.scenes.card import file_digests
 from synthgen.scenes.sam_model import WEIGHTS_NAME, build_scenes_sam, load_folder, save_sam
@@ -199,103 +198,3 @@ def test_other_weights_than_the_card_names_are_refused(weights: Path, tmp_path: 
     settings = _scenes(weights).model_copy(update={"sha256": "1" * 64})
     with pytest.raises(ValueError, match=f"{WEIGHTS_NAME} must have sha256 {'1' * 64}"):
         load_scenes_sam(settings)
-
-
-def _tiny_sam(folder: Path) -> None:
-    from transformers import SamConfig, SamImageProcessor, SamModel
-
-    vision = {
-        "hidden_size": 32,
-        "output_channels": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 64,
-        "patch_size": 8,
-        "window_size": 0,
-        "global_attn_indexes": [0],
-        "num_pos_feats": 16,
-        "mlp_dim": 32,
-        "initializer_range": 0.2,
-    }
-    prompt = {"hidden_size": 32, "image_size": 64, "patch_size": 8, "mask_input_channels": 8}
-    config = SamConfig(
-        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_TINY_DECODER
-    )
-    sides = {"height": 64, "width": 64}
-    SamModel(config).save_pretrained(folder)
-    SamImageProcessor(size={"longest_edge": 64}, pad_size=sides).save_pretrained(folder)
-
-
-def _tiny_sam2(folder: Path) -> None:
-    from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
-
-    backbone = {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": 8,
-        "num_attention_heads": 1,
-        "image_size": [64, 64],
-        "blocks_per_stage": [1, 1, 1, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 8],
-        "window_size_per_stage": [4, 4, 2, 2],
-        "window_positional_embedding_background_size": [4, 4],
-        "global_attention_blocks": [2],
-    }
-    vision = {
-        "backbone_config": backbone,
-        "backbone_channel_list": [64, 32, 16, 8],
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-        "fpn_hidden_size": 32,
-    }
-    prompt = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8}
-    config = Sam2Config(
-        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=_TINY_DECODER
-    )
-    sides = {"height": 64, "width": 64}
-    Sam2Model(config).save_pretrained(folder)
-    Sam2ImageProcessor(size=sides, mask_size={"height": 16, "width": 16}).save_pretrained(folder)
-
-
-_TINY_DECODER = {
-    "hidden_size": 32,
-    "mlp_dim": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "iou_head_depth": 2,
-    "iou_head_hidden_dim": 16,
-}
-_LOOSE_TRANSFORMERS: dict[str, Any] = {**LOOSE}
-del _LOOSE_TRANSFORMERS["box_nms_thresh"]
-
-
-@pytest.mark.parametrize("save", [_tiny_sam, _tiny_sam2])
-def test_transformers_sams_are_auditors(save: Any, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save(tmp_path)
-    settings = AuditorConfig(checkpoint=str(tmp_path), generator=_LOOSE_TRANSFORMERS, device="cpu")
-    auditor = load_transformers_sam(settings)
-    found = check_auditor(auditor)
-    assert any(len(annotations) for annotations in found)
-    check_auditor_identity(load_transformers_sam, settings, "crop_nms_thresh", 0.5)
-    strict = {**_LOOSE_TRANSFORMERS, "pred_iou_thresh": 1.0}
-    none = load_transformers_sam(settings.model_copy(update={"generator": strict}))
-    (nothing,) = none.annotate([np.zeros((40, 60, 3), np.uint8)])
-    check_annotations(nothing, (40, 60))
-    digest = auditor.identity["sha256"]
-    assert digest == file_digests(tmp_path)["model.safetensors"]
-    with pytest.raises(ValueError, match=f"sha256 {'2' * 64}. Got {digest}"):
-        load_transformers_sam(settings.model_copy(update={"sha256": "2" * 64}))
-
-
-def test_transformers_sams_come_from_folders_of_safetensors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="local folder of a SAM, or a hub id"):
-        load_transformers_sam(AuditorConfig(checkpoint="facebook/sam-vit-base"))
-    with pytest.raises(ValueError, match="Got no safetensors"):
-        load_transformers_sam(AuditorConfig(checkpoint=str(tmp_path)))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="must hold a SAM of transformers") as caught:
-        load_transformers_sam(AuditorConfig(checkpoint=str(tmp_path), device="cpu"))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"box_nms_thresh must be a parameter"):
-        load_transformers_sam(AuditorConfig(checkpoint=str(tmp_path), generator=LOOSE))

@@ -180,11 +180,13 @@ def test_training_resumes_and_shares_batches_as_if_it_did_not(
 ) -> None:
     _train(corpus, tmp_path / "straight", 2)
     _train(corpus, tmp_path / "broken", 1)
+    first = checkpoint.load_state(tmp_path / "broken")
     _train(corpus, tmp_path / "broken", 2)
     _train(corpus, tmp_path / "shared", 1, workers=2)
     straight, broken, shared = (
         checkpoint.load_state(tmp_path / name) for name in ("straight", "broken", "shared")
     )
+    assert first is not None
     assert straight is not None
     assert broken is not None
     assert shared is not None
@@ -192,10 +194,10 @@ def test_training_resumes_and_shares_batches_as_if_it_did_not(
     assert straight[1]["samples"] == 4
     for name, tensor in straight[0].items():
         assert torch.allclose(tensor.float(), broken[0][name].float(), atol=1e-6), name
-    fresh = SamTrainee().state_dict()
-    frozen = "sam.prompt_encoder.mask_downscaling.0.weight"
-    assert set(checkpoint.subset(shared[0], "model.")) == set(fresh)
-    assert f"ema_{frozen}" not in shared[0]
+    for name, tensor in shared[0].items():
+        if name.endswith(".exp_avg"):  # a tenth of the first gradient
+            scale = first[0][name].abs().max()
+            assert torch.allclose(tensor, first[0][name], atol=1e-4 * float(scale) + 1e-8), name
 
 
 def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData
 from torch import Tensor
 
-from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
 from synthgen.config import AuditorConfig
 from synthgen.diffusion.cards import file_sha256
@@ -77,7 +76,7 @@ class SamAuditor:
 
     Args:
         generator: Runs the model on one image.
-        identity: See `Auditor`.
+        identity: See `synthgen.auditing.auditor.Auditor`.
     """
 
     generator: SamAutomaticMaskGenerator
@@ -108,7 +107,7 @@ def _annotations(records: Sequence[Mapping[str, Any]], size: tuple[int, ...]) ->
     )
 
 
-def load_scenes_sam(settings: AuditorConfig) -> Auditor:
+def load_scenes_sam(settings: AuditorConfig) -> SamAuditor:
     """The embedded SAM, or one of its kind in the folder that `checkpoint` names.
 
     Raises:
@@ -126,7 +125,7 @@ def load_scenes_sam(settings: AuditorConfig) -> Auditor:
     return _auditor(sam, "scenes-sam", "scenes", digest, generator, settings.device)
 
 
-def load_sam(settings: AuditorConfig) -> Auditor:
+def load_sam(settings: AuditorConfig) -> SamAuditor:
     """SAM from the checkpoint that the settings name: `.pth`, or `.safetensors` of its state.
 
     The parameter `model_type` (vit_b, vit_l, vit_h) is read from the weights where not given.
@@ -184,8 +183,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} must be readable as plain weights. Got: {reason:.200}") from None

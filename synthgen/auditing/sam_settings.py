@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ class PromptGrid(BaseModel):
     crop_n_points_downscale_factor: int = Field(1, ge=1)
 
     @model_validator(mode="after")
-    def _a_point_in_each_crop(self) -> Self:
+    def _a_point_in_each_crop(self) -> PromptGrid:
         smallest = self.points_per_side // self.crop_n_points_downscale_factor**self.crop_n_layers
         if smallest < 1:
             raise ValueError(

@@ -20,7 +20,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline
 
-from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.sam import resolve_device
 from synthgen.auditing.sam_settings import PromptGrid, read_generator
 from synthgen.config import AuditorConfig, digest
@@ -51,7 +50,7 @@ class TransformersSamAuditor:
     Args:
         pipeline: Runs the model on one image.
         parameters: What the pipeline is called with, under its own names.
-        identity: See `Auditor`.
+        identity: See `synthgen.auditing.auditor.Auditor`.
     """
 
     pipeline: MaskGenerationPipeline
@@ -86,7 +85,7 @@ def _annotations(found: Mapping[str, Any], size: tuple[int, ...]) -> Annotations
     )
 
 
-def load_transformers_sam(settings: AuditorConfig) -> Auditor:
+def load_transformers_sam(settings: AuditorConfig) -> TransformersSamAuditor:
     """The model in the local folder, or of the hub id and pinned revision, of the settings.
 
     Raises:

@@ -97,7 +97,7 @@ def evaluate_sam(
     Returns:
         `object_iou` and `part_iou`, means over all objects and parts; `masks_per_image`.
     """
-    settings = {**AUTOMATIC_DEFAULTS, **(parameters or {})}
+    settings: dict[str, Any] = {**AUTOMATIC_DEFAULTS, **(parameters or {})}
     jobs = [(folder, settings, seeds[first :: max(1, workers)]) for first in range(workers or 1)]
     if workers == 0:
         results = [_evaluate_part(*job) for job in jobs]

@@ -177,10 +177,14 @@ def auxiliary_loss(
     offsets: Float[Tensor, "image 2 low low"],
     batch: PromptBatch,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the parts and, on objects, absolute error of the offsets."""
-    inside = (batch.parts > 0)[:, None]
-    distance = ((offsets - batch.offsets).abs() * inside).sum() / inside.sum().clamp(min=1)
-    return F.cross_entropy(parts, batch.parts) + distance
+    """Cross-entropy of the parts and, on objects, absolute error of the offsets.
+
+    All terms of the loss are means over images, so that a batch may be shared out.
+    """
+    inside = batch.parts > 0
+    error = (offsets - batch.offsets).abs().sum(1) * inside
+    distance = error.sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    return F.cross_entropy(parts, batch.parts) + distance.mean()
 
 
 @dataclass(slots=True)
