@@ -164,7 +164,8 @@ def shrink(
 def viridis(values: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
     """A gray picture in the viridis colors, which all eyes order alike."""
     table = np.asarray(matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255)
-    return table.round().astype(np.uint8)[values]
+    colors = np.asarray(table.round(), dtype=np.uint8)
+    return np.asarray(colors[values])
 
 
 def _sizes(image: UInt8[np.ndarray, "height width 3"]) -> dict[str, int]:
