@@ -154,6 +154,9 @@ class Mask2FormerAuditor:
         self._identity = {
             "name": name,
             "sha256": sha256,
+            "configuration": {
+                path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))
+            },
             "revision": revision,
             "generator": asdict(self._options),
             "batch_size": settings.batch_size,  # rounding depends on it
@@ -162,7 +165,7 @@ class Mask2FormerAuditor:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name, hash of the weights, options, versions."""
+        """Name, hashes of weights and configuration, options, versions."""
         return self._identity
 
     def annotate(
@@ -214,7 +217,8 @@ def check_weights(folder: Path, expected: str | None) -> str:
     Raises:
         ValueError: If there are none, or the hash is not the expected one.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    stems = sorted(folder.glob("*.safetensors"))
+    files = [path for path in stems if "." not in path.stem]  # model.fp16 is a variant, not read
     if not files:
         raise ValueError(
             f"auditor.checkpoint must be a folder with safetensors. Got none in {folder}."

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
@@ -37,6 +38,9 @@ SIZE_DIVISOR = 32
 
 LONGEST_EDGE = 8 * IMAGE_SIZE
 SHIPPED_M2F = Path(__file__).parent / "weights_m2f"
+
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What transformers raises for configurations and weights that are not right."""
 
 
 def m2f_config() -> Mask2FormerConfig:
@@ -135,9 +139,10 @@ def load_m2f(
     if not config.is_file():
         raise ValueError(f"a Mask2Former folder must hold config.json. Got none in {folder}.")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        kind = stored.get("model_type") if isinstance(stored, dict) else None
         if kind != "mask2former":
-            raise ValueError(f"model_type must be 'mask2former'; got {kind!r}")
+            raise ValueError(f"model_type {kind!r}")
         with _quiet():
             model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
                 folder,
@@ -147,8 +152,8 @@ def load_m2f(
                 output_loading_info=True,
             )
         processor = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (*_UNREADABLE, SafetensorError, StrictDataclassError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
             f"{folder} must hold a Mask2Former (config, safetensors, processor). Got: {reason}."
         ) from None
