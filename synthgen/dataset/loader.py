@@ -14,9 +14,11 @@ import numpy as np
 import webdataset as wds
 from jaxtyping import UInt8
 
+from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.manifest import TAR_NAME, read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
+from synthgen.types import Verdict
 
 SUFFIXES = {"json", "mask.png", "txt", *IMAGE_OPTIONS}
 
@@ -38,7 +40,13 @@ def decode_mask(key: str, data: bytes) -> UInt8[np.ndarray, "height width"] | No
 
 
 def open_dataset(
-    url: str | Path, *, masks: bool = True, shuffle: int = 0, seed: int = 0
+    url: str | Path,
+    *,
+    masks: bool = True,
+    shuffle: int = 0,
+    seed: int = 0,
+    audited: str | None = None,
+    keep_only: bool = True,
 ) -> wds.DataPipeline:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
 
@@ -52,11 +60,15 @@ def open_dataset(
         masks: Also decode the overlapping masks.
         shuffle: Samples held back for shuffling; also shuffles the shards. 0 keeps the order.
         seed: Of the shuffling.
+        audited: Id of an audit; samples then also have ``verdict`` (keep, reason, metrics).
+        keep_only: With ``audited``, leave out the samples that it rejects.
 
     Raises:
-        ValueError: If there is no such dataset, or the URL's scheme is not known.
+        ValueError: If there is no such dataset or audit (those there are named), or the URL's
+            scheme is not known.
     """
     storage, shards = _locate(url)
+    verdicts = None if audited is None else _verdicts(storage, audited)
     stages = [
         wds.SimpleShardList([name for name, _ in shards]),
         *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
@@ -65,7 +77,7 @@ def open_dataset(
         _Opener(storage, dict(shards)),
         wds.tariterators.tar_file_expander,
         wds.tariterators.group_by_keys,
-        _Decoder(masks),
+        _Decoder(masks, verdicts, keep_only),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
     ]
     return wds.DataPipeline(*stages)
@@ -94,13 +106,36 @@ class _Opener:
 class _Decoder:
     """Turns raw members into the dictionaries of ``open_dataset``."""
 
-    def __init__(self, masks: bool) -> None:
+    def __init__(self, masks: bool, verdicts: dict[str, Verdict] | None, keep_only: bool) -> None:
         self.masks = masks
+        self.verdicts = verdicts
+        self.keep_only = keep_only
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in samples:
+            key = sample["__key__"]
+            verdict = None if self.verdicts is None else self.verdicts[key]
+            if verdict is not None and self.keep_only and not verdict.keep:
+                continue
             members = {name: sample[name] for name in SUFFIXES & sample.keys()}
-            yield decode_sample(sample["__key__"], members, self.masks)
+            decoded = decode_sample(key, members, self.masks)
+            yield decoded if verdict is None else {**decoded, "verdict": verdict}
+
+
+def _verdicts(storage: Storage, audited: str) -> dict[str, Verdict]:
+    """Verdicts of every sample by key, which is unique over all shards."""
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ValueError(
+            f"audited must be given with a finished dataset's folder. Got {storage.root}."
+        )
+    shards = {
+        row["name"].removeprefix("data/").removesuffix(".tar"): row["sha256"]
+        for row in manifest["shards"]
+        if not row["skipped"]
+    }
+    found = read_verdicts(storage, audited, shards)
+    return {key: verdict for verdicts in found.values() for key, verdict in verdicts.items()}
 
 
 def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:

@@ -1,0 +1,170 @@
+"""The samples of a finished dataset as an audit needs them: any of a shard's, at any time.
+
+Everything read here is untrusted; a tar is audited only if it is the one that the manifest lists.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import numpy as np
+import yaml
+from jaxtyping import UInt8, UInt64
+from pydantic import ValidationError
+
+from synthgen.config import Config, SegmentationConfig
+from synthgen.dataset.manifest import MANIFEST, TAR_NAME, read_manifest
+from synthgen.dataset.publish import Storage, sha256_file
+from synthgen.dataset.records import decode_sample
+from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.segmentation.packed import pack_masks
+from synthgen.types import MaskSet
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedShard:
+    """A shard as the manifest lists it.
+
+    Args:
+        name: Of its tar, ``data/train-000000.tar``.
+        sha256: Hash of its tar.
+        num_bytes: Size of its tar.
+        samples: Samples in it.
+    """
+
+    name: str
+    sha256: str
+    num_bytes: int
+    samples: int
+
+    @property
+    def stem(self) -> str:
+        """Its file stem, ``train-000000``."""
+        return self.name.removeprefix("data/").removesuffix(".tar")
+
+
+def listed_shards(storage: Storage) -> list[ListedShard]:
+    """The shards of a finished dataset that have samples.
+
+    Raises:
+        ValueError: If there is no manifest, one of another schema version, or no sample.
+    """
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ValueError(
+            f"A dataset must have a {MANIFEST}. Got none in {storage.root}; finish it with "
+            f"'synthgen generate'."
+        )
+    rows = [row for row in manifest["shards"] if not row["skipped"]]
+    for row in rows:  # a manifest is data: it may not send us to other files
+        if not TAR_NAME.fullmatch(str(row["name"])):
+            raise ValueError(
+                f"A shard must be named data/train-000000.tar. Got {row['name']!r:.60}."
+            )
+    if not rows:
+        raise ValueError(f"A dataset must have at least one sample. Got none in {storage.root}.")
+    return [
+        ListedShard(row["name"], str(row["sha256"]), int(row["bytes"]), int(row["samples"]))
+        for row in rows
+    ]
+
+
+def segmentation_settings(storage: Storage) -> SegmentationConfig:
+    """How a dataset was segmented: the chance baseline uses the same ks and merging.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    raw = storage.read(CONFIG)
+    if raw is None:
+        raise ValueError(f"A dataset must have a {CONFIG}. Got none in {storage.root}.")
+    try:
+        return Config.model_validate(yaml.safe_load(raw)).segmentation
+    except (yaml.YAMLError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{CONFIG} must be a configuration of ours. Got {first}.") from None
+
+
+class ShardSamples:
+    """The samples of one shard, in order.
+
+    Args:
+        stream: Its open tar.
+        shard: What the manifest says of it.
+
+    Raises:
+        ValueError: If the tar is not the one that the manifest lists.
+    """
+
+    def __init__(self, stream: BinaryIO, shard: ListedShard) -> None:
+        _check_listed(stream, shard)
+        self._stream = stream
+        self._spans = list(spans(scan(stream)))
+        self.keys = tuple(span.key for span in self._spans)
+        self._recent = lru_cache(maxsize=32)(self._load_packed)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def members(self, index: int) -> dict[str, bytes]:
+        """Content of a sample's members by suffix."""
+        return read_span(self._stream, self._spans[index])
+
+    def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """A sample's image."""
+        image: UInt8[np.ndarray, "height width 3"] = decode_sample(
+            self.keys[index], self.members(index), masks=False
+        )["image"]
+        return image
+
+    def mask_set(self, index: int, size: tuple[int, int]) -> MaskSet | None:
+        """A sample's masks, None where they are not all of ``size`` (height, width).
+
+        Raises:
+            ValueError: If its json is not one of ours.
+        """
+        try:
+            info = json.loads(self.members(index)["json"])
+            return _mask_set(info, size)
+        except (KeyError, TypeError, ValueError) as error:
+            key = self.keys[index]
+            raise ValueError(f"Sample {key} must be readable. Got {error!r:.120}.") from None
+
+    def packed(self, index: int, size: tuple[int, int]) -> UInt64[np.ndarray, "mask word"] | None:
+        """The packed masks of a sample, None where they are not all of ``size``."""
+        return self._recent(index, size)
+
+    def _load_packed(
+        self, index: int, size: tuple[int, int]
+    ) -> UInt64[np.ndarray, "mask word"] | None:
+        mask_set = self.mask_set(index, size)
+        return None if mask_set is None else pack_masks(mask_set.masks)
+
+
+def _check_listed(stream: BinaryIO, shard: ListedShard) -> None:
+    found = stream.seek(0, 2)
+    stream.seek(0)
+    what = f"{found} bytes" if found != shard.num_bytes else "another sha256"
+    if found != shard.num_bytes or sha256_file(stream) != shard.sha256:
+        raise ValueError(
+            f"{shard.name} must be the tar of {shard.num_bytes} bytes that the manifest lists. "
+            f"Got {what}; see 'synthgen verify'."
+        )
+
+
+def _mask_set(info: dict[str, Any], size: tuple[int, int]) -> MaskSet | None:
+    segments = info["segments"]
+    sizes = [(info["height"], info["width"]), *(tuple(s["rle"]["size"]) for s in segments)]
+    if any(found != size for found in sizes):
+        return None
+    return MaskSet(
+        decode_masks([segment["rle"] for segment in segments], *size),
+        tuple(tuple((int(k), int(c)) for k, c in segment["members"]) for segment in segments),
+        np.array([int(segment["parent"]) - 1 for segment in segments], dtype=np.int64),
+    )

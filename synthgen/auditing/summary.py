@@ -1,0 +1,55 @@
+"""The totals of an audit, a function of its tables alone: no times."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from synthgen.auditing.plan import AuditPlan
+from synthgen.dataset.audits import AUDIT_SCHEMA_VERSION, AuditMarker, parse_table, table_name
+from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.publish import Storage
+
+
+def summarize(storage: Storage, plan: AuditPlan, markers: Sequence[AuditMarker]) -> dict[str, Any]:
+    """Totals, means over the samples that have a metric, and the tables' hashes."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for marker in markers:
+        table = storage.read(table_name(plan.audit_id, marker.name)) or b""
+        for row in parse_table(table, annotations=False):
+            for name, value in row.verdict.metrics.items():
+                values[name] += [] if np.isnan(value) else [value]
+    manifest = read_manifest(storage)
+    samples, rejected = (
+        sum(marker.samples for marker in markers),
+        sum(marker.rejected for marker in markers),
+    )
+    reasons = sum((Counter(marker.reasons) for marker in markers), Counter[str]())
+    return {
+        "schema_version": AUDIT_SCHEMA_VERSION,
+        "id": plan.audit_id,
+        "digest": markers[0].digest,
+        "settings": dict(markers[0].settings),
+        "dataset": manifest["config"] if manifest else "",
+        "totals": {
+            "shards": len(markers),
+            "samples": samples,
+            "kept": samples - rejected,
+            "rejected": rejected,
+            "reasons": dict(sorted(reasons.items())),
+        },
+        "means": {name: float(np.mean(found)) for name, found in values.items() if found},
+        "shards": [
+            {
+                "name": marker.name,
+                "tar_sha256": marker.tar_sha256,
+                "sha256": marker.sha256,
+                "samples": marker.samples,
+                "rejected": marker.rejected,
+            }
+            for marker in markers
+        ],
+    }

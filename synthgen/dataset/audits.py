@@ -1,0 +1,274 @@
+"""How audits stand in a dataset: ``audit/<id>/``, beside ``data`` and never in it.
+
+    audit.json             what the audit is: auditor, settings, digest; written first
+    train-000000.parquet   one row per sample: key, keep, reason, metrics, annotations
+    train-000000.json      commit marker of that table
+    summary.json           totals and means over all shards; written last
+
+The table of a shard is done if and only if its marker carries the audit's digest and the tar's
+hash, and the table has the marker's size. Ids come from users and become paths, so they are
+checked wherever they enter.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synthgen.dataset.publish import Storage
+from synthgen.types import Verdict
+
+AUDIT_SCHEMA_VERSION = 1
+FOLDER = "audit"
+MAX_ID = 80
+_ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_FIXED = ("key", "keep", "reason", "annotations")
+
+RECORD = pa.struct(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("id", pa.int64()),
+            ("area", pa.int64()),
+            ("bbox", pa.list_(pa.float64())),
+            (
+                "segmentation",
+                pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),
+            ),
+            ("predicted_iou", pa.float64()),
+            ("stability_score", pa.float64()),
+            ("point_coords", pa.list_(pa.list_(pa.float64()))),
+            ("crop_box", pa.list_(pa.float64())),
+            ("label", pa.string()),
+        )
+    ]
+)
+"""One annotation by SA-1B's names (bbox and crop_box are xywh in pixels), and its label."""
+
+
+def check_audit_id(audit_id: str) -> str:
+    """The id itself, if it may become the name of a folder.
+
+    Raises:
+        ValueError: If it is anything but lower-case words joined by one of ``. _ -``.
+
+    >>> check_audit_id("scenes-sam-0a1b2c3d")
+    'scenes-sam-0a1b2c3d'
+    """
+    if len(audit_id) > MAX_ID or not _ID.fullmatch(audit_id):
+        raise ValueError(
+            f"An audit's id must be lower-case letters and digits, joined by single '.', '_' or "
+            f"'-', at most {MAX_ID}. Got {audit_id!r:.90}."
+        )
+    return audit_id
+
+
+def description_name(audit_id: str) -> str:
+    """Where it is said what an audit is."""
+    return f"{FOLDER}/{check_audit_id(audit_id)}/audit.json"
+
+
+def table_name(audit_id: str, shard: str) -> str:
+    """Where the rows of a shard's samples lie."""
+    return f"{FOLDER}/{check_audit_id(audit_id)}/{shard}.parquet"
+
+
+def audit_marker_name(audit_id: str, shard: str) -> str:
+    """Where the marker of a shard's table lies."""
+    return f"{FOLDER}/{check_audit_id(audit_id)}/{shard}.json"
+
+
+def summary_name(audit_id: str) -> str:
+    """Where the totals of an audit lie."""
+    return f"{FOLDER}/{check_audit_id(audit_id)}/summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditMarker:
+    """The commit marker of a shard's table.
+
+    Args:
+        name: File stem of the shard.
+        digest: Of everything that determines the table but the tar.
+        annotations_digest: Of what determines its annotations alone; equal ones are used again.
+        settings: What the digests cover: the auditor with every parameter, the thresholds.
+        tar_sha256: Hash of the tar that was audited.
+        sha256: Hash of the table.
+        bytes: Size of the table.
+        samples: Rows of the table.
+        reasons: Rejected samples per reason.
+        annotations_from: Id of the audit whose annotations were used again, or empty.
+        seconds: Wall time per stage.
+        created: Time of completion, ISO 8601, UTC.
+    """
+
+    name: str
+    digest: str
+    annotations_digest: str
+    settings: Mapping[str, Any]
+    tar_sha256: str
+    sha256: str
+    bytes: int
+    samples: int
+    reasons: Mapping[str, int]
+    annotations_from: str
+    seconds: Mapping[str, float]
+    created: str
+    schema_version: int = AUDIT_SCHEMA_VERSION
+
+    @property
+    def rejected(self) -> int:
+        """Samples that are not kept."""
+        return sum(self.reasons.values())
+
+
+def audit_marker_bytes(marker: AuditMarker) -> bytes:
+    """The marker as it stands in the audit's folder."""
+    return dump_json({name: getattr(marker, name) for name in AuditMarker.__slots__})
+
+
+def read_audit_marker(storage: Storage, audit_id: str, shard: str) -> AuditMarker | None:
+    """The marker of a shard's table, None where there is none or it cannot be read."""
+    content = storage.read(audit_marker_name(audit_id, shard))
+    try:
+        marker = AuditMarker(**json.loads(content or b""))
+    except (ValueError, TypeError):
+        return None
+    sound = marker.schema_version == AUDIT_SCHEMA_VERSION and marker.name == shard
+    return marker if sound else None
+
+
+def is_audited(
+    storage: Storage, audit_id: str, marker: AuditMarker | None, tar_sha256: str
+) -> bool:
+    """Whether a shard's table is complete and about the tar that stands there now."""
+    return (
+        marker is not None
+        and marker.tar_sha256 == tar_sha256
+        and storage.size(table_name(audit_id, marker.name)) == marker.bytes
+    )
+
+
+def audit_ids(storage: Storage) -> list[str]:
+    """Ids of the audits in a dataset, sorted, finished or not."""
+    try:
+        found = storage.fs.ls(storage.path(FOLDER), detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = (
+        str(item["name"]).rstrip("/").rsplit("/", 1)[-1]
+        for item in found
+        if item["type"] == "directory"
+    )
+    return sorted(name for name in names if len(name) <= MAX_ID and _ID.fullmatch(name))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """What an audit says of one sample.
+
+    Args:
+        key: Its key.
+        verdict: Kept or not, why not, and the metrics.
+        annotations: The auditor's masks as SA-1B-shaped records (`RECORD`).
+    """
+
+    key: str
+    verdict: Verdict
+    annotations: Sequence[Mapping[str, Any]]
+
+
+def table_bytes(rows: Iterable[AuditRow], metric_names: Sequence[str]) -> bytes:
+    """The rows as a parquet file; equal rows give equal bytes."""
+    kinds = [("key", pa.string()), ("keep", pa.bool_()), ("reason", pa.string())]
+    kinds += [(name, pa.float64()) for name in metric_names]
+    kinds += [("annotations", pa.list_(RECORD))]
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds])
+    content = [
+        {
+            "key": row.key,
+            "keep": row.verdict.keep,
+            "reason": row.verdict.reason,
+            **{name: row.verdict.metrics[name] for name in metric_names},
+            "annotations": list(row.annotations),
+        }
+        for row in rows
+    ]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(content, schema=schema), stream, compression="zstd")
+    return stream.getvalue()
+
+
+def parse_table(content: bytes, annotations: bool = True) -> list[AuditRow]:
+    """The rows of a table.
+
+    Args:
+        content: The parquet file.
+        annotations: Also read the annotations, which are most of it.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
+    try:
+        names = pq.read_schema(io.BytesIO(content)).names
+        wanted = [name for name in names if annotations or name != "annotations"]
+        rows = pq.read_table(io.BytesIO(content), columns=wanted).to_pylist()
+        return [_row(row) for row in rows]
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        message = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"An audit's table must be a parquet file of ours. Got {message}."
+        ) from None
+
+
+def read_verdicts(
+    storage: Storage, audit_id: str, shards: Mapping[str, str]
+) -> dict[str, dict[str, Verdict]]:
+    """The verdicts of an audit by shard and key.
+
+    Args:
+        storage: The dataset.
+        audit_id: The audit.
+        shards: File stem to tar hash of every shard that must have been audited.
+
+    Raises:
+        ValueError: If there is no such audit, or it is not about every one of these shards.
+    """
+    standing = audit_ids(storage)
+    if check_audit_id(audit_id) not in standing:
+        there = ", ".join(standing) or "no audits"
+        raise ValueError(
+            f"audited must be the id of an audit of {storage.root}. Got {audit_id!r}; "
+            f"there: {there}."
+        )
+    verdicts = {}
+    for shard, tar_sha256 in shards.items():
+        marker = read_audit_marker(storage, audit_id, shard)
+        content = storage.read(table_name(audit_id, shard))
+        if content is None or not is_audited(storage, audit_id, marker, tar_sha256):
+            raise ValueError(
+                f"The audit {audit_id} must be about every shard. Got none of {shard} as it "
+                f"stands; run 'synthgen audit' with the same settings to finish it."
+            )
+        rows = parse_table(content, annotations=False)
+        verdicts[shard] = {row.key: row.verdict for row in rows}
+    return verdicts
+
+
+def dump_json(tree: Mapping[str, Any]) -> bytes:
+    """A small file of ours: JSON for people and programs, without NaN."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
+
+
+def _row(row: Mapping[str, Any]) -> AuditRow:
+    metrics = {name: float(value) for name, value in row.items() if name not in _FIXED}
+    verdict = Verdict(bool(row["keep"]), str(row["reason"]), metrics)
+    return AuditRow(str(row["key"]), verdict, row.get("annotations") or [])
