@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthgen.bench.audit import bench_audit
 from synthgen.segmentation import packed
 from synthgen.segmentation.masks import pairwise_iou
 from synthgen.segmentation.metrics import hungarian_iou, mean_assigned, mean_best, top_n
@@ -58,3 +59,10 @@ def test_metrics_from_the_matrix_are_those_of_the_masks(n: int) -> None:
     iou = packed.iou_matrix(references, masks)
     assert mean_best(iou, references.sum((1, 2)), n) == top_n(references, masks, n)
     assert mean_assigned(iou) == hungarian_iou(references, masks)
+
+
+def test_the_bench_compares_equal_figures_at_toy_size() -> None:
+    result = bench_audit(quick=True)
+    assert result["equal"] is True
+    assert (result["masks"], result["annotations"]) == (43, 100)
+    assert result["ratio"] == pytest.approx(result["brute_seconds"] / result["seconds"])

@@ -74,6 +74,14 @@ def report(
     _show(bench_report(num=num, quick=quick), as_json)
 
 
+@app.command()
+def audit(as_json: Json = False, quick: Quick = False) -> None:
+    """Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair."""
+    from synthgen.bench.audit import bench_audit
+
+    _show(bench_audit(quick=quick), as_json)
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
