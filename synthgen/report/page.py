@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ import jinja2
 from markupsafe import Markup
 
 from synthgen import __version__
-from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest
+from synthgen.dataset.manifest import TAR_NAME, metadata_name, preview_name, read_manifest
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.redaction import redact_tree
-from synthgen.dataset.shards import Span, read_span, scan, spans
+from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
 from synthgen.report.audits import TOP_NS, Audit, auditor_ious, pick_audit
 from synthgen.report.charts import Chart, grouped_chart, histogram_chart
 from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_sample
@@ -80,7 +81,8 @@ def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
     shards = list(_shard_names(manifest))
     for shard in shards:
         overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
-        previewed |= set(preview_keys(storage, shard))
+        with _named(preview_name(shard)):
+            previewed |= set(preview_keys(storage, shard))
     audit = pick_audit(storage, audit_id)
     keys = [key for shard in shards for key in overview.keys[shard]]
     scores = audit.of("top_5") if audit else {}
@@ -137,7 +139,7 @@ def _read_shard(
             raise ValueError(f"{name} must exist. Got no such file; see 'synthgen verify'.")
         return []
     kept = {}
-    with storage.open(name) as stream:
+    with _named(name), storage.open(name) as stream:
         for span in spans(scan(stream)):
             members = read_span(stream, span if span.key in wanted else _without_image(span))
             info, coverage = read_sample(span.key, members)
@@ -151,6 +153,15 @@ def _read_shard(
         show(key, *content, previews.get(key), ious.get(key), budget)
         for key, content in kept.items()
     ]
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which file is broken."""
+    try:
+        yield
+    except BrokenShardError as error:
+        raise ValueError(f"{name} must be whole. Got {error}; see 'synthgen verify'.") from None
 
 
 def _without_image(span: Span) -> Span:
