@@ -21,10 +21,12 @@ from truth_world import (
     truth,
     write_shard,
 )
+from typer.testing import CliRunner
 
 from synthgen.auditing.annotations import export_sa1b, from_records, to_records
 from synthgen.auditing.audit import audit, begin
 from synthgen.auditing.judge import REASONS, metric_names
+from synthgen.cli import app
 from synthgen.config import AuditConfig, load_audit
 from synthgen.dataset.audits import check_audit_id, parse_table
 from synthgen.dataset.loader import open_dataset
@@ -272,10 +274,10 @@ def test_a_truncated_shard_is_named(cut: int, world: Path) -> None:
 
 
 class Answering(TruthAuditor):
-    """An auditor that answers wrongly."""
+    """An auditor that answers wrongly; another one than the truth, whose masks are kept."""
 
     def __init__(self, answer: object) -> None:
-        super().__init__()
+        super().__init__(least=1)
         self.answer = answer
 
     def annotate(self, images: Sequence[np.ndarray]) -> list[Annotations]:
@@ -332,3 +334,21 @@ def test_settings_of_an_audit_are_no_part_of_a_dataset() -> None:
     assert "audit" not in CONFIG.digest_settings()
     assert AuditConfig() == load_audit()
     assert scene(0).image.shape == (128, 128, 3)
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def test_the_command_prints_ours_beside_the_baselines_and_fails_by_exit_code(world: Path) -> None:
+    command = ["audit", str(world), "--auditor", "truth_world:load_truth", "-s", "chance=false"]
+    done = CliRunner().invoke(app, [*command, "--id", "mine"])
+    assert done.exit_code == 0, done.output
+    assert "Audit mine of 7 samples" in done.output
+    assert "Top-15" in done.output
+    assert f"synthgen.open_dataset({str(world)!r}, audited='mine')" in done.output
+    strict = [*command, "--json", "-s", "verdict.min_top_n=0.999"]
+    failed = CliRunner().invoke(app, strict)
+    assert failed.exit_code == 4
+    assert "rejected. Got 7 of 7" in failed.output
+    assert json.loads(failed.stdout)["totals"]["reasons"] == {"low_agreement": 7}
+    assert CliRunner().invoke(app, [*strict, "--max-failed", "1"]).exit_code == 0

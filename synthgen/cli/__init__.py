@@ -1,7 +1,7 @@
 """The command line: names equal the Python functions' and the flow's parameter names.
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 partial (some samples failed), 130 / 143 after Ctrl-C /
-SIGTERM with the shard in flight rolled back.
+Exit codes: 0 ok, 1 failure, 2 usage, 3 partial (some samples failed), 4 audit failed (too many
+samples rejected), 130 / 143 after Ctrl-C / SIGTERM with the shard in flight rolled back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from synthgen.cli import bench, generate, inspect, report
+from synthgen.cli import audit, bench, generate, inspect, report
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -20,10 +20,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 partial, 130 and 143 after a signal.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 partial, 4 audit failed, 130 and 143 after a "
+    "signal.",
 )
 app.command()(generate.demo)
 app.command()(generate.generate)
+app.command()(audit.audit)
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)

@@ -13,7 +13,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.config import Config, load
+from synthgen.config import Config, load, load_audit
 
 DEMO_OVERRIDES = ("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7")
 _received: list[int] = []
@@ -52,6 +52,9 @@ def generate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print shards, bytes and time; make nothing.")
     ] = False,
+    audit: Annotated[
+        str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
+    ] = None,
     json_logs: JsonLogs = False,
 ) -> None:
     """Make a segmentation dataset from prompts, or finish one that was cut off.
@@ -69,6 +72,8 @@ def generate(
         print_estimate(config, out if out.exists() else None)
         return
     manifest = execute(config, out, engine, runner, workers, strict, json_logs)
+    if audit is not None:
+        _audit(out, audit, json_logs)
     _conclude(manifest, out)
 
 
@@ -117,8 +122,8 @@ def execute(
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
 
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
     specs = run.plan(config)
     planned = sum(len(spec.samples) for spec in specs)
     started = time.perf_counter()
@@ -148,6 +153,16 @@ def signal_exit_code() -> int:
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
+def _audit(out: Path, auditor: str, json_logs: bool) -> None:
+    """Audit a dataset that was just finished, with the audit's defaults."""
+    from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
+
+    settings = load_audit([f"auditor.name={auditor}"])
+    summary = run_audit(out, settings, json_logs=json_logs)
+    show_summary(summary, out)
+    conclude(summary, MAX_FAILED)
+
+
 def _run_flow(
     config: Config, out: Path, runner: str, workers: int, strict: bool
 ) -> dict[str, Any]:
@@ -158,7 +173,8 @@ def _run_flow(
     return manifest
 
 
-def _stop(number: int, _frame: object) -> None:
+def request_stop(number: int, _frame: object) -> None:
+    """Answer a signal: drop the shard in flight; a second signal ends the process at once."""
     _received.append(number)
     progress.request_stop()
     if len(_received) > 1:  # a second signal does not wait for the batch
