@@ -83,7 +83,8 @@ def region_map(instance: Regions, part: Regions) -> Regions:
     >>> region_map(np.array([[0, 2]], np.uint8), np.array([[0, 5]], np.uint8))
     array([[ 0, 69]], dtype=uint8)
     """
-    return (instance * np.uint8(OBJECT_STRIDE) + part).astype(np.uint8)
+    numbers: Regions = (instance * np.uint8(OBJECT_STRIDE) + part).astype(np.uint8)
+    return numbers
 
 
 def level_masks(regions: Regions, region: int) -> Bool[np.ndarray, "3 height width"]:
