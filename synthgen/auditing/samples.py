@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import yaml
@@ -22,7 +22,7 @@ from synthgen.dataset.records import decode_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.packed import pack_masks
-from synthgen.types import MaskSet
+from synthgen.types import ByteStream, MaskSet
 
 CONFIG = "config.yaml"
 
@@ -102,7 +102,7 @@ class ShardSamples:
         ValueError: If the tar is not the one that the manifest lists.
     """
 
-    def __init__(self, stream: BinaryIO, shard: ListedShard) -> None:
+    def __init__(self, stream: ByteStream, shard: ListedShard) -> None:
         _check_listed(stream, shard)
         self._stream = stream
         self._spans = list(spans(scan(stream)))
@@ -147,7 +147,7 @@ class ShardSamples:
         return None if mask_set is None else pack_masks(mask_set.masks)
 
 
-def _check_listed(stream: BinaryIO, shard: ListedShard) -> None:
+def _check_listed(stream: ByteStream, shard: ListedShard) -> None:
     found = stream.seek(0, 2)
     stream.seek(0)
     what = f"{found} bytes" if found != shard.num_bytes else "another sha256"

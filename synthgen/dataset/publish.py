@@ -20,9 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
+
+from synthgen.types import ByteStream
 
 STAGING = ".synthgen/staging"
 SCHEMES = ("file", "memory")
@@ -80,9 +82,9 @@ class Storage:
         paths = [str(item["name"]).rstrip("/") for item in found if item["type"] == "file"]
         return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths if path != where)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> ByteStream:
         """A file opened for reading."""
-        stream: BinaryIO = self.fs.open(self.path(name), "rb")
+        stream: ByteStream = self.fs.open(self.path(name), "rb")
         return stream
 
     def publish(self, staged: Path, name: str) -> None:
@@ -164,7 +166,7 @@ def open_storage(url: str | Path) -> Storage:
     return Storage(fs, str(root).rstrip("/"))
 
 
-def sha256_file(stream: BinaryIO) -> str:
+def sha256_file(stream: ByteStream) -> str:
     """The sha256 of what is left of an open file."""
     sha = hashlib.sha256()
     while block := stream.read(1 << 20):

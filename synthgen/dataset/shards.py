@@ -12,9 +12,10 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import webdataset as wds
+
+from synthgen.types import ByteStream
 
 BLOCK = tarfile.BLOCKSIZE
 _EOF = b"\0" * (2 * BLOCK)
@@ -88,7 +89,7 @@ class BrokenShardError(ValueError):
         self.message = message
 
 
-def scan(stream: BinaryIO) -> Iterator[Member]:
+def scan(stream: ByteStream) -> Iterator[Member]:
     """The members of an uncompressed tar, in order, until its end-of-file blocks.
 
     Raises:
@@ -125,7 +126,7 @@ def _parse_header(block: bytes, position: int) -> Member:
     return Member(key, suffix, position, position + BLOCK, info.size)
 
 
-def _check_end(stream: BinaryIO, position: int, total: int) -> None:
+def _check_end(stream: ByteStream, position: int, total: int) -> None:
     stream.seek(position)
     rest = stream.read(total - position)
     if not rest.startswith(_EOF):
@@ -173,7 +174,7 @@ def spans(members: Iterator[Member]) -> Iterator[Span]:
         yield _span(key, group)
 
 
-def read_span(stream: BinaryIO, span: Span) -> dict[str, bytes]:
+def read_span(stream: ByteStream, span: Span) -> dict[str, bytes]:
     """Content of a sample's members by suffix."""
     content = {}
     for suffix, member in span.members.items():

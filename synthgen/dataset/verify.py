@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +29,7 @@ from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, bbox_xywh, decode_image
 from synthgen.dataset.rle import decode_masks, run_lengths
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
+from synthgen.types import ByteStream
 
 IGNORE = 255
 TOP_FILES = ("README.md", "config.yaml", "identity.json", "classes.json")
@@ -80,7 +81,7 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
 
 
 def verify_tar(
-    stream: BinaryIO, name: str, shard_index: int, num_samples: int, deep: bool
+    stream: ByteStream, name: str, shard_index: int, num_samples: int, deep: bool
 ) -> list[Problem]:
     """Every problem of one tar: structure, keys, members, and the content of the samples.
 
