@@ -6,9 +6,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -36,7 +37,7 @@ class Tally:
     shards_done: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def count(self, event: str, fields: dict[str, int]) -> None:
+    def count(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take one event into account; reused samples are done but not made."""
         if event == "samples":
             self.done += fields["count"]
