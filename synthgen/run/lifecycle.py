@@ -102,10 +102,9 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         OSError: If the folder cannot be written.
     """
     storage = open_storage(out)
-    standing = read_identity(storage)
     here = environment(config)
+    standing = _standing_identity(storage)
     if standing is None:
-        _check_vacant(storage)
         content, environments = identity_content(config), [here]
     else:
         check_same(standing, config, storage.root)
@@ -208,13 +207,20 @@ def read_config(storage: Storage) -> Config:
     return Config.model_validate(yaml.safe_load(raw))
 
 
-def _check_vacant(storage: Storage) -> None:
+def _standing_identity(storage: Storage) -> dict[str, Any] | None:
+    """Identity of the dataset in a folder; None where the folder is empty.
+
+    Raises:
+        ValueError: If something else is there.
+    """
     taken = [*storage.names(), *storage.names("data"), *storage.names("stats")]
-    if taken:
+    standing = read_identity(storage)  # after looking: another process may begin right now
+    if taken and standing is None:
         raise ValueError(
             f"The output must be an empty folder or a dataset of synthgen. Got {storage.root} "
             f"with {taken[0]}. Choose another folder."
         )
+    return standing
 
 
 def _check_not_smaller(storage: Storage, specs: Sequence[ShardSpec]) -> None:
