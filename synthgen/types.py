@@ -90,10 +90,25 @@ class Heatmaps:
         values: Mean softmax probability of the class's tokens over heads and layers, each
             layer resized to the largest captured grid with a weight proportional to 1 / grid
             side.
+        background: The same for the start-of-text token, which gathers what no word names (LS).
     """
 
     class_names: tuple[str, ...]
     values: Float[Tensor, "cls height width"]
+    background: Float[Tensor, "height width"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelfMap:
+    """How much each place of an image looks at every other: self-attention, averaged.
+
+    Args:
+        values: Mean softmax probability over heads, layers and calls; rows (queries) sum to 1.
+        grid: (height, width) of both axes; ``query = key = height * width``, row-major.
+    """
+
+    values: Float[Tensor, "query key"]
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,7 @@ class Sample:
     image: UInt8[np.ndarray, "height width 3"]
     features: HeadFeatures
     heatmaps: Heatmaps | None = None
+    self_map: SelfMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +142,27 @@ class MaskSet:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMap:
+    """Classes of one image's pixels and masks: 0 background, i class i, 255 undecided.
+
+    Args:
+        class_names: The classes that were looked for; class i is ``class_names[i - 1]``.
+        semantic: Class of each pixel.
+        scores: How sure the class of each pixel is, 0 to 1.
+        mask_labels: Class of each mask of the image's MaskSet.
+        mask_scores: How sure that is, 0 to 1.
+        not_found: Classes that were looked for and that no pixel has.
+    """
+
+    class_names: tuple[str, ...]
+    semantic: UInt8[np.ndarray, "height width"]
+    scores: Float[np.ndarray, "height width"]
+    mask_labels: UInt8[np.ndarray, " mask"]
+    mask_scores: Float[np.ndarray, " mask"]
+    not_found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One sample as it stands in a shard.
 
@@ -135,6 +172,8 @@ class Record:
         prompt: Its prompt.
         mask_set: Masks; ids in ``mask.png`` and in the json are positions in it plus one.
         provenance: What is needed to make the sample again (seed, config digest, versions, ...).
+        labels: Classes of its pixels and masks; None in a dataset without labels.
+        class_ids: Ids of classes.json by name, for the labels.
     """
 
     key: str
@@ -142,6 +181,8 @@ class Record:
     prompt: Prompt
     mask_set: MaskSet
     provenance: Mapping[str, Any]
+    labels: LabelMap | None = None
+    class_ids: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

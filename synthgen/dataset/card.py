@@ -19,13 +19,20 @@ from synthgen.types import Prompt
 BACKGROUND, IGNORE = 0, 255
 
 
-def hub_features(image_format: str, versions: Sequence[str]) -> list[dict[str, Any]]:
+def hub_features(
+    image_format: str, versions: Sequence[str], labeled: bool = False
+) -> list[dict[str, Any]]:
     """``dataset_info.features`` of the card: every column's type, in the hub's YAML form.
 
     Args:
         image_format: Suffix of the image column.
         versions: Keys of ``provenance.versions``.
+        labeled: Whether the samples carry labels.
     """
+    rle = {
+        "name": "rle",
+        "struct": [{"name": "size", "list": "int64"}, _scalar("counts", "string")],
+    }
     segment = [
         _scalar("id", "int64"),
         _scalar("area", "int64"),
@@ -34,11 +41,17 @@ def hub_features(image_format: str, versions: Sequence[str]) -> list[dict[str, A
         _scalar("parent", "int64"),
         _scalar("label", "string"),
         _scalar("label_score", "float64"),
-        {
-            "name": "rle",
-            "struct": [{"name": "size", "list": "int64"}, _scalar("counts", "string")],
-        },
+        rle,
     ]
+    instance = [
+        _scalar("id", "int64"),
+        _scalar("label", "string"),
+        _scalar("label_score", "float64"),
+        _scalar("area", "int64"),
+        {"name": "bbox_xywh", "list": "int64"},
+        rle,
+    ]
+    labels = [{"name": "not_found", "list": "string"}, {"name": "instances", "list": instance}]
     provenance = [
         *(_scalar(name, "string") for name in ("config", "model", "revision")),
         *(_scalar(name, "string") for name in ("device", "dtype")),
@@ -53,12 +66,14 @@ def hub_features(image_format: str, versions: Sequence[str]) -> list[dict[str, A
         {"name": "classes", "list": "string"},
         _scalar("num_segments", "int64"),
         {"name": "segments", "list": segment},
+        *(labels if labeled else []),
         {"name": "provenance", "struct": provenance},
     ]
     return [
         _scalar(image_format, "image"),
         {"name": "json", "struct": content},
         _scalar("mask.png", "image"),
+        *([_scalar("sem.png", "image")] if labeled else []),
         _scalar("txt", "string"),
         _scalar("__key__", "string"),
         _scalar("__url__", "string"),

@@ -15,19 +15,20 @@ import webdataset as wds
 from jaxtyping import UInt8
 
 from synthgen.dataset.audits import read_verdicts
+from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
 from synthgen.dataset.manifest import TAR_NAME, read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 from synthgen.types import Verdict
 
-SUFFIXES = {"json", "mask.png", "txt", *IMAGE_OPTIONS}
+SUFFIXES = {"json", "mask.png", "sem.png", "txt", *IMAGE_OPTIONS}
 
 
 def decode_mask(key: str, data: bytes) -> UInt8[np.ndarray, "height width"] | None:
-    """A webdataset decoder for ``mask.png``; place it before the image specification.
+    """A webdataset decoder for id maps; place it before the image specification.
 
-    webdataset's own image decoders turn a mask into three channels (and a palette into wrong
-    ids): ``wds.WebDataset(tars).decode(decode_mask, "rgb8")``.
+    webdataset's own image decoders turn ``mask.png`` and ``sem.png`` into three channels (and a
+    palette into wrong ids): ``wds.WebDataset(tars).decode(decode_mask, "rgb8")``.
 
     Args:
         key: The member's suffix.
@@ -36,7 +37,7 @@ def decode_mask(key: str, data: bytes) -> UInt8[np.ndarray, "height width"] | No
     Returns:
         The ids, or None for any other member, so that the next decoder sees it.
     """
-    return decode_image(data, "L") if key.endswith("mask.png") else None
+    return decode_image(data, "L") if key.endswith(("mask.png", "sem.png")) else None
 
 
 def open_dataset(
@@ -47,11 +48,13 @@ def open_dataset(
     seed: int = 0,
     audited: str | None = None,
     keep_only: bool = True,
+    labels: str | None = None,
 ) -> wds.DataPipeline:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
 
     Each sample is a dictionary: ``key``, ``image`` (uint8, height width 3), ``mask`` (uint8 ids,
-    height width), ``masks`` (bool, mask height width; id i is row i - 1), ``json``, ``prompt``.
+    height width), ``masks`` (bool, mask height width; id i is row i - 1), ``json``, ``prompt``;
+    where it is labeled also ``semantic`` (uint8 class ids, height width), see `dataset.labels`.
     Images have different numbers of masks, so pass ``batch_size=None`` to the DataLoader, or
     your own ``collate_fn``. Shards are split over nodes and workers.
 
@@ -62,13 +65,17 @@ def open_dataset(
         seed: Of the shuffling.
         audited: Id of an audit; samples then also have ``verdict`` (keep, reason, metrics).
         keep_only: With ``audited``, leave out the samples that it rejects.
+        labels: Id of labels that stand beside the dataset; None: those in its tars, if any.
 
     Raises:
-        ValueError: If there is no such dataset or audit (those there are named), or the URL's
-            scheme is not known.
+        ValueError: If there is no such dataset, audit or labels (those there are named), or the
+            URL's scheme is not known.
     """
     storage, shards = _locate(url)
     verdicts = None if audited is None else _verdicts(storage, audited)
+    reader = None
+    if labels is not None:
+        reader = LabelReader(storage, labels, _tar_hashes(storage, "labels"))
     stages = [
         wds.SimpleShardList([name for name, _ in shards]),
         *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
@@ -77,7 +84,7 @@ def open_dataset(
         _Opener(storage, dict(shards)),
         wds.tariterators.tar_file_expander,
         wds.tariterators.group_by_keys,
-        _Decoder(masks, verdicts, keep_only),
+        _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
     ]
     return wds.DataPipeline(*stages)
@@ -106,10 +113,19 @@ class _Opener:
 class _Decoder:
     """Turns raw members into the dictionaries of ``open_dataset``."""
 
-    def __init__(self, masks: bool, verdicts: dict[str, Verdict] | None, keep_only: bool) -> None:
+    def __init__(
+        self,
+        masks: bool,
+        verdicts: dict[str, Verdict] | None,
+        keep_only: bool,
+        labels: LabelReader | None,
+        class_names: dict[int, str],
+    ) -> None:
         self.masks = masks
         self.verdicts = verdicts
         self.keep_only = keep_only
+        self.labels = labels
+        self.class_names = class_names
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in samples:
@@ -119,23 +135,31 @@ class _Decoder:
                 continue
             members = {name: sample[name] for name in SUFFIXES & sample.keys()}
             decoded = decode_sample(key, members, self.masks)
+            if self.labels is not None:
+                decoded = with_labels(decoded, self.labels.members(key))
+            if "semantic" in decoded and self.class_names:  # a lone tar has no classes.json
+                check_ids(key, decoded["semantic"], self.class_names)
             yield decoded if verdict is None else {**decoded, "verdict": verdict}
 
 
 def _verdicts(storage: Storage, audited: str) -> dict[str, Verdict]:
     """Verdicts of every sample by key, which is unique over all shards."""
+    found = read_verdicts(storage, audited, _tar_hashes(storage, "audited"))
+    return {key: verdict for verdicts in found.values() for key, verdict in verdicts.items()}
+
+
+def _tar_hashes(storage: Storage, asked: str) -> dict[str, str]:
+    """File stem to tar hash of every shard that has samples."""
     manifest = read_manifest(storage)
     if manifest is None:
         raise ValueError(
-            f"audited must be given with a finished dataset's folder. Got {storage.root}."
+            f"{asked} must be given with a finished dataset's folder. Got {storage.root}."
         )
-    shards = {
+    return {
         row["name"].removeprefix("data/").removesuffix(".tar"): row["sha256"]
         for row in manifest["shards"]
         if not row["skipped"]
     }
-    found = read_verdicts(storage, audited, shards)
-    return {key: verdict for verdicts in found.values() for key, verdict in verdicts.items()}
 
 
 def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:

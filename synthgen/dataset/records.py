@@ -2,6 +2,7 @@
 
     KEY.jpg | KEY.png | KEY.webp   the image: jpg quality 95 at 4:4:4, png, or lossless webp
     KEY.mask.png                   8-bit gray: id of the smallest mask at each pixel, 0 for none
+    KEY.sem.png                    where labeled, 8-bit gray: class of each pixel (`labels`)
     KEY.txt                        the prompt
     KEY.json                       fixed schema without nulls (``sample_json``)
 
@@ -22,11 +23,13 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
-from synthgen.types import MaskSet, Record
+from synthgen.types import LabelMap, MaskSet, Record
 
 KEY = re.compile(r"[0-9]{10,20}")
 MAX_ID = 254
+BACKGROUND, IGNORE = 0, 255
 MAX_PIXELS = 8192 * 8192
 """Larger images are refused by the readers before a pixel is decoded (decompression bombs)."""
 
@@ -55,18 +58,25 @@ def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
             f"A sample must have at most {MAX_ID} masks. Got {len(record.mask_set)}. "
             f"Raise segmentation.masks.min_area or lower segmentation.masks.merge_iou."
         )
-    return {
+    members = {
         image_format: encode_image(record.image, image_format),
         "json": _dump(sample_json(record)),
         "mask.png": encode_image(id_map(record.mask_set).astype(np.uint8), "png"),
         "txt": record.prompt.text.encode("utf-8"),
     }
+    if record.labels is None:
+        return members
+    ids = semantic_ids(record.labels, record.class_ids)
+    return {**members, "sem.png": encode_image(ids, "png")}
 
 
 def sample_json(record: Record) -> dict[str, Any]:
     """The content of KEY.json. ``seed`` and ``image_index`` are lifted out of the provenance."""
     height, width = record.image.shape[:2]
     segments = describe_segments(record.mask_set)
+    labels = {} if record.labels is None else describe_labels(record.labels)
+    for segment, label in zip(segments, labels.pop("segments", []), strict=False):
+        segment |= label
     provenance = dict(record.provenance)
     return {
         "key": record.key,
@@ -79,6 +89,7 @@ def sample_json(record: Record) -> dict[str, Any]:
         "classes": list(record.prompt.class_names),
         "num_segments": len(segments),
         "segments": segments,
+        **labels,
         "provenance": provenance,
     }
 
@@ -99,6 +110,60 @@ def describe_segments(mask_set: MaskSet) -> list[dict[str, Any]]:
         }
         for index, mask in enumerate(mask_set.masks)
     ]
+
+
+def describe_labels(labels: LabelMap) -> dict[str, Any]:
+    """What a json says of labels: ``segments`` (label and score), ``not_found``, ``instances``.
+
+    A mask's label is a class name, ``background``, or empty where it is undecided. Instances are
+    the components of the semantic map (`synthgen.labeling.instances`), ids from 1.
+    """
+    instances = find_instances(labels)
+    rles = encode_masks(np.stack([item.mask for item in instances])) if instances else []
+    pairs = zip(labels.mask_labels.tolist(), labels.mask_scores.tolist(), strict=True)
+    return {
+        "segments": [
+            {"label": _name(labels, label), "label_score": round(score, 4)}
+            for label, score in pairs
+        ],
+        "not_found": list(labels.not_found),
+        "instances": [
+            {
+                "id": index + 1,
+                "label": _name(labels, item.label),
+                "label_score": round(item.score, 4),
+                "area": int(item.mask.sum()),
+                "bbox_xywh": list(bbox_xywh(item.mask)),
+                "rle": rles[index],
+            }
+            for index, item in enumerate(instances)
+        ],
+    }
+
+
+def semantic_ids(
+    labels: LabelMap, class_ids: Mapping[str, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """The semantic map with the ids of classes.json.
+
+    >>> one = np.ones((1, 2), dtype=np.uint8)
+    >>> none = np.zeros(0)
+    >>> labels = LabelMap(("cat",), one, one / 2, none.astype(np.uint8), none, ())
+    >>> semantic_ids(labels, {"car": 1, "cat": 2}).tolist()
+    [[2, 2]]
+    """
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[BACKGROUND] = BACKGROUND
+    for label, name in enumerate(labels.class_names, start=1):
+        table[label] = class_ids[name]
+    ids: UInt8[np.ndarray, "height width"] = table[labels.semantic]
+    return ids
+
+
+def _name(labels: LabelMap, label: int) -> str:
+    if label == BACKGROUND:
+        return "background"
+    return "" if label == IGNORE else labels.class_names[label - 1]
 
 
 def bbox_xywh(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
@@ -149,6 +214,8 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
 def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:
     """A sample for users: key, image (RGB), mask (ids), masks (boolean), json, prompt.
 
+    Where it is labeled also semantic (class ids).
+
     Args:
         key: Its key.
         members: Its tar members by suffix.
@@ -168,6 +235,8 @@ def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) ->
             "json": info,
             "prompt": members["txt"].decode("utf-8"),
         }
+        if "sem.png" in members:
+            sample["semantic"] = decode_image(members["sem.png"], "L")
         if masks:
             height, width = image.shape[:2]
             rles = [segment["rle"] for segment in info["segments"]]

@@ -128,6 +128,8 @@ def verify_sample(
         yield from _verify_json(where, key, info, members)
         yield from _verify_segments(where, info)
         yield from _verify_ids(where, info, mask)
+        if "sem.png" in members:
+            yield from _verify_labels(where, info, members["sem.png"])
         if deep:
             yield from _verify_pixels(where, info, mask, members)
     except (KeyError, TypeError, ValueError) as error:
@@ -168,6 +170,20 @@ def _verify_ids(
     unknown = sorted(set(np.unique(mask).tolist()) - known)
     if unknown:
         yield Problem("bad id", where, f"mask.png has ids {unknown} that no segment has")
+
+
+def _verify_labels(where: str, info: Mapping[str, Any], sem_png: bytes) -> Iterator[Problem]:
+    """Size of the semantic map, and that classes which were not found have no pixels or masks."""
+    semantic = decode_image(sem_png, "L")
+    if semantic.shape != (info["height"], info["width"]):
+        yield Problem("wrong size", where, f"sem.png is {semantic.shape[0]} x {semantic.shape[1]}")
+    known = {"", "background", *info["classes"]}
+    named = {item["label"] for item in (*info["segments"], *info["instances"])}
+    for name in sorted(named - known):
+        yield Problem("bad label", where, f"{name!r:.40} is no class of the prompt")
+    found = {item["label"] for item in info["instances"]} & set(info["not_found"])
+    for name in sorted(found):
+        yield Problem("bad label", where, f"{name!r:.40} has an instance and is not found")
 
 
 def _verify_pixels(
@@ -213,7 +229,9 @@ def _verify_keys(seen: list[Span], name: str, shard_index: int) -> Iterator[Prob
 
 def _verify_members(seen: list[Span], name: str) -> Iterator[Problem]:
     images = {suffix for span in seen for suffix in span.members if suffix in IMAGE_OPTIONS}
+    labeled = any("sem.png" in span.members for span in seen)
     expected = {"json", "mask.png", "txt", *(sorted(images)[:1] or ["jpg"])}
+    expected |= {"sem.png"} if labeled else set()
     for span in seen:
         where = f"{name} {span.key!r:.40}"
         for suffix in sorted(span.members.keys() - expected):

@@ -1,0 +1,307 @@
+"""Labels in a dataset, and how to read them.
+
+A dataset made with ``labeling.method`` carries labels in its tars; ``synthgen label`` puts others
+beside them, in ``labels/<id>/``, and never touches ``data``. Both are read alike:
+
+    for sample in open_dataset(out):                 # the labels of the tars, if there are any
+    for sample in open_dataset(out, labels="id"):    # those of labels/id instead
+
+    sample["semantic"]             uint8, height width: ids of classes.json; 0 background (none of
+                                   the prompted classes), 255 undecided; absent without labels
+    sample["json"]["segments"]     per mask: label (class name, "background", or "" undecided)
+                                   and label_score, 0 to 1
+    sample["json"]["instances"]    connected components of the semantic map: id, label,
+                                   label_score, area, bbox_xywh, rle
+    sample["json"]["not_found"]    prompted classes that no pixel has
+    class_names(out)               {id: name} of classes.json, with 0 and 255
+    label_ids(out)                 ids of the side folders
+
+Labels made with other ks than the dataset's stand on other masks; then ``mask``, ``masks`` and
+``segments`` are those. Ids that classes.json does not know are refused.
+
+    labels/<id>/labels.json         what they are: settings, digest; written first
+    labels/<id>/train-000000.tar    KEY.json, KEY.sem.png, and KEY.mask.png where ks differ
+    labels/<id>/train-000000.json   commit marker of that tar, with its statistics
+    labels/<id>/summary.json        statistics over all shards; written last
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from synthgen.dataset.publish import Storage, open_storage, sha256_file
+from synthgen.dataset.records import BACKGROUND, IGNORE, MAX_ID, decode_image
+from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.shards import read_span, scan, spans
+
+LABELS_SCHEMA_VERSION = 1
+FOLDER = "labels"
+CLASSES = "classes.json"
+MAX_NAME = 80
+_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+
+
+def check_label_id(label_id: str) -> str:
+    """The id itself, if it may become the name of a folder.
+
+    Raises:
+        ValueError: If it is anything but lower-case words joined by one of ``. _ -``.
+
+    >>> check_label_id("clusters-0a1b2c3d")
+    'clusters-0a1b2c3d'
+    """
+    if len(label_id) > MAX_NAME or not _NAME.fullmatch(label_id):
+        raise ValueError(
+            f"The id of labels must be lower-case letters and digits, joined by single '.', '_' "
+            f"or '-', at most {MAX_NAME}. Got {label_id!r:.90}."
+        )
+    return label_id
+
+
+def description_name(label_id: str) -> str:
+    """Where it is said what the labels are."""
+    return f"{FOLDER}/{check_label_id(label_id)}/labels.json"
+
+
+def labels_tar_name(label_id: str, shard: str) -> str:
+    """Where the labels of a shard's samples lie."""
+    return f"{FOLDER}/{check_label_id(label_id)}/{shard}.tar"
+
+
+def labels_marker_name(label_id: str, shard: str) -> str:
+    """Where the marker of a shard's labels lies."""
+    return f"{FOLDER}/{check_label_id(label_id)}/{shard}.json"
+
+
+def summary_name(label_id: str) -> str:
+    """Where the statistics over all shards lie."""
+    return f"{FOLDER}/{check_label_id(label_id)}/summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMarker:
+    """The commit marker of a shard's labels.
+
+    Args:
+        name: File stem of the shard.
+        digest: Of all that determines the labels but the tar.
+        tar_sha256: Hash of the data tar that was labeled.
+        sha256: Hash of the tar of labels.
+        bytes: Its size.
+        samples: Samples in it.
+        statistics: See `synthgen.dataset.label_statistics`.
+        seconds: Wall time.
+        created: Time of completion, ISO 8601, UTC.
+    """
+
+    name: str
+    digest: str
+    tar_sha256: str
+    sha256: str
+    bytes: int
+    samples: int
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    created: str = ""
+    schema_version: int = LABELS_SCHEMA_VERSION
+
+
+def labels_marker_bytes(marker: LabelMarker) -> bytes:
+    """The marker as it stands in the folder."""
+    tree = {name: getattr(marker, name) for name in LabelMarker.__slots__}
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMarker | None:
+    """The marker of a shard's labels, None where there is none or it cannot be read."""
+    content = storage.read(labels_marker_name(label_id, shard))
+    try:
+        marker = LabelMarker(**json.loads(content or b""))
+    except (ValueError, TypeError):
+        return None
+    sound = marker.schema_version == LABELS_SCHEMA_VERSION and marker.name == shard
+    return marker if sound else None
+
+
+def is_labeled(
+    storage: Storage, label_id: str, marker: LabelMarker | None, tar_sha256: str
+) -> bool:
+    """Whether a shard's labels are complete and about the tar that stands there now."""
+    return (
+        marker is not None
+        and marker.tar_sha256 == tar_sha256
+        and storage.size(labels_tar_name(label_id, marker.name)) == marker.bytes
+    )
+
+
+def label_ids(out: str | Path | Storage) -> list[str]:
+    """Ids of the label folders in a dataset, sorted, finished or not."""
+    storage = out if isinstance(out, Storage) else open_storage(out)
+    try:
+        found = storage.fs.ls(storage.path(FOLDER), detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    folders = (item for item in found if item["type"] == "directory")
+    names = (str(item["name"]).rstrip("/").rsplit("/", 1)[-1] for item in folders)
+    return sorted(name for name in names if len(name) <= MAX_NAME and _NAME.fullmatch(name))
+
+
+def class_names(out: str | Path | Storage) -> dict[int, str]:
+    """Names by id, as classes.json has them; empty where there is none.
+
+    Raises:
+        ValueError: If it is no table of 8-bit ids.
+    """
+    storage = out if isinstance(out, Storage) else open_storage(out)
+    content = storage.read(CLASSES)
+    if content is None:
+        return {}
+    try:
+        table = {int(number): str(name) for number, name in json.loads(content).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{CLASSES} must map ids to names. Got {error!r:.100}.") from None
+    if not all(0 <= number <= IGNORE for number in table):
+        raise ValueError(f"Ids of {CLASSES} must be 0 to {IGNORE}. Got {max(table)}.")
+    return table
+
+
+def class_ids(names: Mapping[int, str]) -> dict[str, int]:
+    """Ids by name, without background and undecided.
+
+    >>> class_ids({0: "background", 1: "cat", 255: "ignore"})
+    {'cat': 1}
+    """
+    return {name: number for number, name in names.items() if 1 <= number <= MAX_ID}
+
+
+def check_ids(
+    where: str, semantic: UInt8[np.ndarray, "height width"], names: Mapping[int, str]
+) -> None:
+    """Refuse a semantic map with ids that classes.json does not know.
+
+    Raises:
+        ValueError: In one line, with the ids.
+
+    >>> check_ids("0", np.array([[7]], dtype=np.uint8), {0: "background", 255: "ignore"})
+    Traceback (most recent call last):
+    ValueError: Sample 0: sem.png must hold ids of classes.json. Got [7]; known: 0, 255.
+    """
+    unknown = sorted(set(np.unique(semantic).tolist()) - {BACKGROUND, IGNORE, *names})
+    if unknown:
+        known = ", ".join(str(number) for number in sorted(names)[:8])
+        more = ", …" if len(names) > 8 else ""
+        raise ValueError(
+            f"Sample {where}: sem.png must hold ids of {CLASSES}. Got {unknown[:8]}; "
+            f"known: {known}{more}."
+        )
+
+
+class LabelReader:
+    """The labels of a side folder, shard by shard; can be sent to another process.
+
+    Args:
+        storage: The dataset.
+        label_id: Name of the folder in ``labels``.
+        shards: File stem to tar hash of every shard that must be labeled.
+
+    Raises:
+        ValueError: If there are no such labels, or not for every one of these shards.
+    """
+
+    def __init__(self, storage: Storage, label_id: str, shards: Mapping[str, str]) -> None:
+        standing = label_ids(storage)
+        if check_label_id(label_id) not in standing:
+            there = ", ".join(standing) or "none"
+            raise ValueError(
+                f"labels must be the id of labels of {storage.root}. Got {label_id!r}; "
+                f"there: {there}."
+            )
+        for shard, tar_sha256 in shards.items():
+            marker = read_labels_marker(storage, label_id, shard)
+            if not is_labeled(storage, label_id, marker, tar_sha256):
+                raise ValueError(
+                    f"The labels {label_id} must be about every shard. Got none of {shard} as "
+                    f"it stands; run 'synthgen label' with the same settings to finish them."
+                )
+        self._storage, self._label_id = storage, label_id
+        self._shard = ""
+        self._members: dict[str, dict[str, bytes]] = {}
+
+    def members(self, key: str) -> Mapping[str, bytes]:
+        """Members of a sample's labels by suffix; a shard's are kept until another is asked for.
+
+        Raises:
+            ValueError: If there are none, or the tar is broken.
+        """
+        shard = f"train-{key[:6]}"
+        if shard != self._shard:
+            self._members, self._shard = self._read(shard), shard
+        if key not in self._members:
+            raise ValueError(f"Sample {key} must have labels in {self._label_id}. Got none.")
+        return self._members[key]
+
+    def _read(self, shard: str) -> dict[str, dict[str, bytes]]:
+        name = labels_tar_name(self._label_id, shard)
+        marker = read_labels_marker(self._storage, self._label_id, shard)
+        with self._storage.open(name) as stream:
+            if marker is None or sha256_file(stream) != marker.sha256:
+                raise ValueError(
+                    f"{name} must be the tar of its marker. Got another one; remove the marker "
+                    f"and run 'synthgen label' again."
+                )
+            return {span.key: read_span(stream, span) for span in spans(scan(stream))}
+
+
+def with_labels(sample: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, Any]:
+    """A decoded sample with labels in place of those it had.
+
+    Args:
+        sample: As `open_dataset` yields it.
+        members: Members of its labels by suffix.
+
+    Raises:
+        ValueError: If they are broken or another sample's.
+    """
+    key = sample["key"]
+    try:
+        given = json.loads(members["json"])
+        if given["key"] != key:
+            raise ValueError(f"labels of {given['key']!r:.40}")
+        info = {**sample["json"], "not_found": given["not_found"], "instances": given["instances"]}
+        result = {**sample, "semantic": decode_image(members["sem.png"], "L"), "json": info}
+        if result["semantic"].shape != sample["mask"].shape:
+            raise ValueError(f"sem.png of {result['semantic'].shape}")
+        if "mask.png" in members:
+            return result | _other_masks(sample, info, given["segments"], members["mask.png"])
+        info["segments"] = [
+            {**segment, "label": label["label"], "label_score": label["label_score"]}
+            for segment, label in zip(info["segments"], given["segments"], strict=True)
+        ]
+        return result
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Labels of sample {key} must be readable. Got {error!r:.200}.") from None
+
+
+def _other_masks(
+    sample: Mapping[str, Any],
+    info: Mapping[str, Any],
+    segments: Sequence[Mapping[str, Any]],
+    mask_png: bytes,
+) -> dict[str, Any]:
+    """The masks that labels of other ks stand on, in place of the sample's."""
+    height, width = sample["mask"].shape
+    changed: dict[str, Any] = {
+        "mask": decode_image(mask_png, "L"),
+        "json": {**info, "num_segments": len(segments), "segments": list(segments)},
+    }
+    if "masks" in sample:
+        changed["masks"] = decode_masks([item["rle"] for item in segments], height, width)
+    return changed
