@@ -22,6 +22,9 @@ from synthgen.registry import near_miss
 ALGORITHM_VERSION = 1
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
+LABELING_VERSION = 1
+"""Raised whenever a change of ours changes labels, but not what they are labels of."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -60,10 +63,12 @@ class GenerationConfig(_Section):
 
 
 class CaptureConfig(_Section):
-    """Which attention outputs are recorded (BL section 3; defaults: BL table 2, best row)."""
+    """Which attention outputs are recorded (BL section 3)."""
 
-    layers: Literal["up", "down", "both", "all", "mid"] | tuple[str, ...] = Field(
-        "up", description="up, down, both, mid, all (both + mid), or diffusers module names."
+    layers: Literal["up", "down", "both", "all", "mid"] | tuple[str, ...] | None = Field(
+        None,
+        description="up, down, both, mid, all (both + mid), or diffusers module names; null: "
+        "what the card says, up where it is silent (BL table 2, best row).",
     )
     grids: tuple[int, ...] | None = Field(
         None, description="Keep only layers whose grid's shorter side is listed; None keeps all."
@@ -134,6 +139,46 @@ class SegmentationConfig(_Section):
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
     masks: MaskConfig = MaskConfig()
+
+
+class LabelConfig(_Section):
+    """Class labels of pixels and masks, from attention; off by default."""
+
+    method: str = Field(
+        "none",
+        description="Row of LABELERS (clusters, propagate, dataset-diffusion, pcc, argmax) or "
+        "'module:attribute'; none: masks without labels.",
+    )
+    text: Literal["caption", "classes", "prompt"] = Field(
+        "caption",
+        description="Whose tokens stand for the classes: the prompt with the classes that it "
+        "does not name behind it, the class names alone, or the prompt as it is. Generation is "
+        "left untouched by all of them.",
+    )
+    layers: Literal["up", "down", "both", "all", "mid"] | tuple[str, ...] = Field(
+        "all", description="Layers of the attention maps; LS reads all."
+    )
+    grids: tuple[int, ...] | None = Field(
+        None, description="Keep only layers whose grid's shorter side is listed; None keeps all."
+    )
+    calls: Literal["last"] | tuple[Fraction, ...] | Annotated[int, Field(ge=1)] = Field(
+        "last", description="UNet calls of the attention maps, averaged; as in capture.calls."
+    )
+    self_grid: int = Field(
+        32, ge=4, le=32, description="Longest shorter side of the self-attention map (DD: 32)."
+    )
+    self_map: bool | None = Field(
+        None, description="Record self-attention; null: where the method needs it."
+    )
+    power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
+    refiner: str = Field("none", description="Row of REFINERS or 'module:attribute'.")
+
+    @property
+    def needs_self_map(self) -> bool:
+        """Whether self-attention maps are recorded."""
+        if self.self_map is not None:
+            return self.self_map
+        return self.method in ("propagate", "dataset-diffusion")
 
 
 class DatasetConfig(_Section):
@@ -227,6 +272,7 @@ class Config(_Section):
     generation: GenerationConfig = GenerationConfig()
     capture: CaptureConfig = CaptureConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
+    labeling: LabelConfig = LabelConfig()
     dataset: DatasetConfig = DatasetConfig()
 
     def digest_settings(self) -> dict[str, Any]:
@@ -238,6 +284,10 @@ class Config(_Section):
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]
+        if self.labeling.method == "none":  # masks alone: the digest that they always had
+            del settings["labeling"]
+        else:
+            settings["labeling"]["version"] = LABELING_VERSION
         return {**settings, "algorithm_version": ALGORITHM_VERSION}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import diffusers
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from synthgen.config import CaptureConfig, GenerationConfig
 from synthgen.diffusion import Backbone, generate
 from synthgen.diffusion.attention import Attribution, record
 from synthgen.diffusion.generate import SCHEDULERS, initial_noise, settle
-from synthgen.types import Failure, Prompt
+from synthgen.types import Failure, Prompt, Sample
 
 
 def plain_images(backbone: Backbone, prompts: list[Prompt], seeds: list[int]) -> np.ndarray:
@@ -150,6 +153,20 @@ def test_what_a_card_or_unet_says_fills_what_is_not_asked_for(backbone: Backbone
     assert (settings.height, settings.width) == (64, 64)  # sample_size 16 times 4
     assert (settings.num_inference_steps, settings.guidance_scale) == (50, 7.5)
     assert settle(backbone, GenerationConfig(guidance_scale=0.0)).guidance_scale == 0.0
+
+
+def test_the_card_names_the_layers_that_the_configuration_does_not(backbone: Backbone) -> None:
+    assert backbone.card.capture_layers == "up"
+    card = backbone.card.model_copy(update={"capture_layers": "both"})
+
+    def blocks(**settings: Any) -> set[str]:
+        capture = CaptureConfig(**settings)
+        (sample,) = generate(replace(backbone, card=card), [CAR], [1], FAST, capture)
+        assert isinstance(sample, Sample)
+        return {name.split(".")[0] for name in sample.features.values}
+
+    assert blocks() == {"down_blocks", "up_blocks"}
+    assert blocks(layers="down") == {"down_blocks"}
 
 
 def test_words_beyond_the_token_limit_are_named(backbone: Backbone) -> None:

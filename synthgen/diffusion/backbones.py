@@ -25,7 +25,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants as hub
 from transformers.utils import logging as transformers_logging
 
-from synthgen.config import ModelConfig
+from synthgen.config import CaptureConfig, ModelConfig
 from synthgen.diffusion.cards import (
     Card,
     file_sha256,
@@ -70,6 +70,12 @@ class Backbone:
         blocks = self.pipeline.unet.down_blocks
         halvings = sum(len(getattr(block, "downsamplers", None) or ()) for block in blocks)
         return int(self.pipeline.vae_scale_factor * 2**halvings)
+
+    def settle_capture(self, capture: CaptureConfig) -> CaptureConfig:
+        """The capture with the card's layers where it names none."""
+        if capture.layers is not None:
+            return capture
+        return capture.model_copy(update={"layers": self.card.capture_layers})
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the latents of an image.

@@ -43,6 +43,7 @@ class Card(BaseModel):
         num_inference_steps: Default number of denoising steps.
         guidance_scale: Default classifier-free guidance.
         scheduler: Default scheduler; None is the one stored with the weights.
+        capture_layers: Layers whose heads are clustered unless the configuration names others.
         sha256: Weight file, relative to the folder, to the first digits of its hash.
         note: For people.
     """
@@ -62,6 +63,7 @@ class Card(BaseModel):
     num_inference_steps: int = Field(default=50, ge=1, le=1000)
     guidance_scale: float = Field(default=7.5, ge=0.0, le=100.0)
     scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
+    capture_layers: Literal["up", "down", "both", "all", "mid"] = "up"
     sha256: Mapping[str, _Digest] = Field(default_factory=dict)
     note: str = ""
 

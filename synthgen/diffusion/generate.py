@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.config import CaptureConfig, GenerationConfig
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import Recording, record
 from synthgen.diffusion.backbones import Backbone
-from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps
+from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps, map_request
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
@@ -93,6 +93,7 @@ def generate(
     seeds: Sequence[int],
     generation: GenerationConfig,
     capture: CaptureConfig,
+    labeling: LabelConfig | None = None,
 ) -> list[Sample | Failure]:
     """Draw one image per prompt and seed in one UNet batch; several per prompt by repetition.
 
@@ -102,6 +103,7 @@ def generate(
         seeds: One per image; fixes its initial latents.
         generation: Size, steps, guidance, scheduler; ``batch_size`` is the caller's affair.
         capture: What is recorded.
+        labeling: What labels are made from is recorded too.
 
     Raises:
         ValueError: Before anything runs, for settings that the model cannot satisfy.
@@ -117,7 +119,7 @@ def generate(
     with backbone.lock, torch.no_grad():
         _warn_of_truncation(backbone, prompts, texts)
         recording, latents = run_recorded(
-            backbone, denoising, prompts, texts, latent_size, capture
+            backbone, denoising, prompts, texts, latent_size, capture, labeling
         )
         images = [decode_image(backbone, row) for row in latents.chunk(len(latents))]
     return samples_or_failures(recording, prompts, seeds, images)
@@ -145,6 +147,7 @@ def run_recorded(
     texts: Sequence[str],
     latent_size: tuple[int, int],
     capture: CaptureConfig,
+    labeling: LabelConfig | None = None,
 ) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
     """Run it and record; the caller holds the backbone's lock.
 
@@ -154,9 +157,11 @@ def run_recorded(
         prompts: Name the classes of the heatmaps.
         texts: What the images are drawn from.
         latent_size: (height, width) of the latents.
-        capture: What is recorded.
+        capture: What is recorded; layers that it does not name are the card's.
     """
-    attribution = class_attribution(backbone.pipeline, prompts, texts, capture.heatmaps)
+    capture = backbone.settle_capture(capture)
+    request = map_request(capture, labeling)
+    attribution = class_attribution(backbone.pipeline, prompts, texts, request.source)
     with record(
         backbone.pipeline.unet,
         capture,
@@ -165,6 +170,8 @@ def run_recorded(
         batch_size=len(prompts),
         guided=denoising.guided,
         attribution=attribution,
+        maps=request.capture,
+        self_grid=request.self_grid,
     ) as recording:
         latents = denoising.run()
     return recording, latents
@@ -185,8 +192,9 @@ def samples_or_failures(
         images: None where latents or pixels are not finite.
     """
     results: list[Sample | Failure] = []
-    rows = zip(recording.features(), class_heatmaps(recording, prompts), strict=True)
-    for prompt, seed, image, (features, maps) in zip(prompts, seeds, images, rows, strict=True):
+    selves = recording.pooled_maps() or [None] * len(prompts)
+    rows = zip(recording.features(), class_heatmaps(recording, prompts), selves, strict=True)
+    for prompt, seed, image, maps in zip(prompts, seeds, images, rows, strict=True):
         if image is None:
             message = "latents or pixels are not finite; try model.dtype bfloat16 or float32"
             results.append(Failure(prompt, seed, "nan_latents", message))
@@ -194,7 +202,7 @@ def samples_or_failures(
             message = f"all pixels are {int(image.min())}"
             results.append(Failure(prompt, seed, "black_image", message))
         else:
-            results.append(Sample(prompt, seed, image, features, maps))
+            results.append(Sample(prompt, seed, image, *maps))
     return results
 
 

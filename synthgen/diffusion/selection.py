@@ -73,16 +73,17 @@ def attention_layers(unet: Any, latent_size: tuple[int, int]) -> tuple[Layer, ..
 
 
 def select_layers(layers: Sequence[Layer], capture: CaptureConfig) -> tuple[Layer, ...]:
-    """The layers that ``capture.layers`` and ``capture.grids`` ask for.
+    """The layers that ``capture.layers`` (None: up) and ``capture.grids`` ask for.
 
     Explicit names are module names or whole leading parts of them (``up_blocks.1``).
 
     Raises:
         ValueError: If a name matches no layer, or no layer is left.
     """
-    wanted = _PARTS[capture.layers] if isinstance(capture.layers, str) else capture.layers
+    asked = "up" if capture.layers is None else capture.layers
+    wanted = _PARTS[asked] if isinstance(asked, str) else asked
     for name in wanted:
-        if not isinstance(capture.layers, str) and not any(_under(x.name, name) for x in layers):
+        if not isinstance(asked, str) and not any(_under(x.name, name) for x in layers):
             hint = near_miss(name, [layer.name for layer in layers])
             raise ValueError(
                 "capture.layers must be up, down, both, mid, all or module names of "
@@ -168,11 +169,14 @@ class CapturePlan:
         sizes = [4 if len(group) > 1 else self.dtype.itemsize for group in self.groups]
         return values * self.batch_size * sum(sizes) * (2 if self.rows == "both" else 1)
 
-    def map_bytes(self, num_groups: int, self_maps: bool) -> int:
+    def map_bytes(
+        self, num_groups: int, self_maps: bool, pooled_grid: tuple[int, int] | None = None
+    ) -> int:
         """Bytes of the token maps (one per token group) and self-attention maps, in float32."""
         positions = [math.prod(x.grid) for x in self.layers]
         per_image = sum(pos * (num_groups + (pos if self_maps else 0)) for pos in positions)
-        return 4 * per_image * self.batch_size
+        pooled = 0 if pooled_grid is None else math.prod(pooled_grid) ** 2
+        return 4 * (per_image + pooled) * self.batch_size
 
 
 def plan_capture(
@@ -207,6 +211,27 @@ def plan_capture(
         dtype=getattr(torch, capture.dtype),
         device=torch.device("cpu") if capture.device == "cpu" else None,
     )
+
+
+def self_map_grid(layers: Sequence[Layer], side: int | None) -> tuple[int, int] | None:
+    """The largest grid of the layers whose shorter side is at most ``side``; None for None.
+
+    Where every grid is larger, the smallest is halved until it fits.
+
+    >>> layers = [Layer("a", 1, 1, (64, 96)), Layer("b", 1, 1, (32, 48))]
+    >>> self_map_grid(layers, 40), self_map_grid(layers, 16)
+    ((32, 48), (16, 24))
+    """
+    if side is None:
+        return None
+    grids = sorted({layer.grid for layer in layers}, key=math.prod)
+    fitting = [grid for grid in grids if min(grid) <= side]
+    if fitting:
+        return fitting[-1]
+    height, width = grids[0]
+    while min(height, width) > side:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return height, width
 
 
 def check_budget(num_bytes: int, budget_mb: float) -> None:

@@ -49,7 +49,8 @@ def inspect_sample(
         ValueError: For an image that cannot be read, or a prompt that cannot be drawn.
     """
     sample = _record(source, config)
-    segmented = replace(sample, features=segmented_features(sample.features, config.capture))
+    capture = load_backbone(config.model).settle_capture(config.capture)
+    segmented = replace(sample, features=segmented_features(sample.features, capture))
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "image.png"]
     Image.fromarray(sample.image).save(paths[0])
@@ -80,11 +81,8 @@ def read_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
 
 def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFeatures:
     """The part of all captured layers that the masks are made of."""
-    prefixes = (
-        _CAPTURED_PARTS.get(capture.layers, ("",))
-        if isinstance(capture.layers, str)
-        else capture.layers
-    )
+    asked = "up" if capture.layers is None else capture.layers
+    prefixes = _CAPTURED_PARTS.get(asked, ("",)) if isinstance(asked, str) else asked
     kept = [
         name
         for name in features.values

@@ -22,7 +22,14 @@ from synthgen.prompts import load_prompts
 from synthgen.types import Prompt
 
 IDENTITY = "identity.json"
-CARD_DEFAULTS = {"height", "width", "num_inference_steps", "guidance_scale", "scheduler"}
+CARD_DEFAULTS = {
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "capture_layers",
+}
 PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
 
 
