@@ -1,4 +1,4 @@
-"""The generation flow: plan, make the shards as tasks, finalize.
+"""The generation flow: plan, make the shards as tasks, finalize; audit and report if asked to.
 
 Tasks are shards, never samples, and no tensor crosses a task boundary. Prefect's cache is off:
 a shard is done when its marker says so, which only the library can tell.
@@ -22,9 +22,11 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
+from flows.audit import audit as audit_flow
 from flows.runners import task_runner
 from synthgen import run
-from synthgen.config import Config
+from synthgen.config import AuditConfig, Config
+from synthgen.report.page import write_report
 from synthgen.types import ShardReport, ShardSpec
 
 WINDOW = 32  # submissions in flight: a plan of a million shards must not flood the server
@@ -57,7 +59,13 @@ def make_shards(config: Config, out: str) -> list[dict[str, Any]]:
 
 @flow(name="generate", persist_result=False)
 def generate(
-    config: Config, out: str, runner: str = "threads", workers: int = 1, strict: bool = False
+    config: Config,
+    out: str,
+    runner: str = "threads",
+    workers: int = 1,
+    strict: bool = False,
+    audit: AuditConfig | None = None,
+    report: bool = False,
 ) -> dict[str, Any]:
     """Make a dataset from prompts, or finish one that was cut off.
 
@@ -67,6 +75,11 @@ def generate(
         runner: Where shards run: a row of RUNNERS or ``module:attribute``.
         workers: Shards in flight at once.
         strict: Refuse to resume with other library versions instead of warning.
+        audit: Then audit the dataset, in a flow of its own, with these settings.
+        report: Then write ``report/index.html``.
+
+    Returns:
+        The manifest.
     """
     run.initialize(config, out, strict=strict)
     shards = make_shards.with_options(task_runner=task_runner(runner, workers))
@@ -80,6 +93,10 @@ def generate(
         )
     manifest = run.finalize(config, out)
     _report(rows, manifest, out)
+    if audit is not None:
+        audit_flow(out, audit, runner=runner, workers=workers)
+    if report:
+        write_report(out)
     return manifest
 
 

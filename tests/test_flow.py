@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from flows.generate import generate
 from flows.runners import task_runner
 from synthgen import run
-from synthgen.config import Config, load
+from synthgen.config import AuditorConfig, Config, load, load_audit
+from synthgen.types import Annotations
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
 
@@ -60,6 +64,41 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     assert any("train-000001" in table for table in tables)
     assert "100" in str(artifacts("synthgen-progress"))
     assert "samples: 4" in str(artifacts("synthgen-dataset"))
+
+
+class HalvesAuditor:
+    """Sees the left and the right half of every image."""
+
+    identity = MappingProxyType({"name": "halves"})
+
+    def annotate(self, images: Sequence[np.ndarray]) -> list[Annotations]:
+        return [_halves(image.shape[:2]) for image in images]
+
+
+def _halves(size: tuple[int, int]) -> Annotations:
+    left = np.zeros(size, dtype=bool)
+    left[:, : size[1] // 2] = True
+    return Annotations(
+        np.stack([left, ~left]), (1.0,) * 2, (1.0,) * 2, ((0.0, 0.0),) * 2, ("",) * 2
+    )
+
+
+def load_halves(_settings: AuditorConfig) -> HalvesAuditor:
+    """The auditor, as a configuration names it."""
+    return HalvesAuditor()
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow_audits_and_reports_when_asked_to(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = load_audit(["auditor.name=test_flow:load_halves", "verdict.min_top_n=1"])
+    generate(config, str(out), audit=settings, report=True)
+    (summary,) = out.glob("audit/*/summary.json")
+    assert json.loads(summary.read_text())["totals"]["reasons"] == {"low_agreement": 4}
+    assert "rejected: 4" in str(artifacts("synthgen-audit"))
+    page = (out / "report" / "index.html").read_text()
+    assert summary.parent.name in page
+    assert "<script>alert(1)" not in page
 
 
 @pytest.mark.usefixtures("server")
