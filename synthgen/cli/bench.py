@@ -82,6 +82,18 @@ def audit(as_json: Json = False, quick: Quick = False) -> None:
     _show(bench_audit(quick=quick), as_json)
 
 
+@app.command()
+def verdicts(
+    as_json: Json = False,
+    num: Annotated[int, typer.Option(min=3, help="Samples of each dataset.")] = 64,
+    auditor: Annotated[str, typer.Option(help="Who looks at the masks.")] = "scenes-sam",
+) -> None:
+    """What an audit keeps of a good dataset, and of one whose masks were shuffled."""
+    from synthgen.bench.verdicts import bench_verdicts
+
+    _show(bench_verdicts(num=num, auditor=auditor), as_json)
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
