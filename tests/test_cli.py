@@ -16,7 +16,8 @@ from synthgen.cli.display import Tally
 
 pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
 WORDS = ("car", "dog", "tree")
-COMMANDS = ["demo", "generate", "verify", "replay", "gc", "doctor", "config", "bench"]
+COMMANDS = ["demo", "generate", "verify", "audit", "report", "view", "inspect"]
+COMMANDS += ["replay", "gc", "doctor", "config", "bench"]
 
 
 def synthgen(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
