@@ -170,6 +170,16 @@ class LabelConfig(_Section):
     self_map: bool | None = Field(
         None, description="Record self-attention; null: where the method needs it."
     )
+    background: float = Field(
+        0.1, ge=0.0, description="Factor of the start-of-text token's map, the background's heat."
+    )
+    presence: Fraction = Field(
+        0.3, description="A class is there if its share of the heat is at least this ..."
+    )
+    presence_area: Fraction = Field(0.002, description="... on at least this share of the image.")
+    margin: Fraction = Field(
+        0.02, description="Least lead of the best share over the second; nearer ones are 255."
+    )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
     refiner: str = Field("none", description="Row of REFINERS or 'module:attribute'.")
 

@@ -26,6 +26,14 @@ AUDITORS: Mapping[str, str] = {
     "mask2former": "synthgen.auditing.mask2former:load_mask2former",
 }
 
+LABELERS: Mapping[str, str] = {
+    "clusters": "synthgen.labeling.clusters:label_by_clusters",
+    "propagate": "synthgen.labeling.propagation:label_by_propagation",
+    "dataset-diffusion": "synthgen.labeling.propagation:label_by_powers",
+    "pcc": "synthgen.labeling.pcc:label_by_votes",
+    "argmax": "synthgen.labeling.label:label_by_argmax",
+}
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,17 @@ from synthgen.config import CaptureConfig
 from synthgen.diffusion.probabilities import (
     Attribution,
     attention_probabilities,
+    pooled_self_map,
     split_heads,
 )
-from synthgen.diffusion.selection import CapturePlan, Layer, check_budget, plan_capture
-from synthgen.types import HeadFeatures
+from synthgen.diffusion.selection import (
+    CapturePlan,
+    Layer,
+    check_budget,
+    plan_capture,
+    self_map_grid,
+)
+from synthgen.types import HeadFeatures, SelfMap
 
 Keep = Callable[[Tensor, Tensor], None]
 
@@ -68,10 +76,13 @@ class Recording:
     """Captures of one batch; complete once the UNet has made its calls."""
 
     plan: CapturePlan
+    maps: CapturePlan
     num_calls: int = 0
+    pooled_grid: tuple[int, int] | None = None
     _heads: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _token_maps: dict[str, Tensor] = field(default_factory=dict)
     _self_maps: dict[str, Tensor] = field(default_factory=dict)
+    _pooled: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def coverage(self) -> Coverage:
@@ -115,9 +126,15 @@ class Recording:
         """Per layer: self-attention probabilities, mean over heads and calls, cond rows."""
         return dict(self._self_maps)
 
+    def pooled_maps(self) -> tuple[SelfMap, ...]:
+        """Per image the self-attention of all layers on one grid; empty if none was asked for."""
+        if self.pooled_grid is None:
+            return ()
+        return tuple(SelfMap(values, self.pooled_grid) for values in self._pooled["all"])
+
     def keep_heads(self, layer: Layer, states: Float[Tensor, "row pos feature"]) -> None:
         """Keep a layer's concatenated head outputs if the present call is wanted."""
-        for index, size in self._wanted():
+        for index, size in self._wanted(self.plan):
             self._check(layer, states)
             heads = split_heads(states.detach(), layer.heads)
             dtype = torch.float32 if size > 1 else self.plan.dtype
@@ -127,9 +144,19 @@ class Recording:
         self, store: dict[str, Tensor], layer: Layer, compute: Callable[[], Tensor]
     ) -> None:
         """Keep probability maps if the present call is wanted; computed only then."""
-        for _, size in self._wanted():
-            weight = size * len(self.plan.groups)
+        for _, size in self._wanted(self.maps):
+            weight = size * len(self.maps.groups)
             self._add(store, layer.name, compute(), weight, torch.float32)
+
+    def keep_pooled(self, layer: Layer, compute: Callable[[], Tensor]) -> None:
+        """Add a layer's map to the mean over layers, weighted by its grid's side (LS)."""
+        total = sum(min(each.grid) for each in self.maps.layers)
+        for _, size in self._wanted(self.maps):
+            share = min(layer.grid) / (total * size * len(self.maps.groups))
+            value = compute()
+            value = value.to(self.maps.device or value.device)
+            mean = self._pooled.setdefault("all", torch.zeros_like(value))
+            mean.add_(value, alpha=share)
 
     def cond(self, states: Float[Tensor, "row ..."]) -> Float[Tensor, "batch ..."]:
         """The conditional rows: diffusers stacks [negative, positive], under guidance only."""
@@ -143,10 +170,10 @@ class Recording:
             return torch.cat([cond, uncond], dim=1)
         return cond if self.plan.rows == "cond" else uncond
 
-    def _wanted(self) -> list[tuple[int, int]]:
+    def _wanted(self, plan: CapturePlan) -> list[tuple[int, int]]:
         """Groups that the present UNet call belongs to, each with its size."""
         call = self.num_calls - 1
-        return [(i, len(group)) for i, group in enumerate(self.plan.groups) if call in group]
+        return [(i, len(group)) for i, group in enumerate(plan.groups) if call in group]
 
     def _add(
         self, store: dict[Any, Tensor], key: Any, value: Tensor, size: int, dtype: torch.dtype
@@ -186,6 +213,8 @@ def record(
     guided: bool,
     attribution: Attribution | None = None,
     self_maps: bool = False,
+    maps: CaptureConfig | None = None,
+    self_grid: int | None = None,
 ) -> Iterator[Recording]:
     """Record attention of the UNet calls made inside the ``with`` block; outputs do not change.
 
@@ -198,31 +227,39 @@ def record(
         guided: Whether the UNet sees [negative, positive] rows.
         attribution: Cross-attention to keep.
         self_maps: Keep self-attention maps; of all captures these are the large ones.
+        maps: Layers, grids and calls of the probability maps; None: those of ``capture``.
+        self_grid: Also keep one self-attention map, the mean over layers on a grid whose shorter
+            side is at most this.
 
     Raises:
         ValueError: Before anything runs, for settings that cannot be satisfied and for
             captures above the memory budget.
     """
-    plan = plan_capture(
+    settle = partial(
+        plan_capture,
         unet,
-        capture,
         latent_size=latent_size,
         num_calls=num_calls,
         batch_size=batch_size,
         guided=guided,
     )
+    plan = settle(capture)
+    chosen = plan if maps is None else settle(maps)
+    recording = Recording(plan, chosen, pooled_grid=self_map_grid(chosen.layers, self_grid))
     num_groups = attribution.num_groups if attribution else 0
-    num_bytes = plan.head_bytes + plan.map_bytes(num_groups, self_maps)
+    num_bytes = plan.head_bytes + chosen.map_bytes(num_groups, self_maps, recording.pooled_grid)
     check_budget(num_bytes, capture.memory_budget_mb)
-    recording = Recording(plan)
     with ExitStack() as handles:
         _count_calls(recording, unet, handles)
         for layer in plan.layers:
             _hook_heads(recording, layer, unet, handles)
+        for layer in chosen.layers:
             if attribution and attribution.num_groups:
                 _hook_cross(recording, layer, unet, attribution, handles)
             if self_maps:
                 _hook_self(recording, layer, unet, handles)
+            if recording.pooled_grid is not None:
+                _hook_pooled(recording, layer, unet, handles)
         yield recording
 
 
@@ -278,6 +315,21 @@ def _hook_self(recording: Recording, layer: Layer, unet: Any, handles: ExitStack
             return attention_probabilities(q, k, attn.heads, attn.scale)
 
         recording.keep_maps(store, layer, maps)
+
+    _pair_projections(attn, keep, handles, "to_qkv")
+
+
+def _hook_pooled(recording: Recording, layer: Layer, unet: Any, handles: ExitStack) -> None:
+    attn = unet.get_submodule(layer.name)
+    grid = recording.pooled_grid
+    assert grid is not None
+
+    def keep(query: Tensor, key: Tensor) -> None:
+        def maps() -> Tensor:
+            q, k = recording.cond(query), recording.cond(key)
+            return pooled_self_map(q, k, attn.heads, attn.scale, layer.grid, grid)
+
+        recording.keep_pooled(layer, maps)
 
     _pair_projections(attn, keep, handles, "to_qkv")
 

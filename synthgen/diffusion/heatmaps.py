@@ -9,6 +9,7 @@ largest grid with weights inversely proportional to their grids (LS, cross-atten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,17 +17,48 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from synthgen.config import CaptureConfig, LabelConfig
 from synthgen.diffusion.attention import Recording
 from synthgen.diffusion.probabilities import Attribution
 from synthgen.prompts import attribution_text, class_token_spans
+from synthgen.prompts.mentions import mentioned_classes
 from synthgen.types import Heatmaps, Prompt
+
+Source = Literal["none", "classes", "prompt", "caption"]
+START = 0
+"""Position of the start-of-text token."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """Which probability maps are wanted.
+
+    Args:
+        source: The text whose tokens are attended to, see `attributed_text`.
+        capture: Layers, grids and calls; None: those of the head outputs.
+        self_grid: Longest shorter side of the self-attention map's grid; None: no such map.
+    """
+
+    source: Source
+    capture: CaptureConfig | None = None
+    self_grid: int | None = None
+
+
+def map_request(capture: CaptureConfig, labeling: LabelConfig | None) -> MapRequest:
+    """What labeling needs; without labeling, what ``capture.heatmaps`` asks for."""
+    if labeling is None or labeling.method == "none":
+        return MapRequest(capture.heatmaps)
+    chosen = CaptureConfig(layers=labeling.layers, grids=labeling.grids, calls=labeling.calls)
+    chosen = chosen.model_copy(update={"device": capture.device})
+    self_grid = labeling.self_grid if labeling.needs_self_map else None
+    return MapRequest(labeling.text, chosen, self_grid)
 
 
 def class_attribution(
     pipeline: Any,
     prompts: Sequence[Prompt],
     texts: Sequence[str],
-    source: Literal["none", "classes", "prompt"],
+    source: Source,
 ) -> Attribution | None:
     """The tokens whose cross-attention makes the heatmaps of a batch.
 
@@ -34,23 +66,75 @@ def class_attribution(
         pipeline: diffusers pipeline with its tokenizer and text encoder.
         prompts: Their class names become the groups, in order.
         texts: What the images are drawn from.
-        source: ``classes``: read through a text of the class names; ``prompt``: through their
-            tokens in the drawn text, a class that it does not name having a map of zeros.
+        source: See `attributed_text`; ``none`` keeps nothing.
     """
     if source == "none" or not any(prompt.class_names for prompt in prompts):
         return None
-    if source == "classes":
-        texts = [attribution_text(prompt.class_names) for prompt in prompts]
+    read = [attributed_text(p, t, source) for p, t in zip(prompts, texts, strict=True)]
     groups = []
-    for prompt, text in zip(prompts, texts, strict=True):
+    for prompt, text in zip(prompts, read, strict=True):
         spans = class_token_spans(pipeline.tokenizer, text, prompt.class_names)
-        groups.append([spans[name] for name in prompt.class_names])
+        groups.append([*(spans[name] for name in prompt.class_names), (START,)])
     if source == "prompt":
         return Attribution(groups)
     states, _ = pipeline.encode_prompt(
-        list(texts), pipeline._execution_device, 1, do_classifier_free_guidance=False
+        read, pipeline._execution_device, 1, do_classifier_free_guidance=False
     )
     return Attribution(groups, states)
+
+
+def attributed_text(prompt: Prompt, text: str, source: Source) -> str:
+    """The text whose tokens stand for the classes; the image is drawn from ``text`` all the same.
+
+    Args:
+        prompt: Its class names are looked for.
+        text: What the image is drawn from.
+        source: ``prompt``: that text; a class that it does not name has a map of zeros.
+            ``caption``: that text and, behind it, the classes that it does not name (as Dataset
+            Diffusion draws). ``classes``: the class names alone.
+
+    >>> attributed_text(Prompt("0", "a busy street", ("car",)), "a busy street", "caption")
+    'a busy street; car'
+    """
+    if source == "classes":
+        return attribution_text(prompt.class_names)
+    unnamed = set(prompt.class_names) - set(mentioned_classes(text, prompt.class_names))
+    if source == "prompt" or not unnamed:
+        return text
+    return f"{text}; {attribution_text([c for c in prompt.class_names if c in unnamed])}"
+
+
+def check_class_tokens(
+    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], labeling: LabelConfig
+) -> None:
+    """Refuse to label prompts with classes that no token stands for.
+
+    Args:
+        tokenizer: The text encoder's.
+        prompts: All prompts of a dataset.
+        texts: What images are drawn from.
+        labeling: The settings.
+
+    Raises:
+        ValueError: In one line, with the first such prompt and class.
+    """
+    for prompt, drawn in zip(prompts, texts, strict=True):
+        text = attributed_text(prompt, drawn, labeling.text)
+        spans = class_token_spans(tokenizer, text, prompt.class_names)
+        missing = [name for name in prompt.class_names if not spans[name]]
+        if missing:
+            raise ValueError(
+                f"labeling.text={labeling.text} must name every class of a prompt within "
+                f"{tokenizer.model_max_length} tokens. Got no token for {missing[0]!r} in prompt "
+                f"{prompt.id}; " + _REMEDY[labeling.text]
+            )
+
+
+_REMEDY: Mapping[str, str] = {
+    "prompt": "name it there, or set labeling.text=caption.",
+    "caption": "shorten it, or set labeling.text=classes.",
+    "classes": "give it fewer classes.",
+}
 
 
 def class_heatmaps(recording: Recording, prompts: Sequence[Prompt]) -> list[Heatmaps | None]:
@@ -58,14 +142,14 @@ def class_heatmaps(recording: Recording, prompts: Sequence[Prompt]) -> list[Heat
     maps = recording.token_maps()
     if not maps:
         return [None] * len(prompts)
-    grids = {layer.name: layer.grid for layer in recording.plan.layers}
+    grids = {layer.name: layer.grid for layer in recording.maps.layers}
     merged = merge_layers(maps, grids)
-    return [
-        Heatmaps(prompt.class_names, merged[image, : len(prompt.class_names)])
-        if prompt.class_names
-        else None
-        for image, prompt in enumerate(prompts)
-    ]
+    found: list[Heatmaps | None] = []
+    for image, names in enumerate(prompt.class_names for prompt in prompts):
+        num = len(names)
+        values = merged[image, :num]
+        found.append(Heatmaps(names, values, merged[image, num]) if names else None)
+    return found
 
 
 def merge_layers(

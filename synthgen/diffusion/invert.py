@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.config import CaptureConfig, GenerationConfig
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.generate import (
     Denoising,
@@ -41,6 +41,7 @@ def invert(
     strength: float = 0.05,
     num_inference_steps: int = 40,
     timestep: int | None = None,
+    labeling: LabelConfig | None = None,
 ) -> list[Sample | Failure]:
     """Record attention of given images in one UNet batch.
 
@@ -55,6 +56,7 @@ def invert(
         strength: Share of the schedule that is noised and denoised (BL: .05).
         num_inference_steps: Steps of the full schedule; ``strength`` of them are made (BL: 2).
         timestep: If given, one UNet call without guidance at this timestep (0 to 999) instead.
+        labeling: What labels are made from is recorded too.
 
     Raises:
         ValueError: For counts, sizes or a strength that do not fit.
@@ -77,7 +79,7 @@ def invert(
         denoising = _single_call(backbone, image01, texts, seeds, timestep)
     with backbone.lock, torch.no_grad():
         recording, latents = run_recorded(
-            backbone, denoising, prompts, texts, latent_size, capture
+            backbone, denoising, prompts, texts, latent_size, capture, labeling
         )
     finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
     given = [image if fine else None for image, fine in zip(images, finite, strict=True)]

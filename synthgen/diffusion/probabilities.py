@@ -6,10 +6,11 @@ where only those are wanted: a full map of 64 x 64 positions is never held for s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -60,13 +61,65 @@ def attention_probabilities(
         scale: ``1 / sqrt(head dimension)``.
         key_means: Averages keys into groups; None keeps every key.
     """
+    if key_means is None:
+        return _chunked(query, key, heads, scale, lambda rows: rows)
+    return _chunked(query, key, heads, scale, lambda rows: rows @ key_means)
+
+
+def pooled_self_map(
+    query: Float[Tensor, "batch pos feature"],
+    key: Float[Tensor, "batch pos feature"],
+    heads: int,
+    scale: float,
+    grid: tuple[int, int],
+    target: tuple[int, int],
+) -> Float[Tensor, "batch query key"]:
+    """Self-attention of one layer, mean over heads, on another grid; rows sum to 1 (LS).
+
+    A finer layer is averaged over the queries of each target cell and summed over its keys; of a
+    coarser one the keys are upsampled bilinearly and the queries repeated.
+
+    Args:
+        query: Outputs of ``to_q``, heads concatenated.
+        key: Outputs of ``to_k``.
+        heads: Number of heads.
+        scale: ``1 / sqrt(head dimension)``.
+        grid: (height, width) of the layer.
+        target: (height, width) of both axes of the result.
+    """
+
+    def onto_target(rows: Tensor) -> Tensor:
+        resized = _resize(rows.reshape(*rows.shape[:-1], *grid), target).flatten(-2)
+        return resized / resized.sum(dim=-1, keepdim=True)
+
+    rows = _chunked(query, key, heads, scale, onto_target)
+    by_key = rows.transpose(1, 2)
+    by_key = by_key.reshape(*by_key.shape[:-1], *grid)
+    return _resize(by_key, target, repeat=True).flatten(-2).transpose(1, 2).contiguous()
+
+
+def _resize(maps: Tensor, target: tuple[int, int], repeat: bool = False) -> Tensor:
+    """Areas are averaged when shrinking; when growing, interpolated or repeated."""
+    if tuple(maps.shape[-2:]) == target:
+        return maps
+    if maps.shape[-2] > target[0]:
+        return F.adaptive_avg_pool2d(maps, target)
+    if repeat:
+        return F.interpolate(maps, size=target, mode="nearest")
+    return F.interpolate(maps, size=target, mode="bilinear", align_corners=False)
+
+
+def _chunked(
+    query: Tensor, key: Tensor, heads: int, scale: float, reduce: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Mean over heads of a chunk of queries at a time, reduced over keys before the next."""
     q = split_heads(query.float(), heads)
     k = split_heads(key.float(), heads).transpose(2, 3)
     chunk = max(1, _CHUNK // (q.shape[0] * heads * k.shape[-1]))
-    parts = []
-    for rows in torch.split(q, chunk, dim=2):
-        probabilities = (rows @ k * scale).softmax(dim=-1).mean(dim=1)
-        parts.append(probabilities if key_means is None else probabilities @ key_means)
+    parts = [
+        reduce((rows @ k * scale).softmax(dim=-1).mean(dim=1))
+        for rows in torch.split(q, chunk, dim=2)
+    ]
     return torch.cat(parts, dim=1)
 
 
