@@ -34,6 +34,21 @@ LABELERS: Mapping[str, str] = {
     "argmax": "synthgen.labeling.label:label_by_argmax",
 }
 
+REFINERS: Mapping[str, str] = {
+    "none": "synthgen.labeling.refine:keep",
+    "upsampling-error": "synthgen.labeling.refiners_border:ignore_uncertain",
+    "upsampling-color": "synthgen.labeling.refiners_border:recolor_uncertain",
+    "guided": "synthgen.labeling.refiners_color:propagate_locally",
+    "pcc": "synthgen.labeling.refiners_color:vote_by_color",
+}
+
+DOWNSTREAM_MODELS: Mapping[str, str] = {
+    "segformer": "synthgen.evaluation.segmenters:build_segformer",
+    "segformer-b0": "synthgen.evaluation.segmenters:build_segformer_b0",
+    "lraspp": "synthgen.evaluation.segmenters:build_lraspp",
+    "deeplab": "synthgen.evaluation.segmenters:build_deeplab",
+}
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

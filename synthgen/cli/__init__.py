@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from synthgen.cli import audit, bench, generate, inspect, report
+from synthgen.cli import audit, bench, generate, inspect, report, train
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command()(generate.demo)
 app.command()(generate.generate)
 app.command()(audit.audit)
+app.command()(train.train)
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)
@@ -34,6 +35,7 @@ app.command()(inspect.replay)
 app.command()(inspect.gc)
 app.command()(inspect.doctor)
 app.add_typer(inspect.config_app, name="config")
+app.add_typer(train.app, name="evaluate")
 app.add_typer(bench.app, name="bench")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from synthgen.scenes.card import record_quality
 from synthgen.scenes.m2f_model import (
@@ -28,31 +28,9 @@ from synthgen.scenes.m2f_model import (
 )
 from synthgen.scenes.render import render
 from synthgen.scenes.vocabulary import VALIDATION_SEEDS
+from synthgen.segmentation.metrics import class_ious, confusion
 
 BATCH = 10
-
-
-def confusion(
-    truth: Int[np.ndarray, "*shape"], predicted: Int[np.ndarray, "*shape"], num_classes: int
-) -> Int[np.ndarray, "cls cls"]:
-    """Pixels per true class (row) and predicted class (column).
-
-    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
-    """
-    pairs = truth.astype(np.int64).ravel() * num_classes + predicted.ravel()
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def class_ious(counts: Int[np.ndarray, "cls cls"]) -> Float[np.ndarray, " cls"]:
-    """Intersection over union of each class; NaN where it is neither shown nor predicted.
-
-    >>> class_ious(np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]])).round(2).tolist()
-    [0.5, 0.67, nan]
-    """
-    hits = counts.diagonal().astype(np.float64)
-    union = counts.sum(0) + counts.sum(1) - hits
-    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
 
 
 def _count_part(folder: Path, seeds: Sequence[int]) -> Int[np.ndarray, "cls cls"]:

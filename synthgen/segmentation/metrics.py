@@ -1,5 +1,7 @@
 """How well masks match a reference: IoU, Top-n (BL eq. 4), class and part IoU, ARI, boundary F.
 
+Semantic maps are compared by `confusion`, summed over images as in VOC, and `class_ious`.
+
 Best-of-all matching (eq. 4, class IoU) is optimistic, the more so the more masks there are;
 `hungarian_iou` allows every mask only once and stands beside it in every report.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
@@ -141,6 +143,31 @@ def boundary_f(
     precision = (ndimage.distance_transform_edt(~truth)[found] <= tolerance).mean()
     recall = (ndimage.distance_transform_edt(~found)[truth] <= tolerance).mean()
     return float(2 * precision * recall / max(precision + recall, 1e-12))
+
+
+def confusion(
+    truth: Integer[np.ndarray, "*shape"],
+    predicted: Integer[np.ndarray, "*shape"],
+    num_classes: int,
+) -> Int[np.ndarray, "cls cls"]:
+    """Pixels per true class (row) and predicted class (column).
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    pairs = truth.astype(np.int64).ravel() * num_classes + predicted.ravel()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_ious(counts: Int[np.ndarray, "cls cls"]) -> Float[np.ndarray, " cls"]:
+    """Intersection over union of each class; NaN where it is neither shown nor predicted.
+
+    >>> class_ious(np.array([[1, 1, 0], [0, 2, 0], [0, 0, 0]])).round(2).tolist()
+    [0.5, 0.67, nan]
+    """
+    hits = counts.diagonal().astype(np.float64)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
 
 
 def _best_per_value(

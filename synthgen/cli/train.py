@@ -1,0 +1,243 @@
+"""``synthgen train`` and ``synthgen evaluate``: what a segmenter learns from the labels."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthgen.cli.generate import JsonLogs, request_stop
+from synthgen.cli.training_display import show_training
+
+if TYPE_CHECKING:
+    from synthgen.evaluation.labeled_images import LabeledImages
+
+app = typer.Typer(help="What labels are worth, measured.", no_args_is_help=True)
+
+SCENES = "scenes"
+NUM_SCENES, NUM_VAL_SCENES = 500, 200
+
+Model = Annotated[
+    str, typer.Option(help="segformer, segformer-b0, lraspp, deeplab or 'module:attribute'.")
+]
+Labels = Annotated[
+    str | None, typer.Option(help="Id of labels beside the dataset; default: those in its tars.")
+]
+Audited = Annotated[
+    str | None, typer.Option(help="Id of an audit; samples that it rejects are left out.")
+]
+FoundOnly = Annotated[
+    bool, typer.Option("--found-only", help="Only samples in which all classes were found.")
+]
+Batch = Annotated[int, typer.Option(min=2, help="Samples a step.")]
+Rate = Annotated[float, typer.Option(min=0.0, help="Learning rate after warming up.")]
+Size = Annotated[int, typer.Option(help="Side that training samples are resized to, pixels.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def train(
+    data: Annotated[str, typer.Argument(metavar="DIR", help="A labeled dataset, or: scenes.")],
+    val: Annotated[str, typer.Option(help="A labeled dataset to measure on, or: scenes.")],
+    out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
+        "synthgen-train"
+    ),
+    model: Model = "segformer",
+    epochs: Annotated[float, typer.Option(min=0.0, help="Rounds through the data.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
+    batch: Batch = 16,
+    lr: Rate = 1e-3,
+    size: Size = 128,
+    num: Annotated[int | None, typer.Option(min=1, help="Images; scenes: 500.")] = None,
+    val_num: Annotated[int | None, typer.Option(min=1, help="To measure on; scenes: 200.")] = None,
+    labels: Labels = None,
+    val_labels: Annotated[str | None, typer.Option(help="The same for --val.")] = None,
+    audited: Audited = None,
+    found_only: FoundOnly = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Train a segmenter from scratch on a labeled dataset and measure it every epoch.
+
+    Pixels of 255 are ignored. The same command goes on after a stop; OUT holds the averaged
+    weights (weights.safetensors, segmenter.json), history.json and curves.png.
+
+    Examples:
+
+      synthgen train data/scenes --val scenes --out runs/ours
+
+      synthgen train data/voc --labels clusters-0a1b2c3d --val data/voc-real --model deeplab
+    """
+    from synthgen.evaluation.augment import Augmentation
+    from synthgen.evaluation.labeled_images import with_names
+    from synthgen.evaluation.trainer import TrainSettings, epoch_steps
+
+    known = _images(val, out / "val", val_num, val_labels, for_training=False)
+    given = _images(data, out / "train", num, labels, audited, found_only)
+    given = with_names(given, known.class_names)
+    settings = TrainSettings(
+        model=model,
+        steps=steps or max(1, round(epochs * epoch_steps([given], batch))),
+        batch=batch,
+        lr=lr,
+        size=size,
+        augmentation=Augmentation(),
+        seed=seed,
+        device=_device(device),
+    )
+    _stop_on_signals()
+    with show_training(model, json_logs):
+        result = _run(given, known, out, settings)
+    typer.echo(json.dumps(result) if as_json else _said(result, out))
+
+
+@app.command()
+def downstream(
+    data: Annotated[str, typer.Option(metavar="DIR", help="Labeled dataset of scenes.")],
+    out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
+        "synthgen-downstream"
+    ),
+    labels: Labels = None,
+    audited: Audited = None,
+    found_only: FoundOnly = False,
+    num: Annotated[int, typer.Option(min=1, help="N: synthetic, and rendered, images.")] = 500,
+    few: Annotated[int, typer.Option(min=1, help="Rendered images of the small arms.")] = 100,
+    test: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 500,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Test on tuning scenes, to choose settings.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
+    arms: Annotated[
+        list[str] | None, typer.Option(help="synthetic, rendered, few, few+synthetic.")
+    ] = None,
+    model: Model = "segformer",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every training.")] = 500,
+    batch: Batch = 16,
+    lr: Rate = 1e-3,
+    size: Size = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """The same network and budget on synthetic images, on rendered ones, on few, and on both.
+
+    Prints mIoU on held-out rendered scenes, and the ratio of synthetic to rendered; writes
+    downstream.json, .md and .png. Finished trainings are kept: run again to go on.
+
+    Examples:
+
+      synthgen evaluate downstream --data data/scenes --out runs/downstream
+
+      synthgen evaluate downstream --data data/scenes --labels propagate-1 --tuning --seeds 1
+    """
+    from synthgen.evaluation.downstream import (
+        ARMS,
+        DownstreamSettings,
+        SyntheticData,
+        evaluate_downstream,
+    )
+    from synthgen.evaluation.downstream_report import markdown, write_downstream
+    from synthgen.evaluation.trainer import TrainSettings
+
+    settings = DownstreamSettings(
+        synthetic=SyntheticData(str(Path(data).resolve()), labels, audited, found_only),
+        num=num,
+        few=few,
+        test=test,
+        tuning=tuning,
+        seeds=tuple(range(seeds)),
+        arms=tuple(arms or ARMS),
+        training=TrainSettings(
+            model=model,
+            steps=steps,
+            batch=batch,
+            lr=lr,
+            size=size,
+            validate_every=max(1, steps // 4),
+            device=_device(device),
+        ),
+    )
+    _stop_on_signals()
+    with show_training("run", json_logs):
+        result = evaluate_downstream(out, settings, workers)
+    written = write_downstream(out, result)
+    typer.echo(json.dumps(result) if as_json else markdown(result))
+    typer.echo(f"Written: {', '.join(map(str, written))}", err=True)
+
+
+@app.command()
+def refiners(
+    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 100,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Tuning scenes, to choose settings.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Edges and IoU of every refiner on true labels that a 32 x 32 grid has spoiled."""
+    from synthgen.evaluation.refiners import measure_refiners, refiner_table
+
+    result = measure_refiners(num, tuning)
+    typer.echo(json.dumps(result) if as_json else refiner_table(result))
+
+
+def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:
+    """Train to the last step and write what came of it; returns the last scores."""
+    from synthgen.evaluation.curves import write_curves
+    from synthgen.evaluation.trainer import export_segmenter, load_averaged, train
+
+    for _ in train([given], known, out / "checkpoint", settings):
+        pass  # progress is reported
+    _, history = load_averaged(out / "checkpoint")
+    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    write_curves({settings.model: [history]}, out / "curves.png")
+    export_segmenter(out / "checkpoint", out)
+    return {"images": len(given), "validated_on": len(known), **history[-1]}
+
+
+def _said(result: dict[str, Any], out: Path) -> str:
+    classes = "\n".join(f"  {name:<16}{iou:.3f}" for name, iou in result["class_iou"].items())
+    return (
+        f"mIoU {result['miou']:.3f} after {result['step']} steps on {result['images']} images "
+        f"(measured on {result['validated_on']}; {result['object_miou']:.3f} without "
+        f"background)\n{classes}\n  weights, history, curves: {out}"
+    )
+
+
+def _images(
+    source: str,
+    folder: Path,
+    num: int | None,
+    labels: str | None,
+    audited: str | None = None,
+    found_only: bool = False,
+    for_training: bool = True,
+) -> LabeledImages:
+    """Labeled images of a dataset, or rendered scenes that are kept in a folder."""
+    from synthgen.evaluation.downstream import FIRST_RENDERED
+    from synthgen.evaluation.labeled_images import dataset_images, rendered_images
+    from synthgen.scenes.vocabulary import TUNING_SEEDS
+
+    if source != SCENES:
+        return dataset_images(source, labels, num, audited, found_only)
+    if for_training:
+        return rendered_images(folder, num or NUM_SCENES, FIRST_RENDERED)
+    return rendered_images(folder, num or NUM_VAL_SCENES, TUNING_SEEDS.start)
+
+
+def _device(name: str) -> str:
+    """``cuda`` for auto where there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stop_on_signals() -> None:
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)

@@ -1,0 +1,1 @@
+"""Does a segmenter learn from the labels? Downstream training, and what the labels are worth."""

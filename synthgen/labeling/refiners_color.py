@@ -1,0 +1,160 @@
+"""Refiners that look at the colors of the whole image: PAMR and the k-means majority of PCC.
+
+- `propagate_locally`: pixel-adaptive mask refinement (PAMR; Araslanov and Roth, CVPR 2020, section
+  3.3). Ten times, the class maps of a pixel become the mean of those of 48 neighbors, weighed by
+  how alike their colors are, relative to the local contrast.
+- `vote_by_color`: BL's labeled dataset (PCC, methods.md section 2). K-means on color and
+  position; every cluster takes the class of its majority, if that is clear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from scipy import ndimage
+from torch import Tensor
+
+from synthgen.config import ClusterConfig
+from synthgen.labeling.refine import Scores
+from synthgen.segmentation.features import rgbxy_block
+from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.metrics import IGNORE
+
+ITERATIONS = 10  # PAMR section 4
+DILATIONS = (1, 2, 4, 8, 12, 24)  # PAMR section 4
+CONTRAST = 0.1
+"""Factor of the local standard deviation that color differences are measured in (PAMR's code)."""
+
+CLUSTERS = 20  # PCC
+MAJORITY = 2  # PCC: the first must have more than twice the votes of the second
+MIN_COMPONENT = 10  # PCC: pixels
+
+_AROUND = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0))
+
+
+def propagate_locally(
+    semantic: UInt8[np.ndarray, "height width"],
+    image: UInt8[np.ndarray, "height width 3"],
+    scores: Scores | None = None,
+    uncertainty: Float[np.ndarray, "height width"] | None = None,
+) -> UInt8[np.ndarray, "height width"]:
+    """PAMR of the map's classes, or of their scores where all of them have some; largest wins.
+
+    Undecided pixels count for no class and stay undecided.
+    """
+    classes = np.setdiff1d(np.unique(semantic), [IGNORE])
+    if not len(classes):
+        return semantic.copy()
+    scored = scores if scores is not None and all(int(cls) in scores for cls in classes) else None
+    evidence = np.stack([_evidence(semantic, scored, int(cls)) for cls in classes])
+    pixels = torch.from_numpy(image.astype(np.float32)).movedim(-1, 0)
+    refined = pamr(pixels, torch.from_numpy(evidence))
+    winners = classes[refined.argmax(0).numpy()]
+    return np.where(semantic == IGNORE, np.uint8(IGNORE), winners)
+
+
+def pamr(
+    image: Float[Tensor, "channel height width"],
+    maps: Float[Tensor, "cls height width"],
+    iterations: int = ITERATIONS,
+    dilations: Sequence[int] = DILATIONS,
+) -> Float[Tensor, "cls height width"]:
+    """Pixel-adaptive mask refinement (Araslanov and Roth 2020, eq. 2 and 3).
+
+    Weights of the neighbors: softmax over them of ``-|I_i - I_j| / (0.1 s_i)``, averaged over
+    the channels before the softmax; s is the standard deviation over the neighbors and the pixel
+    itself. Edges are replicated.
+
+    Args:
+        image: Colors, of any scale.
+        maps: Evidence for each class.
+        iterations: Times that the maps are averaged.
+        dilations: Distances of the neighbors, eight each.
+    """
+    near = [(dilation * y, dilation * x) for dilation in dilations for y, x in _AROUND]
+    reach = max(dilations)
+    stacked = torch.stack(list(_shifted(image, near, reach)))
+    with_self = torch.cat([stacked, image[None].expand(len(dilations), *image.shape)])
+    deviation = with_self.std(0)
+    likeness = -(stacked - image).abs() / (1e-8 + CONTRAST * deviation)
+    weights = likeness.mean(1).softmax(0)
+    for _ in range(iterations):
+        mean = torch.zeros_like(maps)
+        for weight, shifted in zip(weights, _shifted(maps, near, reach), strict=True):
+            mean.addcmul_(shifted, weight)
+        maps = mean
+    return maps
+
+
+def vote_by_color(
+    semantic: UInt8[np.ndarray, "height width"],
+    image: UInt8[np.ndarray, "height width 3"],
+    scores: Scores | None = None,
+    uncertainty: Float[np.ndarray, "height width"] | None = None,
+) -> UInt8[np.ndarray, "height width"]:
+    """PCC: clusters of color and position take the class of their majority, or become 255.
+
+    Undecided pixels vote for 255. Components of fewer than 10 pixels become 255 too.
+    """
+    settings = ClusterConfig(ks=(CLUSTERS,), seed=0)
+    size = (image.shape[0], image.shape[1])
+    clusters = cluster([rgbxy_block(image)], size, settings).labels[0]
+    return drop_components(majority(semantic, clusters), MIN_COMPONENT)
+
+
+def majority(
+    semantic: UInt8[np.ndarray, "height width"], clusters: UInt8[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width"]:
+    """The class of most pixels of each cluster; 255 without more than twice the second's.
+
+    >>> votes = np.array([[3, 3, 3, 4, 5, 6]], np.uint8)
+    >>> majority(votes, np.array([[0, 0, 0, 0, 1, 1]], np.uint8)).tolist()
+    [[3, 3, 3, 3, 255, 255]]
+    """
+    pairs = clusters.astype(np.int64).ravel() * 256 + semantic.ravel()
+    counts = np.bincount(pairs, minlength=256 * (int(clusters.max()) + 1)).reshape(-1, 256)
+    second, first = np.partition(counts, -2, axis=1)[:, -2:].T
+    winners = np.where(first > MAJORITY * second, counts.argmax(1), IGNORE).astype(np.uint8)
+    refined: UInt8[np.ndarray, "height width"] = winners[clusters]
+    return refined
+
+
+def drop_components(
+    semantic: UInt8[np.ndarray, "height width"], min_pixels: int
+) -> UInt8[np.ndarray, "height width"]:
+    """8-connected regions of one class with fewer pixels than given become 255.
+
+    >>> drop_components(np.array([[0, 0, 0, 7, 7]], np.uint8), 3).tolist()
+    [[0, 0, 0, 255, 255]]
+    """
+    refined = semantic.copy()
+    for cls in np.setdiff1d(np.unique(semantic), [IGNORE]):
+        components, _ = ndimage.label(semantic == cls, structure=np.ones((3, 3)))
+        small = np.bincount(components.ravel()) < min_pixels
+        small[0] = False  # everything else
+        refined[small[components]] = IGNORE
+    return refined
+
+
+def _evidence(
+    semantic: UInt8[np.ndarray, "height width"], scores: Scores | None, cls: int
+) -> Float[np.ndarray, "height width"]:
+    """Scores of a class where they are given, else ones where the map holds it."""
+    plane = (semantic == cls) if scores is None else scores[cls]
+    return np.where(semantic == IGNORE, 0.0, plane).astype(np.float32)
+
+
+def _shifted(
+    maps: Float[Tensor, "map height width"], offsets: Sequence[tuple[int, int]], reach: int
+) -> list[Float[Tensor, "map height width"]]:
+    """What stands at an offset from each pixel, one view per offset."""
+    height, width = maps.shape[1:]
+    padded = F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
+    return [
+        padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
+        for y, x in offsets
+    ]
