@@ -6,7 +6,7 @@ format are decoded, and none of them by pickle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def open_dataset(
     audited: str | None = None,
     keep_only: bool = True,
     labels: str | None = None,
+    transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> wds.DataPipeline:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
 
@@ -56,7 +57,11 @@ def open_dataset(
     height width), ``masks`` (bool, mask height width; id i is row i - 1), ``json``, ``prompt``;
     where it is labeled also ``semantic`` (uint8 class ids, height width), see `dataset.labels`.
     Images have different numbers of masks, so pass ``batch_size=None`` to the DataLoader, or
-    your own ``collate_fn``. Shards are split over nodes and workers.
+    your own ``collate_fn``, or a ``transform`` to tensors of one size.
+
+    Shards are split over nodes (``torch.distributed``, or RANK and WORLD_SIZE) and workers, so
+    make at least as many; one with more shards than another yields more samples. Shuffling gives
+    every epoch another order, with workers only if they persist: ``persistent_workers=True``.
 
     Args:
         url: A finalized dataset's folder, or one tar.
@@ -66,6 +71,8 @@ def open_dataset(
         audited: Id of an audit; samples then also have ``verdict`` (keep, reason, metrics).
         keep_only: With ``audited``, leave out the samples that it rejects.
         labels: Id of labels that stand beside the dataset; None: those in its tars, if any.
+        transform: Called with every sample, in the worker, last of all; what it returns is what
+            you get.
 
     Raises:
         ValueError: If there is no such dataset, audit or labels (those there are named), or the
@@ -86,6 +93,7 @@ def open_dataset(
         wds.tariterators.group_by_keys,
         _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
+        *([] if transform is None else [_Transform(transform)]),
     ]
     return wds.DataPipeline(*stages)
 
@@ -140,6 +148,16 @@ class _Decoder:
             if "semantic" in decoded and self.class_names:  # a lone tar has no classes.json
                 check_ids(key, decoded["semantic"], self.class_names)
             yield decoded if verdict is None else {**decoded, "verdict": verdict}
+
+
+class _Transform:
+    """Applies a user's function; webdataset's own ``map`` would add keys to what it returns."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
+        self.function = function
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[Any]:
+        return map(self.function, samples)
 
 
 def _verdicts(storage: Storage, audited: str) -> dict[str, Verdict]:

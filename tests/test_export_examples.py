@@ -1,0 +1,107 @@
+"""The examples, run on a small dataset; and what they rely on in ``open_dataset``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_export import add_audit, make_dataset
+from torch.utils.data import DataLoader
+
+import synthgen
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("examples") / "data"
+    make_dataset(out, num=8, shard_size=2)
+    add_audit(out, "mine", {"0000000000"})
+    return out
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_pytorch_learns(world: Path) -> None:
+    losses = load_example("plain_pytorch").train(str(world), steps=24, num_classes=8)
+    assert len(losses) == 24
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
+
+
+def test_lightning_style_learns_from_what_an_audit_keeps(world: Path) -> None:
+    example = load_example("lightning_style")
+    torch.manual_seed(0)
+    data = example.DatasetModule(str(world), audited="mine")
+    assert sum(len(images) for images, _ in data.train_dataloader()) == 7
+    losses = example.fit(example.SegmentationModule(8), data, max_steps=24)
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
+
+
+def test_the_hugging_face_trainer_runs_and_saves(world: Path, tmp_path: Path) -> None:
+    example = load_example("hf_trainer")
+    losses = example.train(str(world), tmp_path / "out", steps=12)
+    assert len(losses) == 12
+    assert np.mean(losses[-3:]) < np.mean(losses[:2])
+    again = type(example.make_model({0: "background", 1: "car"})).from_pretrained(tmp_path / "out")
+    assert again.config.id2label[1] == "car"
+
+
+# --- what they rely on --------------------------------------------------------------------------
+
+
+def key_of(sample: dict[str, Any]) -> str:
+    return str(sample["key"])
+
+
+def keys_of(world: Path, workers: int = 0, **given: Any) -> list[str]:
+    dataset = synthgen.open_dataset(world, masks=False, transform=key_of, **given)
+    return list(DataLoader(dataset, batch_size=None, num_workers=workers))
+
+
+def test_a_transform_sees_every_sample_and_gives_what_it_returns(world: Path) -> None:
+    plain = [sample["key"] for sample in synthgen.open_dataset(world)]
+    assert keys_of(world) == plain
+    sizes = list(
+        synthgen.open_dataset(world, audited="mine", transform=lambda s: (s["verdict"].keep, None))
+    )
+    assert sizes == [(True, None)] * 7
+
+
+def test_nodes_and_workers_share_the_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = keys_of(world)
+    shuffled = keys_of(world, shuffle=8, seed=3)
+    assert sorted(shuffled) == everything != shuffled
+    assert sorted(keys_of(world, workers=2)) == everything
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for given in ({}, {"shuffle": 8, "seed": 3}):
+        parts = []
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            parts.append(keys_of(world, workers=2 if given else 0, **given))
+        assert len(parts[0]) == len(parts[1]) == 4
+        assert sorted(parts[0] + parts[1]) == everything
+
+
+def test_every_epoch_has_another_order_and_equal_seeds_equal_ones(world: Path) -> None:
+    dataset = synthgen.open_dataset(world, masks=False, shuffle=8, seed=1, transform=key_of)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
+    epochs = [list(loader) for _ in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    again = synthgen.open_dataset(world, masks=False, shuffle=8, seed=1, transform=key_of)
+    assert list(again) == epochs[0]
