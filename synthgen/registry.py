@@ -49,6 +49,16 @@ DOWNSTREAM_MODELS: Mapping[str, str] = {
     "deeplab": "synthgen.evaluation.segmenters:build_deeplab",
 }
 
+EXPORTERS: Mapping[str, str] = {
+    "coco": "synthgen.export.coco:CocoExporter",
+    "coco-panoptic": "synthgen.export.panoptic:PanopticExporter",
+    "voc": "synthgen.export.voc:VocExporter",
+    "fiftyone": "synthgen.export.folders:FiftyOneExporter",
+    "yolo-seg": "synthgen.export.yolo:YoloExporter",
+    "hf-parquet": "synthgen.export.parquet:ParquetExporter",
+    "ade": "synthgen.export.folders:AdeExporter",
+}
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

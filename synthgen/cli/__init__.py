@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from synthgen.cli import audit, bench, generate, inspect, report, train
+from synthgen.cli import audit, bench, export, generate, inspect, report, train
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command()(generate.demo)
 app.command()(generate.generate)
 app.command()(audit.audit)
 app.command()(train.train)
+app.command()(export.export)
+app.command()(export.push)
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)

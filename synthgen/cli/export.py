@@ -1,0 +1,113 @@
+"""``synthgen export`` and ``synthgen push``: datasets for other tools and other places."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthgen import progress
+from synthgen.cli.display import show_progress
+from synthgen.cli.generate import JsonLogs, request_stop
+
+
+def export(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New or empty folder.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="coco, coco-panoptic, voc, fiftyone, yolo-seg, hf-parquet, ade, or "
+            "'module:attribute'."
+        ),
+    ] = "coco",
+    split: Annotated[
+        str, typer.Option(help="Shares of train, val and test by prompt: 0.9/0.1.")
+    ] = "1",
+    audited: Annotated[
+        str | None, typer.Option(help="Id of an audit; leaves out what it rejects.")
+    ] = None,
+    keep_only: Annotated[
+        bool, typer.Option("--keep-only/--keep-all", help="With --audited: leave out, or not.")
+    ] = True,
+    labels: Annotated[
+        str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
+    ] = None,
+    min_label_score: Annotated[
+        float, typer.Option(help="Objects with less sure labels become pixels to ignore.")
+    ] = 0.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="What was exported, as one JSON object.")
+    ] = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Write a finished dataset in a format that other tools read.
+
+    Run again to go on after an interruption; images of one prompt are never in two splits.
+
+    Examples:
+
+      synthgen export data/scenes data/coco --format coco --split 0.9/0.1
+
+      synthgen export data/voc data/yolo --format yolo-seg --audited sam-1a2b3c4d
+    """
+    from synthgen.dataset.manifest import read_manifest
+    from synthgen.dataset.publish import open_storage
+    from synthgen.export.export import export as run
+
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
+    shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
+    planned = sum(shard["samples"] for shard in shards)
+    with show_progress(planned, len(shards), json_logs):
+        done = run(
+            directory,
+            out,
+            format,
+            split=split,
+            audited=audited,
+            keep_only=keep_only,
+            labels=labels,
+            min_label_score=min_label_score,
+        )
+    if as_json:
+        print(json.dumps(done), flush=True)
+        return
+    counts = done["counts"]
+    splits = ", ".join(f"{name} {count}" for name, count in counts["splits"].items())
+    typer.echo(f"{sum(counts['splits'].values())} images ({splits}) as {format} in {out}")
+    typer.echo(f"How to load it: {Path(out) / 'README.md'}")
+
+
+def push(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset or export.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name, …")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Counts as one JSON object.")] = False,
+) -> None:
+    """Send a finished dataset or export to a hub repository or any fsspec URL.
+
+    What is there already is skipped; the manifest goes last. Run again to go on.
+
+    Examples:
+
+      synthgen push data/scenes hf://datasets/me/scenes
+
+      synthgen push data/coco s3://bucket/coco
+    """
+    from synthgen.export.push import push as run
+
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
+    done = run(directory, url)
+    if progress.stop_requested():
+        raise progress.Stopped
+    if as_json:
+        counts = {"sent": done.sent, "skipped": done.skipped, "bytes": done.num_bytes}
+        print(json.dumps(counts), flush=True)
+        return
+    typer.echo(f"{done.sent} files sent ({done.num_bytes / 1e6:.1f} MB), {done.skipped} there")

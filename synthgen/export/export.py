@@ -1,0 +1,302 @@
+"""Export a finished dataset: shard by shard, resumable, the same bytes whatever interrupts it.
+
+    OUT/…                                     the files of the format
+    OUT/classes.json                          id to name
+    OUT/README.md                             card
+    OUT/export.json                           what was exported; written last
+    OUT/.synthgen/export.json                 what is asked for; written first
+    OUT/.synthgen/rows/train-000000/*.jsonl   a shard's part of files over all shards
+    OUT/.synthgen/done/train-000000.json      commit marker of a shard, with its counts
+
+A shard is done if and only if its marker carries the hash of the tar that stands there now. No
+file holds a time or a path, so equal datasets and settings give equal bytes. A dataset that grew
+is exported again into the same folder: only new shards are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthgen import registry
+from synthgen.auditing.samples import ListedShard
+from synthgen.dataset.audits import dump_json
+from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.export.card import model_licenses, readme
+from synthgen.export.duplicates import count_near_duplicates
+from synthgen.export.format import ExportContext, Exporter, File
+from synthgen.export.source import Selection, Source
+from synthgen.export.split import parse_split, split_names
+from synthgen.export.statistics import Tally, add_up
+from synthgen.progress import report
+
+EXPORT_SCHEMA_VERSION = 1
+EXPORT = "export.json"
+_ASKED = f".synthgen/{EXPORT}"
+_HASHES = "hashes"
+Progress = Callable[..., None]
+
+
+def export(
+    directory: str | Path,
+    out: str | Path,
+    format: str = "coco",
+    *,
+    split: str = "1",
+    audited: str | None = None,
+    keep_only: bool = True,
+    labels: str | None = None,
+    min_label_score: float = 0.0,
+    progress: Progress = report,
+) -> dict[str, Any]:
+    """Export a finished dataset, or finish an export that was cut off.
+
+    Args:
+        directory: The dataset's folder or URL.
+        out: New or empty folder, or one of an export with the same settings.
+        format: Row of ``EXPORTERS`` or ``module:attribute``.
+        split: Shares of train, val and test, such as ``0.9/0.1``.
+        audited: Id of an audit whose verdicts are honored.
+        keep_only: With ``audited``, leave out the samples that it rejects.
+        labels: Id of labels beside the dataset; None: those in its tars, if any.
+        min_label_score: Objects with less sure labels become pixels to ignore, 0 to 1.
+        progress: Told about samples and shards; may raise, to stop.
+
+    Returns:
+        The content of ``export.json``.
+
+    Raises:
+        ValueError: In one line, for a bad setting, a dataset that is not finished, a format that
+            needs labels where there are none, or a folder with other files.
+    """
+    plan = ExportPlan(
+        directory, out, format, split, audited, keep_only, labels, float(min_label_score)
+    )
+    standing = plan.finished()
+    if standing is not None:
+        for shard in plan.source.shards:
+            progress("shard", name=shard.stem, planned=shard.samples, reused=True)
+        return standing
+    for shard in plan.source.shards:
+        plan.export_shard(shard, progress)
+    return plan.conclude()
+
+
+class ExportPlan:
+    """An export that was begun; see `export` for its arguments."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        out: str | Path,
+        format: str,
+        split: str,
+        audited: str | None,
+        keep_only: bool,
+        labels: str | None,
+        min_label_score: float,
+    ) -> None:
+        if not 0.0 <= min_label_score <= 1.0:
+            raise ValueError(f"min_label_score must be 0 to 1. Got {min_label_score}.")
+        shares = parse_split(split)
+        make_exporter = registry.resolve(format, registry.EXPORTERS, "format")
+        self.source = Source(
+            directory, Selection(audited, keep_only, labels, min_label_score, shares)
+        )
+        self.out = open_storage(out)
+        self.settings = {
+            "format": format,
+            "split": split,
+            "audited": audited,
+            "keep_only": keep_only,
+            "labels": labels,
+            "min_label_score": min_label_score,
+        }
+        self.origin = _origin(self.source.storage)
+        context = ExportContext(
+            self.source.classes, split_names(shares), self.source.labeled, self.origin["license"]
+        )
+        self.splits = context.splits
+        self.exporter: Exporter = make_exporter(context)
+        self._claim()
+
+    def finished(self) -> dict[str, Any] | None:
+        """What export.json says, if it is about every shard that stands there now."""
+        standing = _read_json(self.out, EXPORT)
+        return standing if standing and standing.get("shards") == self._hashes() else None
+
+    def export_shard(self, shard: ListedShard, progress: Progress = report) -> None:
+        """Export one shard, or find that it was."""
+        if self._is_done(shard):
+            progress("shard", name=shard.stem, planned=shard.samples, reused=True)
+            return
+        tally, rows = Tally(), defaultdict[str, list[bytes]](list)
+        samples = self.source.samples(shard, tally.left_out)
+        watched = tally.watch(samples, self.source.classes, progress)
+        needed = 2 * shard.num_bytes
+        with (
+            clear_disk_errors(self.out, needed, f"the export of {shard.stem}"),
+            self.out.staging() as folder,
+        ):
+            for item in self.exporter.shard(shard.stem, watched):
+                if isinstance(item, File):
+                    staged = folder / "file"
+                    staged.write_bytes(item.content)
+                    self.out.publish(staged, item.name)
+                else:
+                    rows[item.table].append(_line(item.content))
+            rows[_HASHES] = [_line({"key": key, "hash": value}) for key, value in tally.hashes]
+            for table, lines in rows.items():
+                self.out.publish_bytes(b"".join(lines), _rows_name(shard.stem, table))
+            marker = {"tar_sha256": shard.sha256, **tally.counts()}
+            self.out.publish_bytes(dump_json(marker), _done_name(shard.stem))
+        progress("shard", name=shard.stem, planned=shard.samples, reused=False)
+
+    def conclude(self) -> dict[str, Any]:
+        """Write what stands over all shards, the card, and last export.json."""
+        missing = [shard.stem for shard in self.source.shards if not self._is_done(shard)]
+        if missing:
+            raise RuntimeError(
+                f"Every shard must be exported first. Got {len(missing)} missing "
+                f"({', '.join(missing[:5])}). Run the same command again."
+            )
+        with clear_disk_errors(self.out, 0, "the export"), self.out.staging() as folder:
+            for name, chunks in self.exporter.finish(self._table):
+                with (folder / "file").open("wb") as stream:
+                    stream.writelines(chunks)
+                self.out.publish(folder / "file", name)
+            summary = self._describe()
+            self.out.publish_bytes(dump_json(summary), EXPORT)
+        return summary
+
+    def _describe(self) -> dict[str, Any]:
+        """Publish the card and the classes; returns what export.json says."""
+        markers = [_read_json(self.out, _done_name(s.stem)) or {} for s in self.source.shards]
+        tally = add_up(markers)
+        hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
+        near = count_near_duplicates(hashes)
+        table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
+        self.out.publish_bytes(dump_json({str(k): v for k, v in table.items()}), "classes.json")
+        filled = [split for split in self.splits if tally.splits[split]]
+        text = readme(
+            self.settings,
+            self.origin,
+            list(self.source.classes.values()),
+            tally,
+            near,
+            self.exporter.usage(),
+            self.exporter.metadata(filled),
+        )
+        self.out.publish_bytes(text.encode("utf-8"), "README.md")
+        return {
+            "schema_version": EXPORT_SCHEMA_VERSION,
+            "settings": self.settings,
+            "source": self.origin,
+            "counts": {"near_duplicates": near, **tally.counts()},
+            "shards": self._hashes(),
+        }
+
+    def _claim(self) -> None:
+        """Take the folder, or check that it is of the same export.
+
+        Raises:
+            ValueError: If it holds other files, or the export of another dataset or format.
+        """
+        classes = {str(number): name for number, name in self.source.classes.items()}
+        asked = {"settings": self.settings, "source": self.origin, "classes": classes}
+        standing = _read_json(self.out, _ASKED)
+        if standing is None:
+            _refuse_foreign(self.out)
+        elif standing != asked:
+            raise ValueError(
+                f"The output must be a new folder, or one of an export with the same settings "
+                f"and dataset. Got {self.out.root}, {_difference(standing, asked)}. Choose "
+                f"another folder."
+            )
+        with clear_disk_errors(self.out, 1_000_000, "an export"):
+            self.out.publish_bytes(dump_json(asked), _ASKED)
+            self.out.clear_stale_staging()
+
+    def _is_done(self, shard: ListedShard) -> bool:
+        marker = _read_json(self.out, _done_name(shard.stem))
+        if marker is not None and marker.get("tar_sha256") != shard.sha256:
+            raise ValueError(
+                f"The dataset must be the one that the export was begun from. Got another "
+                f"{shard.name}. Choose another folder."
+            )
+        return marker is not None
+
+    def _table(self, name: str) -> Iterator[dict[str, Any]]:
+        """Rows of a table over all shards, a shard's at a time in memory."""
+        for shard in self.source.shards:
+            content = self.out.read(_rows_name(shard.stem, name)) or b""
+            yield from (json.loads(line) for line in content.splitlines())
+
+    def _hashes(self) -> dict[str, str]:
+        return {shard.stem: shard.sha256 for shard in self.source.shards}
+
+
+def _origin(storage: Storage) -> dict[str, str]:
+    """What the dataset says it was made from."""
+    manifest = read_manifest(storage) or {}
+    models = [str(model.get("id")) for model in manifest.get("models", ())]
+    known = model_licenses()
+    licenses = sorted({known.get(model, "unknown") for model in models}) or ["unknown"]
+    return {
+        "digest": str(manifest.get("config", "")),
+        "models": ", ".join(models) or "unknown",
+        "license": ", ".join(licenses),
+    }
+
+
+def _refuse_foreign(out: Storage) -> None:
+    try:
+        found = out.fs.ls(out.root, detail=False)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        found = [out.root]
+    names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise ValueError(
+            f"The output must be a new or empty folder. Got {out.root} with {shown}. Choose "
+            f"another folder."
+        )
+
+
+def _difference(standing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first thing that differs, in words."""
+    for part, new in asked.items():
+        old = standing.get(part) or {}
+        for name in sorted(new):
+            if old.get(name) != new[name]:
+                return f"begun with {name} {old.get(name)!r:.40}, not {new[name]!r:.40}"
+    return "begun with other classes"
+
+
+def _read_json(out: Storage, name: str) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(out.read(name) or b"")
+    except ValueError:
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return (text + "\n").encode("ascii")
+
+
+def _rows_name(stem: str, table: str) -> str:
+    return f".synthgen/rows/{stem}/{table}.jsonl"
+
+
+def _done_name(stem: str) -> str:
+    return f".synthgen/done/{stem}.json"

@@ -1,0 +1,205 @@
+"""Send a finished dataset or export to another place; what is there already is not sent again.
+
+Any writable fsspec file system, or a dataset repository of the Hugging Face hub
+(``hf://datasets/owner/name``). Files that say what is there (manifest.json, export.json) go last,
+so a reader never finds one before what it lists.
+
+Sizes and names do not tell equal files apart (a tar of another run may have the same size), and
+remote hashes differ from store to store. So a plan, ``.synthgen/push.json``, goes first: name to
+size and sha256. Before it is replaced, what the standing plan does not vouch for is removed;
+hence a remote file that the plan names and that has its size is equal, and is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from synthgen.dataset.audits import dump_json
+from synthgen.dataset.manifest import MANIFEST
+from synthgen.dataset.publish import Storage, sha256_file
+from synthgen.progress import report
+
+PLAN = ".synthgen/push.json"
+LAST = (MANIFEST, "export.json")
+HUB = "hf://datasets/"
+Plan = Mapping[str, tuple[int, str]]
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a push did.
+
+    Args:
+        sent: Files sent.
+        skipped: Files that were there.
+        num_bytes: Bytes sent.
+    """
+
+    sent: int
+    skipped: int
+    num_bytes: int
+
+
+def push(directory: str | Path, url: str, progress: Progress = report) -> PushReport:
+    """Send a finished folder to ``url``, or finish a push that was cut off.
+
+    Args:
+        directory: A finished dataset or export on this machine.
+        url: fsspec URL of a folder, or ``hf://datasets/owner/name``.
+        progress: Told about every file; may raise, to stop.
+
+    Raises:
+        ValueError: In one line, if the folder is not finished, the URL's scheme is unknown or
+            reads only, or the target holds files of others.
+    """
+    root = Path(directory)
+    if not any((root / name).is_file() for name in LAST):
+        raise ValueError(
+            f"A finished dataset or export must be pushed. Got {str(root)!r} without "
+            f"{' or '.join(LAST)}."
+        )
+    if url.startswith(HUB):
+        return _push_to_hub(root, url.removeprefix(HUB), progress)
+    return _push_files(root, open_target(url), progress)
+
+
+def open_target(url: str) -> Storage:
+    """The storage behind an fsspec URL.
+
+    Raises:
+        ValueError: For a URL without a scheme, one that fsspec does not know or cannot load, or
+            a chain of them.
+    """
+    scheme, colon, _ = url.partition("://")
+    if not colon or "::" in url:
+        raise ValueError(
+            f"The target must be a URL such as file:///data/out, s3://bucket/out or "
+            f"{HUB}owner/name. Got {url!r:.80}."
+        )
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        message = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"The scheme {scheme!r} must be usable. Got: {message:.200}.") from None
+    return Storage(fs, str(root).rstrip("/"))
+
+
+def local_files(root: Path) -> list[str]:
+    """Names of the files that are pushed: nothing hidden, those that tell of others last."""
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    names = sorted(p.as_posix() for p in paths if not any(part[0] == "." for part in p.parts))
+    return [name for name in names if name not in LAST] + [n for n in names if n in LAST]
+
+
+def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
+    names = local_files(root)
+    plan = {name: _describe(root / name) for name in names}
+    standing = _read_plan(target)
+    if standing is None and (foreign := next(_remote_files(target), None)):
+        raise ValueError(
+            f"The target must be empty or a push of ours. Got {target.root} with {foreign}."
+        )
+    if standing != plan:
+        _remove_unequal(target, standing or {}, plan)
+        content = dump_json({name: list(entry) for name, entry in plan.items()})
+        target.fs.makedirs(target.path(".synthgen"), exist_ok=True)
+        target.fs.pipe_file(target.path(PLAN), content)
+    sent = num_bytes = 0
+    for name in names:
+        equal = target.size(name) == plan[name][0]
+        if not equal:
+            _send(root / name, target, name)
+            sent, num_bytes = sent + 1, num_bytes + plan[name][0]
+        progress("push", name=name, bytes=plan[name][0], reused=equal)
+    return PushReport(sent, len(names) - sent, num_bytes)
+
+
+def _remove_unequal(target: Storage, standing: Plan, plan: Plan) -> None:
+    """Remove what the standing plan does not show to be equal, what tells of others first."""
+    found = sorted(_remote_files(target), key=lambda name: name not in LAST)
+    for name in found:
+        if name in standing and standing[name] != plan.get(name):
+            target.remove(name)
+        elif name not in standing and name in plan:
+            raise ValueError(
+                f"The target must hold nothing but what was pushed. Got {target.path(name)}, "
+                f"which was not; move it away."
+            )
+
+
+def _send(path: Path, target: Storage, name: str) -> None:
+    target.fs.makedirs(target.path(name).rpartition("/")[0], exist_ok=True)
+    target.fs.put_file(str(path), target.path(name))
+    size = target.size(name)
+    if size != path.stat().st_size:
+        raise RuntimeError(
+            f"{target.path(name)} must have {path.stat().st_size} bytes after it was sent. "
+            f"Got {size}; run again."
+        )
+
+
+def _remote_files(target: Storage) -> Iterator[str]:
+    target.fs.invalidate_cache()
+    prefix = target.root.lstrip("/") + "/"
+    for path in target.fs.find(target.root):
+        name = str(path).lstrip("/").removeprefix(prefix)
+        if name != PLAN:
+            yield name
+
+
+def _describe(path: Path) -> tuple[int, str]:
+    with path.open("rb") as stream:
+        return path.stat().st_size, sha256_file(stream)
+
+
+def _read_plan(target: Storage) -> dict[str, tuple[int, str]] | None:
+    """The standing plan; None where there is none or it was cut off while it was written."""
+    try:
+        tree = json.loads(target.read(PLAN) or b"")
+        return {str(name): (int(entry[0]), str(entry[1])) for name, entry in tree.items()}
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def _push_to_hub(root: Path, repository: str, progress: Progress) -> PushReport:
+    """The hub's client skips what is there and resumes; the last files are a commit of their own.
+
+    Not run in our tests: it needs the hub. Its two calls are checked against a client that
+    records them.
+    """
+    from huggingface_hub import HfApi
+
+    return push_with_client(HfApi(), root, repository, progress)
+
+
+def push_with_client(
+    client: Any, root: Path, repository: str, progress: Progress = report
+) -> PushReport:
+    """Push to a dataset repository through a client of ``huggingface_hub``.
+
+    Raises:
+        ValueError: If the repository is not ``owner/name``.
+    """
+    if len(PurePosixPath(repository).parts) != 2:
+        raise ValueError(f"The target must be {HUB}owner/name. Got {HUB}{repository:.80}.")
+    names = local_files(root)
+    where = {"repo_id": repository, "repo_type": "dataset"}
+    client.create_repo(exist_ok=True, **where)
+    hidden = [".*", "**/.*", ".*/**"]
+    client.upload_folder(folder_path=root, ignore_patterns=[*LAST, *hidden], **where)
+    last = [name for name in names if name in LAST]
+    client.upload_folder(
+        folder_path=root,
+        allow_patterns=last,
+        commit_message="Say what is there",
+        **where,
+    )
+    progress("push", name=repository, bytes=0, reused=False)
+    return PushReport(len(names), 0, sum((root / name).stat().st_size for name in names))

@@ -1,0 +1,61 @@
+"""Splits by a hash of the prompt: all images of one prompt are on one side.
+
+A sample's split depends on its prompt and the fractions alone, so it stays when the dataset
+grows. Fractions are met on average, not exactly: counts stand in the export's card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from fractions import Fraction
+from itertools import accumulate
+
+NAMES = ("train", "val", "test")
+
+
+def parse_split(text: str) -> tuple[Fraction, ...]:
+    """The shares of train, val and test.
+
+    Args:
+        text: One to three decimals with slashes between them; their sum is 1.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    >>> [str(share) for share in parse_split("0.9/0.1")]
+    ['9/10', '1/10']
+    """
+    try:
+        shares = tuple(Fraction(part.strip()) for part in text.split("/"))
+    except (ValueError, ZeroDivisionError):
+        shares = ()
+    if not 1 <= len(shares) <= len(NAMES) or min(shares) <= 0 or sum(shares) != 1:
+        raise ValueError(
+            f"split must be one to three positive shares that sum to 1, such as 0.9/0.1 (train, "
+            f"val) or 0.8/0.1/0.1 (train, val, test). Got {text!r:.60}."
+        )
+    return shares
+
+
+def split_names(shares: tuple[Fraction, ...]) -> tuple[str, ...]:
+    """Names of the splits in use.
+
+    >>> split_names((Fraction(9, 10), Fraction(1, 10)))
+    ('train', 'val')
+    """
+    return NAMES[: len(shares)]
+
+
+def assign_split(prompt: str, shares: tuple[Fraction, ...]) -> str:
+    """The split of all images of a prompt.
+
+    Args:
+        prompt: The prompt's text; two ids with one text are one prompt.
+        shares: See `parse_split`.
+
+    >>> assign_split("a photo of a cat", (Fraction(1),))
+    'train'
+    """
+    number = int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=8).digest(), "big")
+    limits = accumulate(shares)
+    return next(n for n, limit in zip(NAMES, limits, strict=False) if number < limit * 2**64)

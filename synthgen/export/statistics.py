@@ -1,0 +1,71 @@
+"""What an export counts while its samples go by: small, and added up over shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from synthgen.export.duplicates import perceptual_hash
+from synthgen.export.format import ExportSample
+from synthgen.progress import report
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of some samples.
+
+    Args:
+        splits: Samples per split.
+        left_out: Samples that an audit rejects, by reason.
+        images: Images per class that show an object of it.
+        instances: Objects per class.
+        pixels: Pixels per class of objects; without labels masks overlap.
+        all_pixels: Pixels of all images.
+    """
+
+    splits: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
+    instances: Counter[str] = field(default_factory=Counter)
+    pixels: Counter[str] = field(default_factory=Counter)
+    all_pixels: int = 0
+    hashes: list[tuple[str, int]] = field(default_factory=list)
+
+    def watch(
+        self, samples: Iterable[ExportSample], classes: Mapping[int, str], progress: Any = report
+    ) -> Iterator[ExportSample]:
+        """The samples, counted as they pass."""
+        for sample in samples:
+            yield sample
+            self.hashes.append((sample.key, perceptual_hash(sample.pixels)))
+            self.splits[sample.split] += 1
+            self.all_pixels += int(np.prod(sample.size))
+            self.images.update({classes[item.class_id] for item in sample.instances})
+            for item in sample.instances:
+                self.instances[classes[item.class_id]] += 1
+                self.pixels[classes[item.class_id]] += int(item.mask.sum())
+            progress("samples", count=1)
+
+    def counts(self) -> dict[str, Any]:
+        """The counts as a shard's marker holds them."""
+        names = ("splits", "left_out", "images", "instances", "pixels")
+        counted = {name: dict(sorted(getattr(self, name).items())) for name in names}
+        return {**counted, "all_pixels": self.all_pixels}
+
+
+def add_up(counts: Sequence[Mapping[str, Any]]) -> Tally:
+    """The tally of all shards from their markers' counts.
+
+    >>> add_up([{"splits": {"val": 1}}, {"splits": {"val": 2}}]).splits["val"]
+    3
+    """
+    total = Tally()
+    for one in counts:
+        for name in ("splits", "left_out", "images", "instances", "pixels"):
+            getattr(total, name).update(one.get(name, {}))
+        total.all_pixels += one.get("all_pixels", 0)
+    return total

@@ -1,0 +1,408 @@
+"""Every export read back by the reader that it is for, and compared with the dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from made_export import NAMES, make_dataset
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from test_export import fill
+from torchvision.datasets import CocoDetection, VOCDetection, VOCSegmentation
+
+from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.rle import decode_masks
+from synthgen.export.export import export
+
+SPLIT = "0.6/0.4"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten labeled samples in three shards."""
+    out = tmp_path_factory.mktemp("formats") / "data"
+    make_dataset(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four samples without labels, stored as PNG."""
+    out = tmp_path_factory.mktemp("bare") / "data"
+    make_dataset(out, num=4, labeled=False, image_format="png")
+    return out
+
+
+@pytest.fixture(scope="module")
+def samples(world: Path) -> dict[str, dict]:
+    return {sample["key"]: sample for sample in open_dataset(world)}
+
+
+def instance_masks(sample: dict) -> list[tuple[str, np.ndarray]]:
+    """Name and mask of a sample's objects, as the loader gives them."""
+    found = sample["json"]["instances"]
+    masks = decode_masks([item["rle"] for item in found], *sample["mask"].shape)
+    return [(item["label"], mask) for item, mask in zip(found, masks, strict=True)]
+
+
+def quiet_coco(path: Path) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+# --- COCO ---------------------------------------------------------------------------------------
+
+
+def test_coco_is_read_by_pycocotools_and_torchvision(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "coco", split=SPLIT)
+    ids, seen = [], set()
+    for split in ("train", "val"):
+        path = tmp_path / f"annotations/instances_{split}.json"
+        data = CocoDetection(str(tmp_path / split), str(path))
+        for index in range(len(data)):
+            image, annotations = data[index]
+            name = data.coco.loadImgs(data.ids[index])[0]["file_name"]
+            sample = samples[Path(name).stem]
+            seen.add(sample["key"])
+            np.testing.assert_array_equal(np.array(image), sample["image"])
+            expected = instance_masks(sample)
+            assert len(annotations) == len(expected) == 2
+            for annotation, (label, mask) in zip(annotations, expected, strict=True):
+                np.testing.assert_array_equal(data.coco.annToMask(annotation), mask)
+                assert data.coco.loadCats(annotation["category_id"])[0]["name"] == label
+                assert annotation["area"] == mask.sum()
+                x, y, w, h = annotation["bbox"]
+                assert mask[y : y + h, x : x + w].sum() == mask.sum()
+                assert mask[y].any()
+                assert mask[:, x].any()
+        ids.append(sorted(data.coco.anns))
+    assert seen == set(samples)
+    assert ids == [list(range(1, len(found) + 1)) for found in ids]
+    assert {c["name"] for c in data.coco.loadCats(data.coco.getCatIds())} == {
+        NAMES[number] for number in (1, 2, 7)
+    }
+    never = data.coco.getCatIds(catNms=["never|seen"])
+    assert data.coco.getAnnIds(catIds=never) == []
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_coco_evaluation_of_perfect_predictions_is_one(
+    labeled: bool, world: Path, bare: Path, tmp_path: Path
+) -> None:
+    export(world if labeled else bare, tmp_path, "coco")
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    keys = ("image_id", "category_id", "segmentation", "score")
+    results = [{key: item[key] for key in keys} for item in truth.anns.values()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+    if labeled:
+        shifted = [{**{key: item[key] for key in keys}, "category_id": 7} for item in results]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, truth.loadRes(shifted), "segm")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert evaluation.stats[0] <= 0
+
+
+def test_coco_of_bare_masks_has_one_category_and_every_mask(bare: Path, tmp_path: Path) -> None:
+    export(bare, tmp_path, "coco")
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    assert truth.dataset["categories"] == [
+        {"id": 1, "name": "mask", "supercategory": "object"},
+    ]
+    for sample in open_dataset(bare):
+        found = truth.imgToAnns[int(sample["key"]) + 1]
+        masks = np.stack([truth.annToMask(annotation) for annotation in found])
+        np.testing.assert_array_equal(masks.astype(bool), sample["masks"])
+        stored = tmp_path / f"train/{sample['key']}.png"
+        np.testing.assert_array_equal(np.array(Image.open(stored)), sample["image"])
+
+
+def test_panoptic_obeys_the_formats_rules(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    """What panopticapi checks before it evaluates, and that nothing of the map is lost."""
+    export(world, tmp_path, "coco-panoptic")
+    tree = json.loads((tmp_path / "annotations/panoptic_train.json").read_text())
+    categories = {item["id"]: item for item in tree["categories"]}
+    assert {item["isthing"] for item in categories.values()} == {0, 1}
+    images = {item["id"]: item for item in tree["images"]}
+    assert len(tree["annotations"]) == len(images) == 10
+    for annotation in tree["annotations"]:
+        sample = samples[Path(images[annotation["image_id"]]["file_name"]).stem]
+        png = Image.open(tmp_path / "annotations/panoptic_train" / annotation["file_name"])
+        assert png.mode == "RGB"
+        pixels = np.array(png).astype(np.int64)
+        ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
+        segments = {item["id"]: item for item in annotation["segments_info"]}
+        assert len(segments) == len(annotation["segments_info"])
+        assert set(np.unique(ids)) - {0} == set(segments)
+        classes = np.full(ids.shape, 255)
+        for number, segment in segments.items():
+            mask = ids == number
+            assert segment["area"] == mask.sum() > 0
+            x, y, w, h = segment["bbox"]
+            assert mask[y : y + h, x : x + w].sum() == mask.sum()
+            assert segment["iscrowd"] == 0
+            category = categories[segment["category_id"]]
+            stuff = category["name"] == "background"
+            assert category["isthing"] == (not stuff)
+            classes[mask] = 0 if stuff else category["id"]
+        np.testing.assert_array_equal(classes, sample["semantic"])
+
+
+def test_panoptic_ids_above_255_and_specks_without_a_segment(tmp_path: Path) -> None:
+    from synthgen.export.format import ExportSample, Instance
+    from synthgen.export.panoptic import id_to_rgb, panoptic_segments
+
+    size = (40, 40)
+    masks = np.zeros((400, *size), dtype=bool)
+    masks[np.arange(400), np.arange(400) // 20 * 2, np.arange(400) % 20 * 2] = True
+    semantic = masks.any(0).astype(np.uint8)
+    instances = tuple(Instance(1, 1.0, mask) for mask in masks[:300])
+    pixels, ids = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    sample = ExportSample(
+        "0" * 10, "train", b"", "jpg", pixels, semantic, instances, ids, (), "p", "text"
+    )
+    found, segments = panoptic_segments(sample, 2)
+    rgb = id_to_rgb(found).astype(int)
+    np.testing.assert_array_equal(rgb @ [1, 256, 65536], found)
+    assert len(segments) == 301
+    assert segments[-1]["category_id"] == 2
+    assert (found[masks[300:].any(0)] == 0).all()
+    assert (found[semantic == 0] == 301).all()
+
+
+# --- VOC, ADE20K, FiftyOne ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "png"])
+def test_voc_is_read_by_torchvision(image_format: str, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", num=6, image_format=image_format)
+    samples = {sample["key"]: sample for sample in open_dataset(tmp_path / "data")}
+    out = tmp_path / "out"
+    export(tmp_path / "data", out, "voc", split=SPLIT)
+    seen: list[str] = []
+    for split in ("train", "val"):
+        data = VOCSegmentation(str(out), year="2012", image_set=split)
+        boxes = VOCDetection(str(out), year="2012", image_set=split)
+        for index in range(len(data)):
+            image, target = data[index]
+            sample = samples[Path(data.images[index]).stem]
+            seen.append(sample["key"])
+            assert target.mode == "P"
+            np.testing.assert_array_equal(np.array(target), sample["semantic"])
+            error = np.abs(np.array(image).astype(int) - sample["image"]).mean()
+            assert error == 0 if image_format == "jpg" else error < 8
+            assert Path(data.images[index]).read_bytes()[:2] == b"\xff\xd8"
+            check_voc_objects(out, sample, boxes[index][1]["annotation"])
+    assert sorted(seen) == sorted(samples)
+    both = VOCSegmentation(str(out), year="2012", image_set="trainval")
+    assert len(both) == len(samples)
+
+
+def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
+    """Object map and boxes against the loader's objects; box limits are inclusive, from 1."""
+    path = out / f"VOCdevkit/VOC2012/SegmentationObject/{sample['key']}.png"
+    numbers = np.array(Image.open(path))
+    expected = instance_masks(sample)
+    assert len(annotation["object"]) == len(expected)
+    for number, ((label, mask), item) in enumerate(
+        zip(expected, annotation["object"], strict=True), start=1
+    ):
+        np.testing.assert_array_equal(numbers == number, mask)
+        assert item["name"] == label
+        box = {name: int(value) for name, value in item["bndbox"].items()}
+        rows, columns = np.nonzero(mask)
+        assert (box["xmin"], box["xmax"]) == (columns.min() + 1, columns.max() + 1)
+        assert (box["ymin"], box["ymax"]) == (rows.min() + 1, rows.max() + 1)
+    np.testing.assert_array_equal(numbers == 255, sample["semantic"] == 255)
+    np.testing.assert_array_equal(numbers == 0, sample["semantic"] == 0)
+    assert annotation["size"] == {"width": "64", "height": "48", "depth": "3"}
+
+
+def test_the_palette_is_vocs() -> None:
+    """The development kit's own loop, bit by bit."""
+    from synthgen.export.palette import encode_palette
+
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    with Image.open(io.BytesIO(encode_palette(ids))) as image:
+        np.testing.assert_array_equal(np.array(image), ids)
+        colors = np.array(image.convert("RGB")).reshape(256, 3)
+    for number in range(256):
+        rest, color = number, [0, 0, 0]
+        for place in range(8):
+            for channel in range(3):
+                color[channel] |= ((rest >> channel) & 1) << (7 - place)
+            rest >>= 3
+        assert colors[number].tolist() == color
+
+
+def test_ade_gives_the_ids_back_with_reduce_zero_label(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "ade", split=SPLIT)
+    seen = set()
+    for name in ("training", "validation"):
+        images = sorted((tmp_path / "images" / name).iterdir())
+        labels = sorted((tmp_path / "annotations" / name).iterdir())
+        assert [path.stem for path in images] == [path.stem for path in labels]
+        assert {path.suffix for path in images} <= {".jpg"}
+        for path in labels:
+            found = np.array(Image.open(path))
+            # MMSegmentation, datasets/pipelines/loading.py: 0 -> 255, the others one lower
+            reduced = np.where(found == 0, 255, found.astype(int) - 1)
+            np.testing.assert_array_equal(reduced, samples[path.stem]["semantic"])
+            seen.add(path.stem)
+    assert seen == set(samples)
+    table = dict(
+        line.split("\t") for line in (tmp_path / "objectInfo.txt").read_text().splitlines()
+    )
+    assert table == {
+        "Idx": "Name",
+        "0": "other (ignored)",
+        "1": "background",
+        **{str(number + 1): NAMES[number] for number in (1, 2, 7)},
+    }
+
+
+def test_fiftyone_folders_pair_up(world: Path, samples: dict[str, dict], tmp_path: Path) -> None:
+    """The layout of its ImageSegmentationDirectory: equal stems in data/ and labels/."""
+    export(world, tmp_path, "fiftyone", split=SPLIT)
+    seen = set()
+    for split in ("train", "val"):
+        images = {path.stem: path for path in (tmp_path / split / "data").iterdir()}
+        labels = {path.stem: path for path in (tmp_path / split / "labels").iterdir()}
+        assert images.keys() == labels.keys()
+        for key, path in labels.items():
+            with Image.open(path) as image:
+                assert image.mode == "L"
+                np.testing.assert_array_equal(np.array(image), samples[key]["semantic"])
+            with Image.open(images[key]) as image:
+                np.testing.assert_array_equal(np.array(image), samples[key]["image"])
+        seen |= images.keys()
+    assert seen == set(samples)
+
+
+# --- YOLO ---------------------------------------------------------------------------------------
+
+
+def read_yolo(path: Path, num_classes: int) -> list[tuple[int, np.ndarray]]:
+    """Polygons by the rules that ultralytics' verify_image_label enforces."""
+    rows = [line.split() for line in path.read_text().strip().splitlines() if line]
+    found = []
+    for row in rows:
+        assert len(row) > 6, "a segment, not a box"
+        assert len(row) % 2 == 1
+        points = np.array(row[1:], dtype=np.float32).reshape(-1, 2)
+        assert points.min() >= 0
+        assert points.max() <= 1
+        assert 0 <= int(row[0]) < num_classes
+        found.append((int(row[0]), points.astype(np.float64)))
+    assert len({tuple(row) for row in rows}) == len(rows), "duplicate labels are dropped"
+    return found
+
+
+def test_yolo_lines_give_every_mask_back(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "yolo-seg", split=SPLIT)
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data["names"] == {0: "car", 1: NAMES[2], 2: "never|seen"}
+    seen = set()
+    for split in ("train", "val"):
+        for image in sorted((tmp_path / data[split]).iterdir()):
+            # ultralytics finds labels by replacing the last /images/ and the suffix
+            left, _, right = str(image).rpartition(f"{os.sep}images{os.sep}")
+            label = Path(f"{left}{os.sep}labels{os.sep}{right}").with_suffix(".txt")
+            sample = samples[image.stem]
+            found = read_yolo(label, 3)
+            expected = instance_masks(sample)
+            assert [data["names"][number] for number, _ in found] == [n for n, _ in expected]
+            for (_, polygon), (_, mask) in zip(found, expected, strict=True):
+                height, width = mask.shape
+                filled = fill(polygon * (width, height), height, width)
+                np.testing.assert_array_equal(filled, mask)
+            seen.add(image.stem)
+    assert seen == set(samples)
+
+
+def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
+    export(bare, tmp_path, "yolo-seg")
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data == {
+        "path": ".",
+        "train": "images/train",
+        "val": "images/train",
+        "names": {0: "mask"},
+    }
+    for sample in open_dataset(bare):
+        found = read_yolo(tmp_path / f"labels/train/{sample['key']}.txt", 1)
+        height, width = sample["mask"].shape
+        masks = [fill(polygon * (width, height), height, width) for _, polygon in found]
+        np.testing.assert_array_equal(np.stack(masks), sample["masks"])
+
+
+# --- Hugging Face -------------------------------------------------------------------------------
+
+
+def test_parquet_is_read_by_datasets(
+    world: Path, samples: dict[str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    out = tmp_path / "out"
+    export(world, out, "hf-parquet", split=SPLIT)
+    loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "val"}
+    seen = set()
+    for split in loaded:
+        features = loaded[split].features
+        assert all(
+            isinstance(features[name], ImageFeature) for name in ("image", "mask", "semantic")
+        )
+        for row in loaded[split]:
+            sample = samples[row["key"]]
+            seen.add(row["key"])
+            np.testing.assert_array_equal(np.array(row["image"]), sample["image"])
+            np.testing.assert_array_equal(np.array(row["mask"]), sample["mask"])
+            np.testing.assert_array_equal(np.array(row["semantic"]), sample["semantic"])
+            assert row["prompt"] == sample["prompt"]
+            rles = [segment["rle"] for segment in row["segments"]]
+            masks = decode_masks(rles, row["height"], row["width"])
+            np.testing.assert_array_equal(masks, sample["masks"])
+            labels = [segment["label"] for segment in row["segments"]]
+            assert labels == [segment["label"] for segment in sample["json"]["segments"]]
+    assert seen == set(samples)
+    streamed = load_dataset(str(out), split="train", streaming=True)
+    first = next(iter(streamed))
+    np.testing.assert_array_equal(np.array(first["image"]), samples[first["key"]]["image"])
+
+
+def test_parquet_of_bare_masks_has_no_semantic_column(bare: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    export(bare, tmp_path, "hf-parquet")
+    columns = pq.read_schema(tmp_path / "data/train-000000.parquet").names
+    assert "semantic" not in columns
+    assert "keep" not in columns
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(head)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
