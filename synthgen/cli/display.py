@@ -28,10 +28,11 @@ PLAIN_EVERY_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run, kept by the display."""
+    """Counts of one run, kept by the display; ``words`` name what samples and shards are."""
 
     planned: int
     shards: int
+    words: tuple[str, str] = ("images", "shards")
     done: int = 0
     made: int = 0
     shards_done: int = 0
@@ -54,11 +55,12 @@ class Tally:
     @property
     def line(self) -> str:
         """One line for a log."""
-        counts = f"{self.done}/{self.planned} images, {self.shards_done}/{self.shards} shards"
+        samples, shards = self.words
+        counts = f"{self.done}/{self.planned} {samples}, {self.shards_done}/{self.shards} {shards}"
         if not self.made:
             return counts
         left = (self.planned - self.done) / self.rate
-        return f"{counts}, {self.rate:.2f} images/s, {left:.0f} s left"
+        return f"{counts}, {self.rate:.2f} {samples}/s, {left:.0f} s left"
 
 
 class _Handler(logging.Handler):
@@ -106,8 +108,8 @@ class _BarHandler(_Handler):
         self.bar.update(
             self.task,
             completed=self.tally.done,
-            rate=f"{self.tally.rate:.2f} images/s",
-            shards=f"{self.tally.shards_done}/{self.tally.shards} shards",
+            rate=f"{self.tally.rate:.2f} {self.tally.words[0]}/s",
+            shards=f"{self.tally.shards_done}/{self.tally.shards} {self.tally.words[1]}",
         )
 
 
@@ -125,15 +127,18 @@ def _bar() -> Progress:
 
 
 @contextmanager
-def show_progress(planned: int, shards: int, json_logs: bool) -> Iterator[Tally]:
+def show_progress(
+    planned: int, shards: int, json_logs: bool, words: tuple[str, str] = ("images", "shards")
+) -> Iterator[Tally]:
     """Show the events of ``synthgen.progress`` while the block runs.
 
     Args:
         planned: Samples planned.
         shards: Shards planned.
         json_logs: One JSON object per event on standard error.
+        words: What samples and shards are called.
     """
-    tally = Tally(planned, shards)
+    tally = Tally(planned, shards, words)
     if json_logs:
         with _attached(_JsonHandler(tally)):
             yield tally
