@@ -6,6 +6,7 @@ pins the features (inference looks at five samples only, and an empty list has n
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,6 @@ def hub_features(
         versions: Keys of ``provenance.versions``.
         labeled: Whether the samples carry labels.
     """
-    rle = {
-        "name": "rle",
-        "struct": [{"name": "size", "list": "int64"}, _scalar("counts", "string")],
-    }
     segment = [
         _scalar("id", "int64"),
         _scalar("area", "int64"),
@@ -41,7 +38,7 @@ def hub_features(
         _scalar("parent", "int64"),
         _scalar("label", "string"),
         _scalar("label_score", "float64"),
-        rle,
+        _rle(),
     ]
     instance = [
         _scalar("id", "int64"),
@@ -49,7 +46,7 @@ def hub_features(
         _scalar("label_score", "float64"),
         _scalar("area", "int64"),
         {"name": "bbox_xywh", "list": "int64"},
-        rle,
+        _rle(),
     ]
     labels = [{"name": "not_found", "list": "string"}, {"name": "instances", "list": instance}]
     provenance = [
@@ -95,9 +92,12 @@ def class_table(prompts: Sequence[Prompt]) -> dict[str, str]:
 def config_yaml(config: Config, digest: str) -> str:
     """The content of config.yaml: the resolved configuration, secrets taken out.
 
-    ``synthgen generate config.yaml`` reads it back.
+    ``synthgen generate config.yaml`` reads it back. Labeling that is off has no section, so that
+    datasets of masks alone keep the file that they always had.
     """
     tree = redact_tree(yaml.safe_load(dump(config)))
+    if config.labeling.method == "none":
+        del tree["labeling"]
     head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -107,6 +107,7 @@ def readme(
     identity: Mapping[str, Any],
     tars: Sequence[str],
     manifest: Mapping[str, Any] | None,
+    labels: Mapping[str, Any] | None = None,
 ) -> str:
     """The dataset card.
 
@@ -115,18 +116,22 @@ def readme(
         identity: Content of identity.json.
         tars: Names of the shards, for the hub and ``load_dataset``.
         manifest: The manifest; None while the dataset is being made.
+        labels: Statistics of the labels (`label_statistics`); None without labels, and while the
+            dataset is being made.
     """
+    labeled = config.labeling.method != "none"
     versions = sorted(identity["environments"][0]["versions"])
     meta = {
         "configs": [
             {"config_name": "default", "data_files": [{"split": "train", "path": list(tars)}]}
         ],
-        "dataset_info": {"features": hub_features(config.dataset.image_format, versions)},
+        "dataset_info": {"features": hub_features(config.dataset.image_format, versions, labeled)},
         "tags": ["synthetic", "segmentation", "webdataset"],
         "task_categories": ["image-segmentation"],
     }
     head = yaml.safe_dump(meta, sort_keys=False)
-    return f"---\n{head}---\n{_BODY.format(**_facts(config, identity, manifest))}"
+    facts = _facts(config, identity, manifest) | _label_facts(config, labels)
+    return f"---\n{head}---\n{_BODY.format(**facts)}"
 
 
 def _facts(
@@ -154,9 +159,70 @@ def _facts(
     }
 
 
+def _label_facts(config: Config, labels: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the card says of classes; nothing but that there are none, without labels."""
+    if config.labeling.method == "none":
+        return {"labeled": "They have no class labels.", "semantic": "", "classes": ""}
+    refiner = config.labeling.refiner
+    refined = "" if refiner == "none" else f", refined by `{refiner}`"
+    labeled = f"Labels: `{config.labeling.method}`{refined}, from cross-attention; see below."
+    return {"labeled": labeled, "semantic": _SEMANTIC, "classes": _class_section(labels)}
+
+
+def _class_section(labels: Mapping[str, Any] | None) -> str:
+    if labels is None:
+        return _CLASSES.format(rows="| being made | | | | |", background="", undecided="")
+    counted = [row["pixels"] for row in labels["classes"].values()]
+    total = max(1, sum(counted) + labels["background"] + labels["undecided"])
+    rows = [
+        f"| {_plain(name)} | {row['images']} | {row['pixels'] / total:.2%} "
+        f"| {row['score']:.2f} | {row['not_found']} |"
+        for name, row in labels["classes"].items()
+    ]
+    return _CLASSES.format(
+        rows="\n".join(rows),
+        background=f" Background: {labels['background'] / total:.1%} of all pixels.",
+        undecided=f" Undecided: {labels['undecided'] / total:.1%}.",
+    )
+
+
+def _plain(name: str) -> str:
+    """A class name that no Markdown reader takes for markup or another cell.
+
+    >>> _plain("a|b<i>")
+    'a\\\\|b&lt;i&gt;'
+    """
+    return html.escape(name, quote=False).replace("|", "\\|")
+
+
+def _rle() -> dict[str, Any]:
+    """A new tree each time: YAML writes a second use of the same one as a reference."""
+    sizes = {"name": "size", "list": "int64"}
+    return {"name": "rle", "struct": [sizes, _scalar("counts", "string")]}
+
+
 def _scalar(name: str, dtype: str) -> dict[str, str]:
     return {"name": name, "dtype": dtype}
 
+
+_SEMANTIC = (
+    "| `KEY.sem.png` | 8-bit gray: class of each pixel by `classes.json`, 0 background, "
+    "255 undecided |\n"
+)
+
+_CLASSES = """
+## Classes
+
+`classes.json` maps ids to names. Labels come from the attention of the image to the words of its
+prompt; nobody checked them. Background means: none of the classes that the prompt names. A class
+that was prompted and is not in the image is listed in the json's `not_found`. Each label has a
+score (0 to 1). `instances` are connected components: touching objects of one class are one, an
+object cut in two by another is two.{background}{undecided}
+
+| class | images | pixels | score | prompted, not found |
+|---|---|---|---|---|
+{rows}
+"""
 
 _BODY = """
 # Synthetic segmentation dataset
@@ -167,7 +233,7 @@ checked a mask. Made by synthgen {version}.
 
 - Size: {size}.
 - Model: {model}. Its license and its biases are those of the images.
-- Masks: `{method}`, k in {{{ks}}}, merged into a hierarchy. They have no class labels.
+- Masks: `{method}`, k in {{{ks}}}, merged into a hierarchy. {labeled}
 - Digest of everything that determines the bytes: `{digest}` (`identity.json`).
 - Screening: **not screened** for unsafe, private or copyrighted content.
 
@@ -177,12 +243,12 @@ checked a mask. Made by synthgen {version}.
 |---|---|
 | `KEY.{suffix}` | image |
 | `KEY.mask.png` | 8-bit gray: id of the smallest mask at each pixel, 0 where there is none |
-| `KEY.txt` | prompt |
+{semantic}| `KEY.txt` | prompt |
 | `KEY.json` | size, prompt, seed, provenance, and all masks |
 
 Masks overlap and form a hierarchy. Each has an id, area, box, parent (0: none), the pairs
 (k, cluster) it was merged from, and a COCO run-length encoding.
-
+{classes}
 ## Use
 
 ```python

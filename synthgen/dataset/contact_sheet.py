@@ -1,21 +1,25 @@
-"""The contact sheet: one row per sample, image | clusters at each k | merged hierarchy.
+"""The contact sheet: one row per sample, image | clusters at each k | merged hierarchy | classes.
 
 Reads what is in the dataset: images and masks from the shards, clusters from the previews.
-A sample without a preview shows its image and hierarchy alone.
+A sample without a preview shows its image and hierarchy alone; classes stand there, with their
+names, where samples are labeled.
 """
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
+from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.previews import read_previews
+from synthgen.dataset.records import BACKGROUND, IGNORE
 
 ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
 MIN_SIDE = 256  # smaller images are magnified, so that one-pixel borders stay thin
@@ -70,6 +74,46 @@ def overlay(
     return np.asarray(tinted.round(), dtype=np.uint8)
 
 
+def overlay_classes(
+    image: UInt8[np.ndarray, "height width 3"],
+    semantic: UInt8[np.ndarray, "height width"],
+    names: Mapping[int, str],
+) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
+    """The image tinted with one color per class, each named at its largest component.
+
+    Background is left as it is; undecided pixels are gray.
+    """
+    pixels, ids = magnify(image).astype(np.float64), magnify(semantic)
+    colors = palette(256) * 255.0
+    colors[IGNORE] = 128.0
+    shown = ids != BACKGROUND
+    pixels[shown] = ALPHA * colors[ids[shown]] + (1.0 - ALPHA) * pixels[shown]
+    pixels[boundaries(ids)] = 255.0
+    canvas = Image.fromarray(np.asarray(pixels.round(), dtype=np.uint8))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    for number in sorted(set(np.unique(ids).tolist()) - {BACKGROUND, IGNORE}):
+        x, y = inner_point(ids == number)
+        text = names.get(number, str(number))
+        draw.text((x, y), text, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)
+
+
+def inner_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
+    """x and y of the pixel deepest inside the largest component of a mask that is not empty.
+
+    >>> inner_point(np.array([[1, 0, 1, 1, 1]], dtype=bool))
+    (3, 0)
+    """
+    components, _ = ndimage.label(mask)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    inside = np.pad(components == sizes.argmax(), 1)
+    depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+    rows, columns = np.nonzero(depth == depth.max())
+    middle = len(rows) // 2
+    return int(columns[middle]), int(rows[middle])
+
+
 def sheet(
     rows: Sequence[tuple[str, Sequence[UInt8[np.ndarray, "height width 3"]]]],
     header: Sequence[str],
@@ -90,21 +134,33 @@ def sheet(
     return canvas
 
 
-def write_contact_sheet(root: Path, path: Path, num: int = 16) -> Path:
-    """Draw the first ``num`` samples of the dataset at ``root`` into a PNG at ``path``."""
-    previews = read_previews(root)
-    rows, ks = [], sorted({k for maps in previews.values() for k in maps})
-    for sample in open_dataset(str(root)):
+def write_contact_sheet(root: Path, path: Path, num: int = 16, labels: str | None = None) -> Path:
+    """Draw the first ``num`` samples of the dataset at ``root`` into a PNG at ``path``.
+
+    Args:
+        root: A finished dataset.
+        path: The picture.
+        num: Samples shown.
+        labels: Id of side labels to show; None: those of the tars, if there are any.
+    """
+    previews, names = read_previews(root), class_names(root)
+    ks = sorted({k for maps in previews.values() for k in maps})
+    rows, labeled = [], False
+    for sample in open_dataset(str(root), labels=labels):
         maps = previews.get(sample["key"], {})
-        clusters = [overlay(sample["image"], maps[k]) for k in ks if k in maps]
-        merged = overlay(sample["image"], sample["mask"])
-        rows.append((_caption(sample["prompt"]), [magnify(sample["image"]), *clusters, merged]))
+        tiles = [overlay(sample["image"], maps[k]) for k in ks if k in maps]
+        tiles = [magnify(sample["image"]), *tiles, overlay(sample["image"], sample["mask"])]
+        if "semantic" in sample:
+            labeled = True
+            tiles.append(overlay_classes(sample["image"], sample["semantic"], names))
+        rows.append((_caption(sample["prompt"]), tiles))
         if len(rows) == num:
             break
     if not rows:
         raise ValueError(f"{root} must hold at least one sample to draw. Got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, ["image", *(f"k = {k}" for k in ks), "merged hierarchy"]).save(path)
+    header = ["image", *(f"k = {k}" for k in ks), "merged hierarchy", *(["classes"] * labeled)]
+    sheet(rows, header).save(path)
     return path
 
 

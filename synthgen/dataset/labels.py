@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
-from synthgen.dataset.records import BACKGROUND, IGNORE, MAX_ID, decode_image
+from synthgen.dataset.records import BACKGROUND, IGNORE, decode_image
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
 
@@ -158,19 +158,16 @@ def class_names(out: str | Path | Storage) -> dict[int, str]:
     """Names by id, as classes.json has them; empty where there is none.
 
     Raises:
-        ValueError: If it is no table of 8-bit ids.
+        ValueError: If it is no table of ids.
     """
     storage = out if isinstance(out, Storage) else open_storage(out)
     content = storage.read(CLASSES)
     if content is None:
         return {}
     try:
-        table = {int(number): str(name) for number, name in json.loads(content).items()}
+        return {int(number): str(name) for number, name in json.loads(content).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{CLASSES} must map ids to names. Got {error!r:.100}.") from None
-    if not all(0 <= number <= IGNORE for number in table):
-        raise ValueError(f"Ids of {CLASSES} must be 0 to {IGNORE}. Got {max(table)}.")
-    return table
 
 
 def class_ids(names: Mapping[int, str]) -> dict[str, int]:
@@ -179,7 +176,7 @@ def class_ids(names: Mapping[int, str]) -> dict[str, int]:
     >>> class_ids({0: "background", 1: "cat", 255: "ignore"})
     {'cat': 1}
     """
-    return {name: number for number, name in names.items() if 1 <= number <= MAX_ID}
+    return {name: number for number, name in names.items() if number not in (BACKGROUND, IGNORE)}
 
 
 def check_ids(

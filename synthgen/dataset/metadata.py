@@ -2,6 +2,7 @@
 
 The rows say what became of each sample and where it lies in its tar. They are enough to make a
 sample again: they hold its prompt, seed and batch, and those of its neighbors in the batch.
+Where samples are labeled there is one column more, ``labels``.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthgen.dataset.label_statistics import LabelCounts
+from synthgen.dataset.manifest import metadata_name
+from synthgen.dataset.publish import Storage
 from synthgen.types import Prompt
 
 SCHEMA = pa.schema(
@@ -38,6 +43,21 @@ SCHEMA = pa.schema(
     ]
 )
 
+LABELS = pa.struct(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("class_names", pa.list_(pa.string())),
+            ("pixels", pa.list_(pa.int64())),
+            ("scores", pa.list_(pa.float64())),
+            ("not_found", pa.list_(pa.string())),
+            ("background", pa.int64()),
+            ("undecided", pa.int64()),
+        )
+    ]
+)
+LABELED_SCHEMA = SCHEMA.append(pa.field("labels", LABELS))
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -59,6 +79,7 @@ class Row:
         seconds_segment: Wall time of segmentation.
         byte_offset: Where it begins in the tar, -1 where it failed.
         byte_size: Bytes that it takes in the tar, headers and padding included.
+        labels: What its semantic map holds; None without labels.
     """
 
     key: str
@@ -76,6 +97,7 @@ class Row:
     seconds_segment: float = 0.0
     byte_offset: int = -1
     byte_size: int = 0
+    labels: LabelCounts | None = None
 
     @property
     def as_prompt(self) -> Prompt:
@@ -85,7 +107,9 @@ class Row:
 
 def rows_bytes(rows: Sequence[Row]) -> bytes:
     """The rows as a parquet file."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    labeled = any(row.labels is not None for row in rows)
+    schema = LABELED_SCHEMA if labeled else SCHEMA
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd")
     return stream.getvalue()
@@ -99,10 +123,30 @@ def parse_rows(content: bytes) -> list[Row]:
     """
     try:
         table = pq.read_table(io.BytesIO(content))
-        if not table.schema.equals(SCHEMA):
+        if not any(table.schema.equals(known) for known in (SCHEMA, LABELED_SCHEMA)):
             raise ValueError(f"columns {table.schema.names}")
         rows = table.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         message = str(error).splitlines()[0]
         raise ValueError(f"Metadata must be a parquet file of ours. Got {message}.") from None
-    return [Row(**{**row, "classes": tuple(row["classes"])}) for row in rows]
+    return [_row(row) for row in rows]
+
+
+def read_rows(storage: Storage, shard: str) -> list[Row]:
+    """The rows of a shard's planned samples.
+
+    Raises:
+        ValueError: If there are none, or they cannot be read.
+    """
+    content = storage.read(metadata_name(shard))
+    if content is None:
+        raise ValueError(f"{metadata_name(shard)} must exist. Got none; see 'synthgen verify'.")
+    return parse_rows(content)
+
+
+def _row(row: dict[str, Any]) -> Row:
+    counts = row.pop("labels", None)
+    if counts is not None:
+        lists = {name: tuple(value) for name, value in counts.items() if isinstance(value, list)}
+        counts = LabelCounts(**{**counts, **lists})
+    return Row(**{**row, "classes": tuple(row["classes"]), "labels": counts})

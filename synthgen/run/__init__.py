@@ -3,6 +3,7 @@
     plan(config) → ShardSpec …        what each shard holds; a pure function
     initialize → make_shard … → finalize      each idempotent; generate does all three
     status · replay · gc · estimate   looking, repeating, cleaning, guessing
+    label                             labels beside a finished dataset, by replaying it (`label`)
 
 A shard is a pure function of (configuration, index), staged, verified and published whole, its
 marker last. Nothing here knows who calls: a loop, threads, a Prefect flow, Ray.

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 
 from synthgen.config import ALGORITHM_VERSION, Config
+from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import preview_members
 from synthgen.dataset.records import encode_record
 from synthgen.dataset.redaction import redact
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate
+from synthgen.labeling.label import label_sample
 from synthgen.run.identity import environment
+from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment
-from synthgen.types import Failure, PlannedSample, Record, Sample, Segmentation
+from synthgen.types import Failure, LabelMap, PlannedSample, Record, Sample, Segmentation
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _MAX_MESSAGE = 300
@@ -52,11 +55,13 @@ class Recipe:
         config: The configuration.
         digest: Its digest.
         batch_size: Images per UNet call; 1 after the device ran out of memory.
+        class_ids: Ids of classes.json by name, where samples are labeled.
     """
 
     config: Config
     digest: str
     batch_size: int
+    class_ids: Mapping[str, int] = field(default_factory=dict)
 
     def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
         """What is needed to make a sample again."""
@@ -100,7 +105,9 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
     config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
-        outcomes = generate(model, prompts, seeds, config.generation, config.capture)
+        outcomes = generate(
+            model, prompts, seeds, config.generation, config.capture, config.labeling
+        )
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
@@ -121,12 +128,15 @@ def _finish(
     try:
         segmentation = segment(outcome, recipe.config.segmentation)
         segmented = time.perf_counter()
+        labels = _label(recipe.config, outcome, segmentation)
         record = Record(
             key=planned.key,
             image=outcome.image,
             prompt=planned.prompt,
             mask_set=segmentation.mask_set,
             provenance=recipe.provenance(planned, number),
+            labels=labels,
+            class_ids=recipe.class_ids,
         )
         members = encode_record(record, recipe.config.dataset.image_format)
         previews = _previews(recipe.config, planned.key, outcome, segmentation)
@@ -140,8 +150,23 @@ def _finish(
         _row(planned, number, "ok"),
         num_segments=len(segmentation.mask_set),
         seconds_segment=round(segmented - started, 4),
+        labels=None if labels is None else count_labels(labels),
     )
     return Made(row, members, previews, time.perf_counter() - segmented)
+
+
+def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
+    """Labels, where they are asked for; refiners are told where features are too coarse."""
+    settings = config.labeling
+    if settings.method == "none":
+        return None
+    uncertainty = None
+    if settings.refiner != "none":
+        blocks = feature_blocks(sample.features, config.segmentation.features)
+        uncertainty = upsampling_error(blocks, sample.image.shape[:2]).float().cpu().numpy()
+    return label_sample(
+        segmentation, sample.heatmaps, sample.self_map, settings, sample.image, uncertainty
+    )
 
 
 def _previews(

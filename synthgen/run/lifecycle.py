@@ -16,6 +16,7 @@ import yaml
 
 from synthgen.config import Config
 from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.manifest import (
     SHARD_NAME,
     Marker,
@@ -30,9 +31,11 @@ from synthgen.dataset.manifest import (
     read_markers,
     tar_name,
 )
+from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
 from synthgen.progress import report
 from synthgen.prompts import load_prompts
+from synthgen.run.classes import check_labeling
 from synthgen.run.identity import (
     IDENTITY,
     changed_keys,
@@ -102,6 +105,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         OSError: If the folder cannot be written.
     """
     storage = open_storage(out)
+    check_labeling(config, load_prompts(config.prompts))
     here = environment(config)
     standing = _standing_identity(storage)
     if standing is None:
@@ -138,10 +142,20 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
     }
     manifest = build_manifest(markers, digest, [standing["content"]["model"]], times)
     tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
-    card = readme(config, standing, tars, manifest).encode("utf-8")
+    card = readme(config, standing, tars, manifest, _label_statistics(storage, config, markers))
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
-        storage.publish_bytes(card, "README.md")
+        storage.publish_bytes(card.encode("utf-8"), "README.md")
         return publish_manifest(storage, manifest)
+
+
+def _label_statistics(
+    storage: Storage, config: Config, markers: Sequence[Marker]
+) -> dict[str, Any] | None:
+    """Statistics over the labels of all samples, from the rows in ``metadata``."""
+    if config.labeling.method == "none":
+        return None
+    rows = (row for marker in markers for row in read_rows(storage, marker.name))
+    return summarize_counts(row.labels for row in rows if row.labels is not None)
 
 
 def status(out: str | Path) -> DatasetStatus:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
+from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import metadata_name, tar_name
-from synthgen.dataset.metadata import Row, parse_rows
+from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import KEY
 from synthgen.dataset.redaction import redact_tree
@@ -39,15 +40,16 @@ def replay(out: str | Path, key: str) -> dict[str, bool]:
     """
     storage = open_storage(out)
     config = read_config(storage)
-    rows = _read_rows(storage, key)
+    rows = _rows_of(storage, key)
     row = next((row for row in rows if row.key == key), None)
     if row is None or row.status != "ok":
         got = f"status {row.status}, reason {row.reason}" if row else "none"
         raise ValueError(f"{key} must be a sample of {storage.root}. Got {got}.")
     standing = _read_members(storage, key)
     provenance = json.loads(standing["json"])["provenance"]
-    _check_model(storage, config)
-    recipe = Recipe(config, provenance["config"], provenance["batch_size"])
+    check_model(storage, config)
+    ids = class_ids(class_names(storage))
+    recipe = Recipe(config, provenance["config"], provenance["batch_size"], ids)
     again = _make_again(recipe, [other for other in rows if other.batch == row.batch], key)
     return {
         f"{key}.{suffix}": _sha256(standing.get(suffix, b"")) == _sha256(again.get(suffix, b""))
@@ -63,13 +65,12 @@ def _make_again(recipe: Recipe, rows: Sequence[Row], key: str) -> dict[str, byte
     raise AssertionError("a batch gives one outcome per planned sample")
 
 
-def _read_rows(storage: Storage, key: str) -> list[Row]:
+def _rows_of(storage: Storage, key: str) -> list[Row]:
     if not KEY.fullmatch(key):
         raise ValueError(f"key must be 10 to 20 digits. Got {key!r:.40}.")
-    content = storage.read(metadata_name(f"train-{key[:6]}"))
-    if content is None:
+    if storage.size(metadata_name(f"train-{key[:6]}")) is None:
         raise ValueError(f"{key} must be a sample of {storage.root}. Got no such shard.")
-    return parse_rows(content)
+    return read_rows(storage, f"train-{key[:6]}")
 
 
 def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
@@ -80,7 +81,8 @@ def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
     raise ValueError(f"{key} must be in its shard. Got none; see 'synthgen verify'.")
 
 
-def _check_model(storage: Storage, config: Config) -> None:
+def check_model(storage: Storage, config: Config) -> None:
+    """Refuse to make samples again with a model that is not the dataset's."""
     standing: Any = read_identity(storage)
     ours = redact_tree(model_content(load_backbone(config.model)))
     changed = changed_keys({name: standing["content"][name] for name in ours}, ours)

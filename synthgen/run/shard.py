@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from synthgen.config import Config
+from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
     Marker,
     is_complete,
@@ -74,7 +75,9 @@ def make_shard(
         clear_disk_errors(storage, needed, f"shard {spec.name}"),
         storage.staging() as folder,
     ):
-        draft = _draft_within_memory(config, spec, digest, folder, progress)
+        ids = class_ids(class_names(storage))
+        recipe = Recipe(config, digest, config.generation.batch_size, ids)
+        draft = _draft_within_memory(recipe, spec, folder, progress)
         marker = _publish(storage, config, spec, digest, draft)
     progress("shard", name=spec.name, planned=marker.planned, reused=False)
     return marker.report(reused=False)
@@ -104,10 +107,9 @@ def _check_initialized(storage: Storage, config: Config) -> str:
 
 
 def _draft_within_memory(
-    config: Config, spec: ShardSpec, digest: str, folder: Path, progress: Progress
+    recipe: Recipe, spec: ShardSpec, folder: Path, progress: Progress
 ) -> _Draft:
     """A draft in planned batches, or in batches of one where the device is too small."""
-    recipe = Recipe(config, digest, config.generation.batch_size)
     done = 0
 
     def count(event: str, **fields: int) -> None:

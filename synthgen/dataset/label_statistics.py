@@ -1,0 +1,110 @@
+"""How many pixels of which class, and how sure: of one image, of a shard, of a dataset."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synthgen.dataset.records import BACKGROUND, IGNORE
+from synthgen.types import LabelMap
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What one image's semantic map holds.
+
+    Args:
+        class_names: Classes that have pixels.
+        pixels: Pixels of each.
+        scores: Mean score of the pixels of each.
+        not_found: Prompted classes without a pixel.
+        background: Pixels of the background.
+        undecided: Pixels of no decided class.
+    """
+
+    class_names: tuple[str, ...]
+    pixels: tuple[int, ...]
+    scores: tuple[float, ...]
+    not_found: tuple[str, ...]
+    background: int
+    undecided: int
+
+
+def count_labels(labels: LabelMap) -> LabelCounts:
+    """Pixels and mean scores of each class of an image.
+
+    >>> import numpy as np
+    >>> semantic = np.array([[1, 1, 0, 255]], dtype=np.uint8)
+    >>> none = np.zeros(0)
+    >>> scores = np.array([[0.5, 0.7, 0.9, 0.1]])
+    >>> labels = LabelMap(("cat",), semantic, scores, none.astype(np.uint8), none, ())
+    >>> count_labels(labels).pixels, count_labels(labels).scores
+    ((2,), (0.6,))
+    """
+    names, pixels, scores = [], [], []
+    for label, name in enumerate(labels.class_names, start=1):
+        where = labels.semantic == label
+        if where.any():
+            names.append(name)
+            pixels.append(int(where.sum()))
+            scores.append(round(float(labels.scores[where].mean()), 4))
+    return LabelCounts(
+        class_names=tuple(names),
+        pixels=tuple(pixels),
+        scores=tuple(scores),
+        not_found=labels.not_found,
+        background=int((labels.semantic == BACKGROUND).sum()),
+        undecided=int((labels.semantic == IGNORE).sum()),
+    )
+
+
+def summarize_counts(counts: Iterable[LabelCounts]) -> dict[str, Any]:
+    """Statistics over images.
+
+    Returns:
+        ``images``, ``background`` and ``undecided`` (pixels), and under ``classes`` by name:
+        ``images`` and ``pixels`` that show it, ``score`` (mean over those pixels), ``not_found``
+        (images that were to show it and do not).
+    """
+    one_by_one = (_of_one(item) for item in counts)
+    return merge_statistics(one_by_one)
+
+
+def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of several shards as one.
+
+    >>> cat = {"images": 1, "pixels": 10, "score": 0.5, "not_found": 0}
+    >>> part = {"images": 1, "background": 4, "undecided": 2, "classes": {"cat": cat}}
+    >>> merge_statistics([part, part])["classes"]["cat"]["pixels"]
+    20
+    """
+    totals = {"images": 0, "background": 0, "undecided": 0}
+    classes: defaultdict[str, dict[str, float]] = defaultdict(
+        lambda: {"images": 0, "pixels": 0, "score": 0.0, "not_found": 0}
+    )
+    for part in parts:
+        for name in totals:
+            totals[name] += int(part[name])
+        for name, row in part["classes"].items():
+            standing = classes[name]
+            standing["score"] += row["score"] * row["pixels"]
+            for column in ("images", "pixels", "not_found"):
+                standing[column] += row[column]
+    for row in classes.values():
+        row["score"] = round(row["score"] / row["pixels"], 4) if row["pixels"] else 0.0
+    return {**totals, "classes": {name: classes[name] for name in sorted(classes)}}
+
+
+def _of_one(counts: LabelCounts) -> dict[str, Any]:
+    rows = zip(counts.class_names, counts.pixels, counts.scores, strict=True)
+    found = {
+        name: {"images": 1, "pixels": pixels, "score": score, "not_found": 0}
+        for name, pixels, score in rows
+    }
+    missed = {
+        name: {"images": 0, "pixels": 0, "score": 0.0, "not_found": 1} for name in counts.not_found
+    }
+    totals = {"images": 1, "background": counts.background, "undecided": counts.undecided}
+    return {**totals, "classes": {**missed, **found}}

@@ -1,0 +1,109 @@
+"""Votes of clusters and thresholds, as BL's authors label their own dataset (PCC).
+
+For each of three numbers of clusters and each of the thresholds .3, .5, .8: heat, brought to 0..1
+per class, is cut at the threshold into class masks, the background being where no class reaches
+1.2 times it, and every 8-connected component of a cluster takes the class whose mask it has the
+highest IoU with. Nine votes per pixel; a pixel's share of a class is its share of the votes.
+
+The authors cluster with k in {4, 7, 10}; of the ks at hand the three nearest are taken. Their
+scaling by minimum and maximum paints every prompted class; here only classes that pass the
+presence test on the plain heat take part. Agreement below .56 is undecided (`AGREEMENT`): such
+pixels are given equal shares, so that no margin lets them through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from scipy import ndimage
+
+from synthgen.config import LabelConfig
+from synthgen.labeling.decide import present_classes
+from synthgen.labeling.evidence import ClassScores, Evidence, mask_means, shares, upsample
+from synthgen.segmentation.packed import iou_matrix
+
+KS = (4, 7, 10)
+THRESHOLDS = (0.3, 0.5, 0.8)
+BACKGROUND_FACTOR = 1.2
+AGREEMENT = 0.56
+"""Five of nine votes are .556, below it: six must agree."""
+
+_EIGHT = np.ones((3, 3), dtype=int)
+
+
+def label_by_votes(evidence: Evidence, config: LabelConfig) -> ClassScores:
+    """The authors' 3 x 3 votes."""
+    heat = upsample(evidence.heat, evidence.size)
+    there = present_classes(shares(heat), config.presence, config.presence_area)
+    scaled = scale_rows(heat[1:]) * there[1:, None, None]
+    maps = evidence.segmentation.labels
+    chosen = [maps[i] for i in nearest_ks(evidence.segmentation.ks)]
+    votes = np.zeros((len(heat), *evidence.size), dtype=np.float32)
+    for components in map(split_regions, chosen):
+        for threshold in THRESHOLDS:
+            elected = vote(components, class_masks(scaled, threshold))
+            np.add.at(votes, (elected, *np.indices(elected.shape)), 1)
+    pixels = votes / (len(chosen) * len(THRESHOLDS))
+    masks = mask_means(pixels, evidence.segmentation)
+    pixels = np.where(pixels.max(0) < AGREEMENT, np.float32(1 / len(pixels)), pixels)
+    return ClassScores(pixels, masks)
+
+
+def nearest_ks(ks: Sequence[int]) -> list[int]:
+    """Positions of the ks nearest to the authors', each used once, fewer where there are fewer.
+
+    >>> nearest_ks((2, 5, 6, 10, 20)), nearest_ks((3,))
+    ([1, 2, 3], [0])
+    """
+    left = dict(enumerate(ks))
+    taken = []
+    for wanted in KS[: len(left)]:
+        best = min(left, key=lambda position: (abs(left[position] - wanted), position))
+        taken.append(best)
+        del left[best]
+    return taken
+
+
+def scale_rows(
+    heat: Float[np.ndarray, "row height width"],
+) -> Float[np.ndarray, "row height width"]:
+    """Each row from 0 at its minimum to 1 at its maximum; a constant row is 0."""
+    low, high = heat.min((1, 2), keepdims=True), heat.max((1, 2), keepdims=True)
+    scaled: Float[np.ndarray, "row height width"] = (heat - low) / np.where(
+        high > low, high - low, 1
+    )
+    return scaled
+
+
+def class_masks(
+    scaled: Float[np.ndarray, "row height width"], threshold: float
+) -> Bool[np.ndarray, "more height width"]:
+    """Background (row 0) and classes at a threshold of their heat."""
+    background = scaled.max(0, keepdims=True, initial=0) < BACKGROUND_FACTOR * threshold
+    return np.concatenate([background, scaled >= threshold])
+
+
+def split_regions(
+    labels: UInt8[np.ndarray, "height width"],
+) -> Bool[np.ndarray, "region height width"]:
+    """The 8-connected components of every cluster."""
+    regions = []
+    for cluster in np.unique(labels):
+        components, num = ndimage.label(labels == cluster, structure=_EIGHT)
+        regions += [components == number for number in range(1, num + 1)]
+    return np.stack(regions)
+
+
+def vote(
+    regions: Bool[np.ndarray, "region height width"],
+    masks: Bool[np.ndarray, "row height width"],
+) -> UInt8[np.ndarray, "height width"]:
+    """At each pixel the row whose mask has the highest IoU with the region around it.
+
+    A region that meets no mask at all is background.
+    """
+    elected = iou_matrix(regions, masks).argmax(1)
+    found: UInt8[np.ndarray, "height width"] = elected[regions.argmax(0)].astype(np.uint8)
+    return found

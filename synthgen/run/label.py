@@ -1,0 +1,345 @@
+"""Labels beside a finished dataset: its samples are made again, and only labels are kept.
+
+    begin → label_shard for every shard, in any order, anywhere → conclude
+
+A sample's attention reaches no disk, but the sample is a function of its row in ``metadata``: it
+is denoised again in the company of its batch, and labeled only if its image, and with the same ks
+its masks, come out byte for byte as they stand in ``data``, which is never written. A shard's
+labels are done if and only if their marker carries the hash of the data tar and the size of the
+tar of labels; killed anywhere, the next run goes on. Labels equal those that
+``labeling.method`` puts into the tars while a dataset is made.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from synthgen.auditing.samples import ListedShard, listed_shards
+from synthgen.config import ALGORITHM_VERSION, LABELING_VERSION, Config, LabelConfig, digest
+from synthgen.dataset.audits import dump_json
+from synthgen.dataset.label_statistics import LabelCounts, merge_statistics, summarize_counts
+from synthgen.dataset.labels import (
+    LABELS_SCHEMA_VERSION,
+    LabelMarker,
+    check_label_id,
+    class_ids,
+    class_names,
+    description_name,
+    is_labeled,
+    labels_marker_bytes,
+    labels_marker_name,
+    labels_tar_name,
+    read_labels_marker,
+    summary_name,
+)
+from synthgen.dataset.manifest import read_marker
+from synthgen.dataset.metadata import Row, read_rows
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.records import IMAGE_OPTIONS
+from synthgen.dataset.shards import ShardWriter, read_span, scan, spans
+from synthgen.progress import report
+from synthgen.run.batch import Made, Recipe, make_batch
+from synthgen.run.classes import check_methods, check_names, check_tokens
+from synthgen.run.identity import changed_keys, read_identity
+from synthgen.run.lifecycle import read_config
+from synthgen.run.replay import check_model
+from synthgen.types import PlannedSample
+
+Progress = Callable[..., None]
+_BYTES_PER_SAMPLE = 10_000  # a semantic map, and labels of about 40 masks
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPlan:
+    """Labels that were begun: what a worker needs to label a shard.
+
+    Args:
+        out: The dataset's folder or URL.
+        label_id: Their name in ``labels/``.
+        config: The dataset's configuration with the labels' settings and ks in it.
+        digest: Of all that determines the labels but the tars.
+        other_masks: The ks are not the dataset's, so masks are kept too.
+        shards: File stems of the shards to label.
+        samples: Samples in each of them.
+    """
+
+    out: str
+    label_id: str
+    config: Config
+    digest: str
+    other_masks: bool
+    shards: tuple[str, ...]
+    samples: tuple[int, ...]
+
+
+def label(
+    out: str | Path,
+    settings: LabelConfig,
+    ks: Sequence[int] | None = None,
+    label_id: str | None = None,
+    num: int | None = None,
+    progress: Progress = report,
+) -> dict[str, Any]:
+    """Label a finished dataset, or finish labels that were cut off.
+
+    Args:
+        out: The dataset's folder or URL.
+        settings: Method, text, thresholds, refiner.
+        ks: Other numbers of clusters than the dataset's; the labels then bring their masks.
+        label_id: Name of the labels; None: the method's name and a hash of all settings.
+        num: Label whole shards until this many samples; None: all.
+        progress: Told about samples and shards; may raise, to stop.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ValueError: In one line, if there is no finished dataset, its classes cannot be labeled,
+            a sample does not come out as it stands, or the id belongs to other labels.
+    """
+    plan = begin(out, settings, ks, label_id, num)
+    for shard in plan.shards:
+        label_shard(plan, shard, progress)
+    return conclude(plan)
+
+
+def begin(
+    out: str | Path,
+    settings: LabelConfig,
+    ks: Sequence[int] | None = None,
+    label_id: str | None = None,
+    num: int | None = None,
+) -> LabelPlan:
+    """Claim a folder for labels, or check that the ones there are of the same settings."""
+    storage = open_storage(out)
+    shards = listed_shards(storage)
+    if settings.method == "none":
+        raise ValueError("method must be a labeler. Got 'none'; see 'synthgen label --help'.")
+    check_methods(settings)
+    check_names(class_ids(class_names(storage)))
+    standing = read_config(storage)
+    check_model(storage, standing)
+    config = _with_labels(standing, settings, ks)
+    content = _content(storage, config)
+    found = digest(content)
+    label_id = label_id or f"{_slug(settings.method)}-{found[:8]}"
+    _claim(storage, check_label_id(label_id), content)
+    counts = [shard.samples for shard in shards]
+    wanted = sum(counts) if num is None else max(1, num)
+    enough = next((i for i in range(len(shards)) if sum(counts[: i + 1]) >= wanted), len(shards))
+    chosen = shards[: enough + 1]
+    other = config.segmentation != standing.segmentation
+    stems = tuple(shard.stem for shard in chosen)
+    return LabelPlan(str(out), label_id, config, found, other, stems, tuple(counts[: len(stems)]))
+
+
+def label_shard(plan: LabelPlan, shard: str, progress: Progress = report) -> LabelMarker:
+    """Label one shard, or find that it was; any number may do so at once.
+
+    Returns:
+        The marker of its labels, which are published.
+    """
+    storage = open_storage(plan.out)
+    listed = next(item for item in listed_shards(storage) if item.stem == shard)
+    standing = read_labels_marker(storage, plan.label_id, shard)
+    labeled = is_labeled(storage, plan.label_id, standing, listed.sha256)
+    if standing is not None and labeled and standing.digest == plan.digest:
+        progress("shard", name=shard, planned=listed.samples, reused=True)
+        return standing
+    needed = _BYTES_PER_SAMPLE * listed.samples
+    with clear_disk_errors(storage, needed, f"the labels of {shard}"):
+        marker = _label(storage, plan, listed, progress)
+    progress("shard", name=shard, planned=listed.samples, reused=False)
+    return marker
+
+
+def conclude(plan: LabelPlan) -> dict[str, Any]:
+    """Publish the statistics of labels once every planned shard is done; returns them.
+
+    Raises:
+        RuntimeError: If shards are missing; they are named.
+    """
+    storage = open_storage(plan.out)
+    listed = {item.stem: item for item in listed_shards(storage)}
+    markers = {stem: read_labels_marker(storage, plan.label_id, stem) for stem in plan.shards}
+    missing = [
+        stem
+        for stem, marker in markers.items()
+        if not is_labeled(storage, plan.label_id, marker, listed[stem].sha256)
+    ]
+    if missing:
+        raise RuntimeError(
+            f"Every shard must be labeled before labels are concluded. Got {len(missing)} "
+            f"missing ({', '.join(missing[:5])}). Run the same command again."
+        )
+    done = [marker for marker in markers.values() if marker is not None]
+    summary = {
+        "schema_version": LABELS_SCHEMA_VERSION,
+        "id": plan.label_id,
+        "digest": plan.digest,
+        "shards": len(done),
+        "statistics": merge_statistics(marker.statistics for marker in done),
+    }
+    storage.publish_bytes(dump_json(summary), summary_name(plan.label_id))
+    return summary
+
+
+def _with_labels(config: Config, settings: LabelConfig, ks: Sequence[int] | None) -> Config:
+    """A dataset's configuration with other labels, and with other ks where they are given."""
+    tree = config.model_dump(mode="json") | {"labeling": settings.model_dump(mode="json")}
+    if ks is not None:
+        tree["segmentation"]["clusters"]["ks"] = list(ks)
+    return Config.model_validate(tree)
+
+
+def _content(storage: Storage, config: Config) -> dict[str, Any]:
+    """All that determines labels but the tars: what their digest covers."""
+    identity: Any = read_identity(storage)
+    content = {
+        "labeling": config.labeling.model_dump(mode="json"),
+        "segmentation": config.segmentation.model_dump(mode="json"),
+        "dataset": identity["digest"],
+        "versions": [ALGORITHM_VERSION, LABELING_VERSION],
+    }
+    return dict(json.loads(json.dumps(content)))
+
+
+def _claim(storage: Storage, label_id: str, content: Mapping[str, Any]) -> None:
+    standing = storage.read(description_name(label_id))
+    if standing is not None:
+        changed = changed_keys(json.loads(standing).get("settings", {}), content)
+        if changed:
+            raise ValueError(
+                f"The settings must be the ones that the labels {label_id} were begun with. Got "
+                f"a change of {', '.join(changed[:8])}. Undo it, or choose another --id."
+            )
+    tree = {"schema_version": LABELS_SCHEMA_VERSION, "id": label_id, "settings": content}
+    with clear_disk_errors(storage, _BYTES_PER_SAMPLE, f"the labels {label_id}"):
+        storage.publish_bytes(dump_json(tree), description_name(label_id))
+        storage.clear_stale_staging()
+
+
+def _label(
+    storage: Storage, plan: LabelPlan, listed: ListedShard, progress: Progress
+) -> LabelMarker:
+    """Make a shard's samples again, publish their labels, then the marker."""
+    started = time.perf_counter()
+    counts: list[LabelCounts] = []
+    with storage.staging() as folder:
+        writer = ShardWriter(folder / "labels.tar")
+        try:
+            for made, members in _labeled(storage, plan, listed):
+                writer.write(made.row.key, members)
+                assert made.row.labels is not None
+                counts.append(made.row.labels)
+                progress("samples", count=1)
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        with (folder / "labels.tar").open("rb") as stream:
+            sha256, num_bytes = sha256_file(stream), stream.tell()
+        name = labels_tar_name(plan.label_id, listed.stem)
+        storage.publish(folder / "labels.tar", name)
+    marker = LabelMarker(
+        name=listed.stem,
+        digest=plan.digest,
+        tar_sha256=listed.sha256,
+        sha256=sha256,
+        bytes=num_bytes,
+        samples=len(counts),
+        statistics=summarize_counts(counts),
+        seconds=round(time.perf_counter() - started, 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    storage.publish_bytes(
+        labels_marker_bytes(marker), labels_marker_name(plan.label_id, listed.stem)
+    )
+    return marker
+
+
+def _labeled(
+    storage: Storage, plan: LabelPlan, listed: ListedShard
+) -> Iterator[tuple[Made, dict[str, bytes]]]:
+    """The samples of a shard made again, with the members of their labels, in order."""
+    rows = read_rows(storage, listed.stem)
+    check_tokens(plan.config, [row.as_prompt for row in rows if row.status == "ok"])
+    marker = read_marker(storage, listed.stem)
+    assert marker is not None, listed.stem
+    ids = class_ids(class_names(storage))
+    recipe = Recipe(plan.config, marker.config, marker.batch_size, ids)
+    with storage.open(listed.name) as stream:
+        if sha256_file(stream) != listed.sha256:
+            raise ValueError(
+                f"{listed.name} must be the tar that the manifest lists. Got another sha256; "
+                f"see 'synthgen verify'."
+            )
+        places = {span.key: span for span in spans(scan(stream))}
+        for number, batch in _batches(rows).items():
+            planned = [PlannedSample(r.key, r.as_prompt, r.image_index, r.seed) for r in batch]
+            for made in make_batch(recipe, planned, number):
+                if made.row.key in places:
+                    standing = read_span(stream, places[made.row.key])
+                    yield made, side_members(made, standing, plan.other_masks)
+
+
+def _batches(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """Rows by the number of the batch they were made in, failed ones included."""
+    batches: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        batches[row.batch].append(row)
+    return dict(batches)
+
+
+def side_members(made: Made, standing: Mapping[str, bytes], other_masks: bool) -> dict[str, bytes]:
+    """Members of a sample's labels, once it is certain that it is the sample that stands there.
+
+    Args:
+        made: The sample, made again.
+        standing: Its members in ``data``.
+        other_masks: Masks are not those of the dataset, and are kept.
+
+    Raises:
+        ValueError: If it came out as another sample.
+    """
+    key, members = made.row.key, made.members
+    images = IMAGE_OPTIONS.keys() & standing.keys()
+    alike = {*images, *(() if other_masks else ("mask.png",))}
+    if members is None or any(members.get(name) != standing[name] for name in alike):
+        got = made.row.message if members is None else "other bytes"
+        raise ValueError(
+            f"Sample {key} must come out as it stands to be labeled. Got {got}; use the "
+            f"versions, device and dtype in identity.json, or make the dataset again."
+        )
+    info = json.loads(members["json"])
+    segments = info["segments"]
+    if not other_masks:
+        segments = [
+            {name: item[name] for name in ("id", "label", "label_score")} for item in segments
+        ]
+    tree = {
+        "key": key,
+        "segments": segments,
+        "not_found": info["not_found"],
+        "instances": info["instances"],
+    }
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+    chosen = {"json": text.encode("utf-8"), "sem.png": members["sem.png"]}
+    return {**chosen, "mask.png": members["mask.png"]} if other_masks else chosen
+
+
+def _slug(name: str) -> str:
+    """A method's name as the beginning of an id.
+
+    >>> _slug("mylab.mod:label_2")
+    'mylab-mod-label-2'
+    """
+    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+    return "-".join(letters.replace("-", " ").split())[:60].rstrip("-") or "labels"
