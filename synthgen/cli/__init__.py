@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from synthgen.cli import audit, bench, export, generate, inspect, report, study, train
+from synthgen.cli import audit, bench, export, generate, inspect, label, report, study, train
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command()(generate.demo)
 app.command()(generate.generate)
 app.command()(audit.audit)
+app.command()(label.label)
 app.command()(study.study)
 app.command()(train.train)
 app.command()(export.export)
