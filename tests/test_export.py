@@ -22,7 +22,7 @@ from PIL import Image
 from truth_world import write_shard
 from typer.testing import CliRunner
 
-from synthgen.cli.export import export as export_command
+from synthgen.cli import app
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.publish import open_storage
@@ -432,15 +432,21 @@ def test_a_share_is_exact() -> None:
 
 
 def test_the_command_exports_and_says_where_to_read_on(world: Path, tmp_path: Path) -> None:
-    import typer
-
-    app = typer.Typer()
-    app.command()(export_command)
     out = tmp_path / "out"
-    command = [str(world), str(out), "--format", "yolo-seg", "--split", "0.5/0.5"]
+    command = ["export", str(world), str(out), "--format", "yolo-seg", "--split", "0.5/0.5"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "10 images (train " in done.output
     assert str(out / "README.md") in done.output
     again = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(again.stdout)["settings"]["format"] == "yolo-seg"
+    wrong = CliRunner().invoke(app, ["export", str(world), str(out), "--format", "yolo"])
+    assert "Did you mean 'yolo-seg'?" in str(wrong.exception)
+    audited = ["export", str(world), str(out), "--audited", "x", "--keep-all"]
+    assert "there: no audits" in str(CliRunner().invoke(app, audited).exception)
+    pushed = CliRunner().invoke(app, ["push", str(out), f"file://{tmp_path}/there", "--json"])
+    sent = json.loads(pushed.stdout)
+    assert sent["sent"] == len(list((tmp_path / "there").rglob("*.*"))) - 2  # .synthgen, its plan
+    assert sent["skipped"] == 0
+    told = CliRunner().invoke(app, ["push", str(out), f"file://{tmp_path}/there"])
+    assert told.output == f"0 files sent (0.0 MB), {sent['sent']} there\n"

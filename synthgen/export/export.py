@@ -263,6 +263,7 @@ def _refuse_foreign(out: Storage) -> None:
     except NotADirectoryError:
         found = [out.root]
     names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+    names = [name for name in names if name != ".synthgen"]  # left by one killed at its start
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(
