@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from synthgen.bench.made_dataset import make_sample, write_dataset
-from synthgen.dataset.loader import open_dataset
+from synthgen.bench.made_dataset import make_sample, write_audit, write_dataset
 from synthgen.dataset.metadata import Row
+from synthgen.types import Verdict
 
 SCRIPT = "<script>window.hacked = 1</script><!-- </script> <img src=x onerror='window.hacked=1'>"
 RTL = "قطة على سجادة \u202eright to left"
@@ -30,26 +27,20 @@ def write_made(root: Path) -> Path:
     return root
 
 
-def write_audit(root: Path, audit_id: str = "made-audit") -> dict[str, dict[str, Any]]:
-    """An audit whose auditor sees every third of our masks; returns its rows by key."""
-    rows = {}
-    for index, sample in enumerate(open_dataset(root)):
-        segments = sample["json"]["segments"]
-        rows[sample["key"]] = {
-            "key": sample["key"],
-            "keep": index != 1,
-            "reason": "low_agreement" if index == 1 else "",
-            "top_1": 0.9,
-            "top_5": 0.2 * index + 0.05,
-            "chance_top_5": 0.1,
-            "boundary_f": float("nan") if index == 2 else 0.5,
-            "annotations": [{"segmentation": segment["rle"]} for segment in segments[::3]],
-        }
-    for shard in ("train-000000", "train-000001"):
-        path = root / "audit" / audit_id / f"{shard}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own = [row for key, row in rows.items() if key.startswith(shard[-6:])]
-        pq.write_table(pa.Table.from_pylist(own), path)
-    summary = {"note": SCRIPT}
+def verdict(index: int) -> Verdict:
+    """Of the n-th sample: Top-5 rises, the second is rejected, the third has no boundary F."""
+    metrics = {
+        "top_1": 0.9,
+        "top_5": 0.2 * index + 0.05,
+        "chance_top_5": 0.1,
+        "boundary_f": math.nan if index == 2 else 0.5,
+    }
+    return Verdict(index != 1, "low_agreement" if index == 1 else "", metrics)
+
+
+def write_made_audit(root: Path, audit_id: str = "made-audit", hour: int = 12) -> None:
+    """An audit whose auditor sees every third of our masks; its summary is hostile."""
+    finished = f"2026-11-21T{hour:02d}:00:00+00:00"
+    write_audit(root, audit_id, verdict, finished)
+    summary = {"id": audit_id, "note": SCRIPT}
     (root / "audit" / audit_id / "summary.json").write_text(json.dumps(summary))
-    return rows

@@ -1,31 +1,33 @@
-"""The report's content: what is counted, what is chosen, what is escaped, what is served."""
+"""The report's content: what is counted, what is chosen, what is escaped."""
 
 from __future__ import annotations
 
-import http.client
+import io
 import json
 import re
-import threading
-from collections.abc import Iterator
+import shutil
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made_report import EMOJI, FAILURE, RTL, SCRIPT, write_audit, write_made
+from made_report import EMOJI, FAILURE, RTL, SCRIPT, verdict, write_made, write_made_audit
 from pycocotools import mask as coco
 
-from synthgen.bench.made_dataset import KS, make_sample, write_dataset
+from synthgen.bench.made_dataset import KS, make_sample, write_audit, write_dataset
 from synthgen.bench.report import bench_report
 from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.publish import open_storage
-from synthgen.report.audits import auditor_ious, pick_audit
+from synthgen.dataset.verify import verify_dataset
+from synthgen.report.audits import Audit, auditor_ious, pick_audit, read_audit, standing_audits
 from synthgen.report.overview import Histogram
 from synthgen.report.page import render_report, write_report
 from synthgen.report.samples import choose
-from synthgen.report.serve import make_server
+from synthgen.types import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,34 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_made(tmp_path_factory.mktemp("audited") / "made")
-    return root, write_audit(root)
+    write_made_audit(root)
+    return root
+
+
+def picked(root: Path, audit_id: str | None = None) -> Audit:
+    storage = open_storage(root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    tars = {f"train-{i:06d}": shard["sha256"] for i, shard in enumerate(manifest["shards"])}
+    standing = pick_audit(standing_audits(storage, tars), audit_id)
+    assert standing is not None
+    return read_audit(storage, standing)
+
+
+def test_made_datasets_are_complete_and_correct(tmp_path: Path) -> None:
+    """What stands in for real datasets must be one: also its rows' places in the tars."""
+    root = write_made(tmp_path / "made")
+    write_made_audit(root)
+    assert verify_dataset(root, deep=True) == []
+    rows = parse_rows((root / "metadata" / "train-000001.parquet").read_bytes())
+    tar = (root / "data" / "train-000001.tar").read_bytes()
+    for row in rows[:-1]:
+        part = tar[row.byte_offset : row.byte_offset + row.byte_size]
+        with tarfile.open(fileobj=io.BytesIO(part)) as members:
+            assert {name.partition(".")[0] for name in members.getnames()} == {row.key}
+            assert len(members.getnames()) == 4
+    assert rows[-1].byte_offset == -1
 
 
 class Text(HTMLParser):
@@ -133,37 +160,64 @@ def test_previews_are_read_for_the_asked_keys_only(dataset: Path) -> None:
     assert list(shard_previews(storage, "train-000009", {key})) == []
 
 
-def test_an_audit_ranks_samples_and_names_reasons(audited: tuple[Path, dict[str, Any]]) -> None:
-    root, rows = audited
-    html = render(root, num=6)
+def test_an_audit_ranks_samples_and_names_reasons(audited: Path) -> None:
+    html = render(audited, num=6)
     page = Text(html)
-    ranked = sorted(rows, key=lambda key: rows[key]["top_5"])
+    keys = [sample["key"] for sample in open_dataset(audited)]
+    ranked = [keys[i] for i in sorted(range(5), key=lambda i: verdict(i).metrics["top_5"])]
     extremes = html[html.index('id="extremes"') : html.index('id="distributions"')]
     shown = [int(n) for n in re.findall(r'data-sample="(\d+)"', extremes)]
-    keys = sorted(rows)
     assert [keys[n] for n in shown] == [*ranked[:2], *ranked[::-1][:2]]
     assert "Worst 2 by Top-5" in page.text
     assert "low_agreement 1" in page.text
     assert "Kept by audit 4 of 5" in page.text
-    assert " ".join(json.dumps({"note": SCRIPT}, indent=1).split()) in page.text
+    summary = {"id": "made-audit", "note": SCRIPT}
+    assert " ".join(json.dumps(summary, indent=1).split()) in page.text
 
 
-def test_audit_ious_are_those_of_every_pair(audited: tuple[Path, dict[str, Any]]) -> None:
-    root, rows = audited
-    storage = open_storage(root)
-    infos = [s["json"] for s in open_dataset(root) if s["key"].startswith("000000")]
+def test_the_audit_finished_last_is_shown_and_the_others_are_named(tmp_path: Path) -> None:
+    root = write_made(tmp_path / "made")
+    for audit_id, hour in (("zebra", 3), ("late-b", 9), ("late-a", 9), ("a-first", 1)):
+        write_made_audit(root, audit_id, hour)
+    write_made_audit(root, "cut-off", 23)
+    (root / "audit" / "cut-off" / "summary.json").unlink()
+    (root / "audit" / "cut-off" / "train-000001.json").unlink()
+    (root / "audit" / "..evil").mkdir()
+    page = Text(render(root))
+    assert "Audit late-a , finished 2026-11-21 09:00 UTC: the last one of 5." in page.text
+    others = page.text[page.text.index("Others, for") :]
+    names = ["late-b", "zebra", "a-first", "cut-off (unfinished, 1 of 2 shards)"]
+    places = [others.index(name) for name in names]
+    assert places == sorted(places)
+    assert "evil" not in page.text
+    asked = Text(render(root, audit="cut-off"))
+    assert "Audit cut-off , unfinished, 1 of 2 shards." in asked.text
+    assert "Kept by audit 2 of 3" in asked.text
+
+
+def test_tables_about_another_tar_do_not_count(tmp_path: Path) -> None:
+    root = write_made(tmp_path / "made")
+    write_made_audit(root)
+    marker = root / "audit" / "made-audit" / "train-000000.json"
+    tree = json.loads(marker.read_text())
+    marker.write_text(json.dumps(tree | {"tar_sha256": "f" * 64}))
+    assert picked(root).standing.shards == ("train-000001",)
+    shutil.rmtree(root / "audit" / "made-audit")
+    assert "Nobody checked a mask" in render(root)
+
+
+def test_audit_ious_are_those_of_every_pair(audited: Path) -> None:
+    infos = [s["json"] for s in open_dataset(audited) if s["key"].startswith("000000")]
     segments = {info["key"]: info["segments"] for info in infos}
-    found = auditor_ious(storage, "made-audit", "train-000000", segments)
+    found = auditor_ious(open_storage(audited), picked(audited), "train-000000", segments)
     for info in infos:
         ours = [segment["rle"] for segment in info["segments"]]
-        theirs = [record["segmentation"] for record in rows[info["key"]]["annotations"]]
-        pairs = coco.iou(ours, theirs, [0] * len(theirs))
+        pairs = coco.iou(ours, ours[::3], [0] * len(ours[::3]))
         np.testing.assert_allclose(found[info["key"]], pairs.max(1), atol=1e-12)
 
 
-def test_nan_metrics_are_left_out_of_means(audited: tuple[Path, dict[str, Any]]) -> None:
-    audit = pick_audit(open_storage(audited[0]), None)
-    assert audit is not None
+def test_nan_metrics_are_left_out_of_means(audited: Path) -> None:
+    audit = picked(audited)
     assert len(audit.of("boundary_f")) == 4
     assert audit.mean("boundary_f") == 0.5
     assert audit.mean("no such metric") is None
@@ -178,6 +232,28 @@ def test_choosing_prefers_extremes_then_previews() -> None:
     assert {"10", "11", "12"} < set(chosen)
     assert len(chosen) == 12
     assert choose(keys, set(), {}, 100, 20)[0] == keys
+
+
+def test_no_sample_is_both_worst_and_best() -> None:
+    for num in range(8):
+        scores = {str(n): n / 10 for n in range(num)}
+        _, worst, best = choose(sorted(scores), set(), scores, 60, 20)
+        assert not set(worst) & set(best)
+        assert len(worst) == len(best) == num // 2
+
+
+def test_charts_say_what_is_counted_and_each_k_has_a_bar(tmp_path: Path) -> None:
+    root = write_made(tmp_path / "made")
+    tops = {2: 0.25, 10: 0.5, 20: 0.75}
+    metrics = {"top_5": 0.6, **{f"top_5_k{k}": value for k, value in tops.items()}}
+    write_audit(root, "per-k", lambda _: Verdict(True, "", metrics), "2026-01-01T00:00:00+00:00")
+    html = render(root)
+    chart = html[html.index("Top-5 of each k alone") :]
+    heights = re.findall(r'<rect [^>]*height="([\d.]+)"><title>k = (\d+)', chart)
+    assert [int(k) for _, k in heights] == list(tops)
+    assert float(heights[2][0]) == pytest.approx(3 * float(heights[0][0]), abs=0.1)
+    for unit in ("images", "masks", "samples"):
+        assert f'<text x="4" y="11">{unit}</text>' in html
 
 
 def test_histograms_equal_numpys_over_everything() -> None:
@@ -198,60 +274,23 @@ def test_histograms_equal_numpys_over_everything() -> None:
         (lambda root: _truncate(root / "data/train-000000.tar"), "truncated"),
         (lambda root: _truncate(root / "previews/train-000000.tar"), "truncated"),
         (lambda root: (root / "metadata/train-000000.parquet").write_bytes(b"x"), "parquet"),
-        (lambda root: (root / "audit/made-audit/train-000000.parquet").write_bytes(b"x"), "audit"),
+        (lambda root: _garble(root / "audit/made-audit/train-000000.parquet"), "audit"),
     ],
 )
 def test_broken_datasets_are_one_clear_line(tmp_path: Path, damage: Any, message: str) -> None:
     root = write_made(tmp_path / "made")
-    write_audit(root)
+    write_made_audit(root)
     damage(root)
     with pytest.raises(ValueError, match=message) as caught:
         render(root)
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_audits_and_numbers_are_refused(audited: tuple[Path, dict[str, Any]]) -> None:
+def test_unknown_audits_and_numbers_are_refused(audited: Path) -> None:
     with pytest.raises(ValueError, match="It has made-audit"):
-        render(audited[0], audit="../made-audit")
+        render(audited, audit="../made-audit")
     with pytest.raises(ValueError, match="num must be at least 1"):
-        write_report(audited[0], num=0)
-
-
-@pytest.fixture(scope="module")
-def address(dataset: Path) -> Iterator[tuple[str, int]]:
-    write_report(dataset)
-    with make_server(dataset / "report") as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield "127.0.0.1", server.server_port
-        server.shutdown()
-
-
-def ask(address: tuple[str, int], method: str, path: str, **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*address, timeout=60)
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    answer = response.status, response.read()
-    connection.close()
-    return answer
-
-
-def test_the_server_knows_the_report_and_nothing_else(
-    dataset: Path, address: tuple[str, int]
-) -> None:
-    page = (dataset / "report" / "index.html").read_bytes()
-    assert ask(address, "GET", "/") == (200, page)
-    assert ask(address, "GET", "/index.html?x=1") == (200, page)
-    assert ask(address, "HEAD", "/") == (200, b"")
-    for path in ("/../manifest.json", "/%2e%2e/manifest.json", "//etc/passwd", "/report", "/."):
-        assert ask(address, "GET", path)[0] == 404
-    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        assert ask(address, method, "/")[0] == 501
-    assert ask(address, "GET", "/", Host="evil.example")[0] == 403
-
-
-def test_a_taken_port_is_one_clear_line(dataset: Path, address: tuple[str, int]) -> None:
-    with pytest.raises(OSError, match="must be free"):
-        make_server(dataset / "report", address[1])
+        write_report(audited, num=0)
 
 
 def test_bench_report_measures_a_process_of_its_own() -> None:
@@ -259,6 +298,10 @@ def test_bench_report_measures_a_process_of_its_own() -> None:
     assert result["samples"] == result["shown"] == 20
     assert result["peak_mb"] >= result["imports_mb"] > 50
     assert 0 < result["page_mb"] < 15
+
+
+def _garble(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
 
 
 def _truncate(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 For measuring and testing what reads datasets. Label maps are the argmax of smooth random fields,
 masks are merged from them as from real clusters, so counts, sizes and nesting are lifelike.
+Every file of a dataset is there (`synthgen verify --deep` finds nothing wrong), and audits can be
+added whose auditor is made too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,18 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from synthgen.config import Config, MaskConfig
-from synthgen.dataset.card import config_yaml
+from synthgen.dataset.audits import (
+    AuditMarker,
+    AuditRow,
+    audit_marker_bytes,
+    audit_marker_name,
+    dump_json,
+    summary_name,
+    table_bytes,
+    table_name,
+)
+from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import (
     Marker,
     build_manifest,
@@ -27,14 +41,15 @@ from synthgen.dataset.manifest import (
     metadata_name,
     preview_name,
     publish_manifest,
+    read_manifest,
     tar_name,
 )
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import encode_image, encode_record
-from synthgen.dataset.shards import ShardWriter
+from synthgen.dataset.shards import ShardWriter, Span, scan, spans
 from synthgen.segmentation.masks import build_masks
-from synthgen.types import Prompt, Record, Segmentation
+from synthgen.types import Prompt, Record, Segmentation, Verdict
 
 KS = (2, 5, 6, 10, 20)
 DIGEST = "0" * 64
@@ -106,58 +121,87 @@ def write_dataset(
         failures: Rows of failed samples, added to the last shard.
     """
     storage = open_storage(root)
-    encoded = [
-        (sample, encode_record(replace(sample.record, key="0" * 10), "jpg")) for sample in samples
-    ]
+    encoded = [_encode(sample) for sample in samples]
     markers = []
-    shards = [range(num)[start : start + shard_size] for start in range(0, num, shard_size)]
+    starts = range(0, max(num, 1), shard_size)
+    shards = [range(num)[start : start + shard_size] for start in starts]
     for index, numbers in enumerate(shards):
         keys = [f"{index:06d}{position:04d}" for position in range(len(numbers))]
         chosen = [encoded[number % len(encoded)] for number in numbers]
         failed = list(failures) if index == len(shards) - 1 else []
         markers.append(_write_shard(storage, f"train-{index:06d}", keys, chosen, failed))
     model: dict[str, Any] = {"id": "made", "revision": None, "sha256": {}}
-    identity = {"digest": DIGEST, "content": {"model": model}, "environments": [_ENVIRONMENT]}
-    storage.publish_bytes(json.dumps(identity).encode(), "identity.json")
-    storage.publish_bytes(config_yaml(Config(num=num), DIGEST).encode(), "config.yaml")
     times = {"finished": "2026-01-01T00:00:00+00:00", "seconds": {"generate": 1.5 * num}}
-    publish_manifest(storage, build_manifest(markers, DIGEST, [model], times))
+    manifest = build_manifest(markers, DIGEST, [model], times)
+    identity = {"digest": DIGEST, "content": {"model": model}, "environments": [_ENVIRONMENT]}
+    prompts = [sample.record.prompt for sample in samples]
+    tars = [tar_name(marker.name) for marker in markers]
+    for name, text in {
+        "identity.json": json.dumps(identity),
+        "config.yaml": config_yaml(Config(num=num), DIGEST),
+        "classes.json": json.dumps(class_table(prompts)),
+        "README.md": readme(Config(num=num), identity, tars, manifest),
+    }.items():
+        storage.publish_bytes(text.encode("utf-8"), name)
+    publish_manifest(storage, manifest)
+
+
+def write_audit(
+    root: Path,
+    audit_id: str,
+    judged: Callable[[int], Verdict],
+    finished: str,
+    every: int = 3,
+) -> None:
+    """Add a finished audit whose auditor sees every n-th of our own masks.
+
+    Args:
+        root: A dataset of ``write_dataset``.
+        audit_id: Name of the audit.
+        judged: Verdict of the n-th sample; all must have the same metrics.
+        finished: When its tables were done, ISO 8601.
+        every: The n of the masks that the auditor sees.
+    """
+    storage = open_storage(root)
+    rows: dict[str, list[AuditRow]] = {}
+    for number, sample in enumerate(open_dataset(root, masks=False)):
+        seen = _annotations(sample["json"]["segments"][::every], sample["mask"].shape)
+        row = AuditRow(sample["key"], judged(number), seen)
+        rows.setdefault(f"train-{sample['key'][:6]}", []).append(row)
+    manifest = read_manifest(storage)
+    assert manifest is not None, "write_dataset comes first"
+    for listed in (row for row in manifest["shards"] if not row["skipped"]):
+        name = listed["name"].removeprefix("data/").removesuffix(".tar")
+        table = table_bytes(rows[name], list(rows[name][0].verdict.metrics))
+        storage.publish_bytes(table, table_name(audit_id, name))
+        marker = _audit_marker(name, listed["sha256"], table, rows[name], finished)
+        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, name))
+    storage.publish_bytes(dump_json({"id": audit_id}), summary_name(audit_id))
 
 
 def _write_shard(
     storage: Storage,
     name: str,
     keys: Sequence[str],
-    samples: Sequence[tuple[MadeSample, dict[str, bytes]]],
+    samples: Sequence[_Encoded],
     failed: Sequence[Row],
 ) -> Marker:
-    rows = [_row(key, sample) for key, (sample, _) in zip(keys, samples, strict=True)]
-    with storage.staging() as folder:
-        writer, previews = ShardWriter(folder / "data"), ShardWriter(folder / "previews")
-        for key, (sample, members) in zip(keys, samples, strict=True):
-            info = json.loads(members["json"]) | {"key": key}
-            writer.write(key, {**members, "json": json.dumps(info).encode()})
-            if sample.preview:
-                previews.write(key, _preview(sample))
-        writer.close()
-        previews.close()
-        with (folder / "data").open("rb") as stream:
-            sha256, size = sha256_file(stream), stream.tell()
-        storage.publish(folder / "data", tar_name(name))
-        if previews.num_samples:
-            storage.publish(folder / "previews", preview_name(name))
+    size, sha256, places = _write_tars(storage, name, keys, samples) if keys else (0, "", {})
+    rows = [
+        replace(item.row, key=key, byte_offset=places[key].offset, byte_size=places[key].size)
+        for key, item in zip(keys, samples, strict=True)
+    ]
     storage.publish_bytes(rows_bytes([*rows, *failed]), metadata_name(name))
     counts = {"ok": len(rows), "failed": len(failed)}
-    reasons = dict(Counter(row.reason for row in failed))
     marker = Marker(
         name=name,
         config=DIGEST,
         planned=sum(counts.values()),
         counts=counts,
-        reasons=reasons,
+        reasons=dict(Counter(row.reason for row in failed)),
         bytes=size,
         sha256=sha256,
-        skipped=False,
+        skipped=not keys,
         batch_size=1,
         seconds={},
         created="",
@@ -167,13 +211,91 @@ def _write_shard(
     return marker
 
 
-def _row(key: str, sample: MadeSample) -> Row:
+def _write_tars(
+    storage: Storage, name: str, keys: Sequence[str], samples: Sequence[_Encoded]
+) -> tuple[int, str, dict[str, Span]]:
+    """Publish samples and previews; returns size, hash and the samples' places of the data."""
+    with storage.staging() as folder:
+        writer, previews = ShardWriter(folder / "data"), ShardWriter(folder / "previews")
+        for key, item in zip(keys, samples, strict=True):
+            text = json.dumps({**item.info, "key": key})
+            writer.write(key, {**item.members, "json": text.encode()})
+            if item.preview:
+                previews.write(key, item.preview)
+        writer.close()
+        previews.close()
+        with (folder / "data").open("rb") as stream:
+            places = {span.key: span for span in spans(scan(stream))}
+            stream.seek(0)
+            sha256, size = sha256_file(stream), stream.tell()
+        storage.publish(folder / "data", tar_name(name))
+        if previews.num_samples:
+            storage.publish(folder / "previews", preview_name(name))
+    return size, sha256, places
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A sample as bytes, made once and written under many keys."""
+
+    members: Mapping[str, bytes]
+    info: Mapping[str, Any]
+    preview: Mapping[str, bytes]
+    row: Row
+
+
+def _encode(sample: MadeSample) -> _Encoded:
+    members = encode_record(sample.record, "jpg")
+    preview = _preview(sample) if sample.preview else {}
+    return _Encoded(members, json.loads(members["json"]), preview, _row(sample))
+
+
+def _row(sample: MadeSample) -> Row:
     prompt = sample.record.prompt
     return Row(
-        *(key, "ok", "", "", prompt.id, prompt.text, prompt.class_names, 0, 1, 0),
+        *("", "ok", "", "", prompt.id, prompt.text, prompt.class_names, 0, 1, 0),
         num_segments=len(sample.record.mask_set),
         seconds_generate=1.5,
         seconds_segment=0.25,
+    )
+
+
+def _annotations(
+    segments: Sequence[Mapping[str, Any]], size: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Our own segments as an auditor would describe them."""
+    return [
+        {
+            "id": number,
+            "area": segment["area"],
+            "bbox": [float(side) for side in segment["bbox_xywh"]],
+            "segmentation": segment["rle"],
+            "predicted_iou": 0.9,
+            "stability_score": 0.95,
+            "point_coords": [],
+            "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
+            "label": "",
+        }
+        for number, segment in enumerate(segments, start=1)
+    ]
+
+
+def _audit_marker(
+    name: str, tar_sha256: str, table: bytes, rows: Sequence[AuditRow], finished: str
+) -> AuditMarker:
+    return AuditMarker(
+        name=name,
+        digest=DIGEST,
+        annotations_digest=DIGEST,
+        settings={"annotations": {"auditor": {"name": "made"}}},
+        tar_sha256=tar_sha256,
+        sha256=hashlib.sha256(table).hexdigest(),
+        bytes=len(table),
+        samples=len(rows),
+        reasons=dict(Counter(row.verdict.reason for row in rows if not row.verdict.keep)),
+        annotations_from="",
+        seconds={},
+        created=finished,
     )
 
 

@@ -13,7 +13,7 @@ Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
 def report(
     directory: Folder,
     audit: Annotated[
-        str | None, typer.Option(help="Id of the audit to show; the first one if left out.")
+        str | None, typer.Option(help="Id of the audit to show; the last one if left out.")
     ] = None,
     num: Annotated[int, typer.Option(help="Samples in the contact sheet and explorer.")] = 60,
     out: Annotated[
@@ -31,10 +31,11 @@ def view(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
     """Serve the report to the browser of this machine, read-only; made first if it is missing."""
-    from synthgen.report.page import PAGE, write_report
-    from synthgen.report.serve import ADDRESS, make_server
+    from synthgen.report.serve import ADDRESS, PAGE, make_server
 
     if not (directory / PAGE).is_file():
+        from synthgen.report.page import write_report  # slow to import
+
         typer.echo(write_report(directory))
     with make_server((directory / PAGE).parent, port) as server:
         typer.echo(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synthgen.dataset.publish import Storage
@@ -206,12 +207,15 @@ def table_bytes(rows: Iterable[AuditRow], metric_names: Sequence[str]) -> bytes:
     return stream.getvalue()
 
 
-def parse_table(content: bytes, annotations: bool = True) -> list[AuditRow]:
+def parse_table(
+    content: bytes, annotations: bool = True, keys: Sequence[str] | None = None
+) -> list[AuditRow]:
     """The rows of a table.
 
     Args:
         content: The parquet file.
         annotations: Also read the annotations, which are most of it.
+        keys: Only these samples; None: all.
 
     Raises:
         ValueError: If it is no such file.
@@ -219,8 +223,10 @@ def parse_table(content: bytes, annotations: bool = True) -> list[AuditRow]:
     try:
         names = pq.read_schema(io.BytesIO(content)).names
         wanted = [name for name in names if annotations or name != "annotations"]
-        rows = pq.read_table(io.BytesIO(content), columns=wanted).to_pylist()
-        return [_row(row) for row in rows]
+        table = pq.read_table(io.BytesIO(content), columns=wanted)
+        if keys is not None:
+            table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
+        return [_row(row) for row in table.to_pylist()]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         message = (str(error).splitlines() or [""])[0]
         raise ValueError(

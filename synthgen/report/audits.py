@@ -1,31 +1,69 @@
-"""What an audit left in ``audit/<id>/``, as far as a page needs it.
+"""What the audits of a dataset say, as far as a page needs it.
 
-Metrics and verdicts are read for all samples, the auditor's masks only for those that are shown.
+Several audits may stand in a dataset; without a wish the page shows the one that was finished
+last. Metrics and verdicts are read for all samples, the auditor's masks only for those shown.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
+from synthgen.dataset.audits import (
+    AuditRow,
+    audit_ids,
+    is_audited,
+    parse_table,
+    read_audit_marker,
+    summary_name,
+    table_name,
+)
 from synthgen.dataset.publish import Storage
 from synthgen.dataset.rle import decode_masks
 from synthgen.segmentation.masks import pairwise_iou
 
-AUDIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TOP_NS = (1, 3, 5, 10, 15)  # BL table 7
-_NO_METRICS = {"key", "keep", "reason", "annotations"}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An audit as it stands in a dataset.
+
+    Args:
+        id: Name of its folder.
+        shards: File stems of the shards that it is about, as they are now.
+        total: Shards with samples in the dataset.
+        created: When its last table was done, ISO 8601, UTC.
+        summary: Content of its summary.json; empty while it is unfinished.
+    """
+
+    id: str
+    shards: tuple[str, ...]
+    total: int
+    created: str
+    summary: Mapping[str, Any]
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words: ``finished 2026-11-21 07:29 UTC, 3 of 4 shards``."""
+        time = self.created[:16].replace("T", " ")
+        done = f"finished {time} UTC" if self.summary else "unfinished"
+        part = f", {len(self.shards)} of {self.total} shards"
+        return done + part * (len(self.shards) < self.total)
+
+    @property
+    def auditor(self) -> str:
+        """The auditor's name, empty where the summary does not say."""
+        tree: Any = self.summary
+        for name in ("settings", "annotations", "auditor", "name"):
+            tree = tree.get(name) if isinstance(tree, Mapping) else None
+        return str(tree or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +71,18 @@ class Audit:
     """Verdicts and metrics of every audited sample.
 
     Args:
-        id: Name of its folder.
+        standing: Which audit it is.
         keys: Samples, in order.
         keep: Whether each is kept.
         reasons: Why not; empty where kept.
         metrics: Values by name; NaN where a metric has no meaning.
-        summary: Content of its summary.json, empty without.
     """
 
-    id: str
+    standing: Standing
     keys: tuple[str, ...]
     keep: Bool[np.ndarray, " sample"]
     reasons: tuple[str, ...]
     metrics: Mapping[str, Float[np.ndarray, " sample"]]
-    summary: Mapping[str, Any]
 
     def of(self, name: str) -> Mapping[str, float]:
         """One metric by key; samples without it are left out."""
@@ -69,120 +105,111 @@ class Audit:
         return Counter(reason for keep, reason in pairs if not keep)
 
 
-def audit_ids(storage: Storage) -> list[str]:
-    """Audits that have results, by name."""
-    try:
-        found = storage.fs.ls(storage.path("audit"), detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
-    return [name for name in names if AUDIT_ID.fullmatch(name) and _tables(storage, name)]
+def standing_audits(storage: Storage, tars: Mapping[str, str]) -> list[Standing]:
+    """The audits that are about at least one shard: the one finished last first.
+
+    Unfinished ones (no summary) follow; of equal times the first name comes first.
+
+    Args:
+        storage: The dataset.
+        tars: File stem to tar hash of its shards with samples.
+    """
+    found = [_stand(storage, audit_id, tars) for audit_id in audit_ids(storage)]
+    some = [standing for standing in found if standing.shards]
+    return sorted(some, key=lambda s: (bool(s.summary), s.created), reverse=True)  # stable
 
 
-def pick_audit(storage: Storage, audit_id: str | None) -> Audit | None:
-    """The audit asked for; without an id the only one, or the first, or none.
+def pick_audit(standing: Sequence[Standing], audit_id: str | None) -> Standing | None:
+    """The audit asked for; without an id the first one, or none.
 
     Raises:
         ValueError: If the one asked for does not exist; those that do are named.
     """
-    known = audit_ids(storage)
     if audit_id is None:
-        return read_audit(storage, known[0]) if known else None
-    if audit_id not in known:
-        have = f"It has {', '.join(known)}." if known else "It has none: see 'synthgen audit'."
-        raise ValueError(
-            f"audit must be one of the dataset's audits. Got {audit_id!r:.60}. {have}"
-        )
-    return read_audit(storage, audit_id)
+        return standing[0] if standing else None
+    for item in standing:
+        if item.id == audit_id:
+            return item
+    names = ", ".join(item.id for item in standing)
+    have = f"It has {names}." if names else "It has none: see 'synthgen audit'."
+    raise ValueError(f"audit must be one of the dataset's audits. Got {audit_id!r:.60}. {have}")
 
 
-def read_audit(storage: Storage, audit_id: str) -> Audit:
+def read_audit(storage: Storage, standing: Standing) -> Audit:
     """All verdicts and metrics of an audit.
 
     Raises:
         ValueError: If one of its tables cannot be read.
     """
-    rows = [row for name in _tables(storage, audit_id) for row in _rows(storage, name)]
-    names = sorted({name for row in rows for name, v in row.items() if isinstance(v, int | float)})
+    parts = [_rows(storage, standing.id, shard) for shard in standing.shards]
+    names = sorted({name for rows in parts for row in rows[:1] for name in row.verdict.metrics})
+    rows = [row for part in parts for row in part]
     return Audit(
-        id=audit_id,
-        keys=tuple(str(row["key"]) for row in rows),
-        keep=np.array([bool(row["keep"]) for row in rows], dtype=bool),
-        reasons=tuple(str(row.get("reason") or "") for row in rows),
+        standing=standing,
+        keys=tuple(row.key for row in rows),
+        keep=np.array([row.verdict.keep for row in rows], dtype=bool),
+        reasons=tuple(row.verdict.reason for row in rows),
         metrics={
-            name: np.array([_number(row.get(name)) for row in rows], dtype=np.float64)
+            name: np.array([row.verdict.metrics.get(name, np.nan) for row in rows])
             for name in names
-            if name not in _NO_METRICS
         },
-        summary=_summary(storage, audit_id),
     )
 
 
 def auditor_ious(
-    storage: Storage, audit_id: str, shard: str, segments: Mapping[str, list[Mapping[str, Any]]]
+    storage: Storage, audit: Audit, shard: str, segments: Mapping[str, list[Mapping[str, Any]]]
 ) -> dict[str, list[float]]:
     """Best IoU of each of our masks with any mask of the auditor.
 
     Args:
         storage: The dataset.
-        audit_id: The audit.
+        audit: The audit.
         shard: Stem of the shard.
         segments: Our segments (with their ``rle``) by key.
 
     Returns:
         By key one number per segment, for the samples whose annotations are there.
     """
-    name = f"audit/{audit_id}/{shard}.parquet"
-    if storage.size(name) is None or not segments:
+    if shard not in audit.standing.shards or not segments:
         return {}
     found = {}
-    for row in _rows(storage, name, wanted=segments.keys()):
-        seen, ours = _annotation_rles(row.get("annotations")), segments[str(row["key"])]
-        if seen and ours:
+    for row in _rows(storage, audit.standing.id, shard, wanted=list(segments)):
+        ours = segments[row.key]
+        if row.annotations and ours:
             height, width = ours[0]["rle"]["size"]
+            seen = [record["segmentation"] for record in row.annotations]
             theirs = decode_masks(seen, height, width)
             masks = decode_masks([segment["rle"] for segment in ours], height, width)
-            found[str(row["key"])] = pairwise_iou(masks, theirs).max(1).tolist()
+            found[row.key] = pairwise_iou(masks, theirs).max(1).tolist()
     return found
 
 
-def _annotation_rles(value: Any) -> list[Mapping[str, Any]]:
-    """Run-length encodings of SA-1B records, given as JSON or as structs."""
-    records = json.loads(value) if isinstance(value, str) else value or []
-    return [record.get("segmentation", record.get("rle")) for record in records]
-
-
-def _tables(storage: Storage, audit_id: str) -> list[str]:
-    names = storage.names(f"audit/{audit_id}")
-    return [name for name in names if re.search(r"/train-[0-9]{6}\.parquet$", name)]
+def _stand(storage: Storage, audit_id: str, tars: Mapping[str, str]) -> Standing:
+    markers = [
+        marker
+        for shard, tar_sha256 in tars.items()
+        for marker in [read_audit_marker(storage, audit_id, shard)]
+        if marker is not None and is_audited(storage, audit_id, marker, tar_sha256)
+    ]
+    created = max((str(marker.created) for marker in markers), default="")
+    names = tuple(marker.name for marker in markers)
+    return Standing(audit_id, names, len(tars), created, _summary(storage, audit_id))
 
 
 def _rows(
-    storage: Storage, name: str, wanted: Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """Rows of a table: without annotations, or those of the wanted keys with them."""
+    storage: Storage, audit_id: str, shard: str, wanted: Sequence[str] | None = None
+) -> list[AuditRow]:
+    """Rows of a table: all without annotations, or those of the wanted keys with them."""
+    name = table_name(audit_id, shard)
     try:
-        file = pq.ParquetFile(io.BytesIO(storage.read(name) or b""))
-        columns = [c for c in file.schema_arrow.names if wanted is not None or c != "annotations"]
-        if not {"key", "keep"} <= set(columns):
-            raise ValueError(f"columns {columns}")
-        table = file.read(columns=columns)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        message = str(error).splitlines()[0]
-        raise ValueError(f"{name} must be a table of an audit. Got {message:.200}.") from None
-    if wanted is not None:
-        table = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted))))
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+        return parse_table(storage.read(name) or b"", wanted is not None, keys=wanted)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} Run 'synthgen audit' again.") from None
 
 
 def _summary(storage: Storage, audit_id: str) -> dict[str, Any]:
     try:
-        tree = json.loads(storage.read(f"audit/{audit_id}/summary.json") or b"{}")
+        tree = json.loads(storage.read(summary_name(audit_id)) or b"{}")
     except ValueError:
         return {}
     return tree if isinstance(tree, dict) else {}
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")

@@ -12,8 +12,8 @@ from math import isfinite
 
 from synthgen.report.overview import Histogram
 
-WIDTH, HEIGHT = 380, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 44
+WIDTH, HEIGHT = 380, 222  # as in the template's viewBox
+LEFT, RIGHT, TOP, BOTTOM = 46, 24, 24, 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Chart:
         title: What is shown.
         summary: The same in words, for those who do not see it.
         x_label: Under the horizontal axis.
+        y_label: Above the vertical axis.
         bars: Rectangles.
         x_ticks: Marks of the horizontal axis.
         y_ticks: Marks of the vertical axis, with grid lines.
@@ -62,6 +63,7 @@ class Chart:
     title: str
     summary: str
     x_label: str
+    y_label: str
     bars: tuple[Bar, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -76,14 +78,16 @@ class Chart:
 def histogram_chart(
     title: str,
     x_label: str,
+    y_label: str,
     series: Mapping[str, Histogram],
     ticks: Mapping[float, str],
 ) -> Chart:
     """A histogram; several series share their edges and stand side by side in each bin.
 
     Args:
-        title: What is counted.
+        title: What is shown.
         x_label: Quantity and unit.
+        y_label: What is counted.
         series: Histograms by name.
         ticks: Text at edges of bins.
     """
@@ -110,7 +114,8 @@ def histogram_chart(
     )
     names = tuple(series) if len(series) > 1 else ()
     summary = "; ".join(_in_words(name, histogram) for name, histogram in series.items())
-    return Chart(title, summary, x_label, tuple(bars), marks, _counts_axis(highest), names)
+    axis = _counts_axis(highest)
+    return Chart(title, summary, x_label, y_label, tuple(bars), marks, axis, names)
 
 
 def grouped_chart(
@@ -136,7 +141,8 @@ def grouped_chart(
                 bars.append(_bar(left + number * width, width, value, number, text))
     axis = tuple(Tick(_y(step / 5), f"{step / 5:.1f}") for step in range(6))
     summary = "; ".join(bar.text for bar in bars) or "no values"
-    return Chart(title, summary, x_label, tuple(bars), tuple(ticks), axis, tuple(names))
+    legend = tuple(names) if len(names) > 1 else ()
+    return Chart(title, summary, x_label, "mean", tuple(bars), tuple(ticks), axis, legend)
 
 
 def _bar(x: float, width: float, share: float, series: int, text: str) -> Bar:

@@ -60,7 +60,7 @@ def head_gallery(features: HeadFeatures) -> Figure:
 def cluster_strip(
     image: UInt8[np.ndarray, "height width 3"], segmentation: Segmentation
 ) -> Figure:
-    """The image and its clusters at each k (BL fig. 5), and the merged hierarchy's borders."""
+    """The image and its clusters at each k (BL fig. 5)."""
     tiles = [magnify(image)]
     tiles += [overlay(image, labels) for labels in segmentation.labels]
     return panel(tiles, ["image", *(f"k = {k}" for k in segmentation.ks)], len(tiles))
@@ -111,8 +111,8 @@ def hierarchy(
     titles = []
     for index, (members, parent) in enumerate(zip(mask_set.members, mask_set.parent, strict=True)):
         ks = ", ".join(str(k) for k in sorted({k for k, _ in members}))
-        inside = f" in {parent + 1}" if parent >= 0 else ""
-        titles.append(f"{index + 1}{inside}; k = {ks}")
+        inside = f" in mask {parent + 1}" if parent >= 0 else ""
+        titles.append(f"mask {index + 1}{inside}\nk = {ks}")
     return panel([highlight(image, mask) for mask in mask_set.masks], titles, columns)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -26,17 +27,36 @@ from synthgen.dataset.previews import Preview, preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
-from synthgen.report.audits import TOP_NS, Audit, auditor_ious, pick_audit
+from synthgen.report.audits import (
+    TOP_NS,
+    Audit,
+    auditor_ious,
+    pick_audit,
+    read_audit,
+    standing_audits,
+)
 from synthgen.report.charts import Chart, grouped_chart, histogram_chart
 from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_sample
 from synthgen.report.samples import BUDGET, Shown, choose, show
+from synthgen.report.serve import PAGE
 
-PAGE = "report/index.html"
 EXTREMES = 20
 _RIVALS = {"our masks": "", "chance (RGB+XY)": "chance_", "other images' masks": "others_"}
 """Whose Top-n is shown, and how their columns begin."""
 
+_MEANS = {
+    "hungarian": "one-to-one IoU",
+    "chance_hungarian": "one-to-one IoU, chance",
+    "boundary_f": "boundary F",
+    "coverage": "coverage",
+    "num_masks": "number of masks",
+    "chance_num_masks": "number of masks, chance",
+    "num_annotations": "number of auditor masks",
+}
+_PER_K = re.compile(r"top_5_k([0-9]+)")
+
 _DECADES = {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"}
+_SHARES = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}
 _PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
 
 
@@ -47,7 +67,7 @@ def write_report(
 
     Args:
         url: The dataset's folder.
-        audit: Which audit to show; None: the first, where there is one.
+        audit: Id of the audit to show; None: the one finished last, where there is one.
         num: Samples in the contact sheet and the explorer.
         out: Local file to write; None: ``report/index.html`` in the dataset.
 
@@ -83,7 +103,9 @@ def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
         overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
         with _named(preview_name(shard)):
             previewed |= set(preview_keys(storage, shard))
-    audit = pick_audit(storage, audit_id)
+    audits = standing_audits(storage, _tar_hashes(manifest))
+    picked = pick_audit(audits, audit_id)
+    audit = read_audit(storage, picked) if picked else None
     keys = [key for shard in shards for key in overview.keys[shard]]
     scores = audit.of("top_5") if audit else {}
     chosen, worst, best = choose(keys, previewed, scores, num, EXTREMES)
@@ -94,7 +116,8 @@ def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
         for sample in _read_shard(storage, shard, overview, set(chosen), audit, budget)
     ]
     context = _context(storage, manifest, overview, audit, shown, (worst, best))
-    return _template().render(**context)
+    others = [standing for standing in audits if standing is not picked]
+    return _template().render(**context, other_audits=others, audit_asked=audit_id is not None)
 
 
 def content_security_policy(script: str, style: str) -> str:
@@ -123,6 +146,12 @@ def _shard_names(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"train-{match[1]}"
 
 
+def _tar_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Tar hash by file stem of the shards that have samples."""
+    rows = zip(_shard_names(manifest), manifest["shards"], strict=True)
+    return {shard: str(row["sha256"]) for shard, row in rows if not row["skipped"]}
+
+
 def _read_shard(
     storage: Storage,
     shard: str,
@@ -147,7 +176,7 @@ def _read_shard(
             if span.key in wanted:
                 kept[span.key] = (members, info, coverage)
     segments = {key: info["segments"] for key, (_, info, _) in kept.items()}
-    ious = auditor_ious(storage, audit.id, shard, segments) if audit else {}
+    ious = auditor_ious(storage, audit, shard, segments) if audit else {}
     previews: dict[str, Preview] = dict(shard_previews(storage, shard, wanted))
     return [
         show(key, *content, previews.get(key), ious.get(key), budget)
@@ -213,17 +242,19 @@ def _charts(overview: Overview, audit: Audit | None) -> list[Chart]:
     seconds = {0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 100.0: "100 s"}
     return [
         *charts,
-        histogram_chart("Masks per image", "masks", {"images": overview.num_masks}, counts),
-        histogram_chart(
-            "Coverage", "share of the image in any mask", {"images": overview.coverage}, _PERCENT
+        _counted("Masks per image", "masks", "images", overview.num_masks, counts),
+        _counted(
+            "Coverage", "share of the image in any mask", "images", overview.coverage, _PERCENT
         ),
-        histogram_chart(
-            "Mask areas", "share of the image (logarithmic)", {"masks": overview.areas}, _DECADES
-        ),
-        histogram_chart(
-            "Time per sample", "seconds (logarithmic)", {"samples": overview.seconds}, seconds
-        ),
+        _counted("Mask areas", "share of the image (log)", "masks", overview.areas, _DECADES),
+        _counted("Time per sample", "seconds (log)", "samples", overview.seconds, seconds),
     ]
+
+
+def _counted(
+    title: str, x_label: str, unit: str, histogram: Histogram, ticks: Mapping[float, str]
+) -> Chart:
+    return histogram_chart(title, x_label, unit, {unit: histogram}, ticks)
 
 
 def _audit_charts(audit: Audit) -> Iterator[Chart]:
@@ -235,23 +266,30 @@ def _audit_charts(audit: Audit) -> Iterator[Chart]:
     groups = {
         f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in kinds.values()] for n in TOP_NS
     }
-    yield grouped_chart(
-        "Top-n (eq. 4), mean over samples", "largest auditor masks", groups, tuple(kinds)
-    )
+    yield grouped_chart("Top-n (eq. 4)", "largest masks of the auditor", groups, tuple(kinds))
+    per_k = {int(match[1]): name for name in audit.metrics if (match := _PER_K.fullmatch(name))}
+    alone = {f"k = {k}": [audit.mean(per_k[k])] for k in sorted(per_k)}
+    if any(value is not None for (value,) in alone.values()):
+        yield grouped_chart("Top-5 of each k alone", "number of clusters", alone, ("our masks",))
     series: dict[str, Histogram] = {}
     for name, prefix in kinds.items():
         histogram = Histogram(SHARE_EDGES)
         histogram.add(audit.of(f"{prefix}top_5").values())
         series |= {name: histogram} if histogram.total else {}
     if series:
-        yield histogram_chart("Top-5 per sample", "mean best IoU", series, _PERCENT)
+        yield histogram_chart("Top-5 per sample", "mean best IoU", "samples", series, _SHARES)
 
 
-def _means(audit: Audit) -> dict[str, float]:
-    """Means of the metrics that have one, but for those of the Top-n chart."""
-    names = [name for name in audit.metrics if "top_" not in name]
-    means = {name.replace("_", " "): audit.mean(name) for name in names}
-    return {name: value for name, value in means.items() if value is not None}
+def _means(audit: Audit) -> dict[str, str]:
+    """Means in words and digits: those that we know, then others but for the charts' Top-n."""
+    others = [name for name in audit.metrics if name not in _MEANS and "top_" not in name]
+    titles = {**_MEANS, **{name: name.replace("_", " ") for name in others}}
+    values = {title: audit.mean(name) for name, title in titles.items()}
+    return {
+        title: f"{value:.1f}" if "number" in title else f"{value:.3f}"
+        for title, value in values.items()
+        if value is not None
+    }
 
 
 def _highlights(identity: Mapping[str, Any]) -> dict[str, str]:

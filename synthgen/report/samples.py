@@ -68,7 +68,7 @@ def choose(
         previewed: Those with a preview.
         scores: Top-5 of those that were audited.
         num: Samples on the page.
-        extremes: Worst and best samples, each; at most a third of ``num``.
+        extremes: Worst and best samples, each; at most a third of ``num``, and no sample is both.
 
     Returns:
         Keys in order, worst first, best first.
@@ -78,7 +78,7 @@ def choose(
     """
     known = set(keys)
     ranked = sorted((score, key) for key, score in scores.items() if key in known)
-    extremes = min(extremes, num // 3, len(ranked))
+    extremes = min(extremes, num // 3, len(ranked) // 2)
     worst = [key for _, key in ranked[:extremes]]
     best = [key for _, key in ranked[::-1][:extremes]]
     chosen = set(worst) | set(best)

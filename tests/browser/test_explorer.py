@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_report import EMOJI, PROMPTS, RTL, SCRIPT, SIZE, write_audit, write_made
+from made_report import EMOJI, FAILURE, PROMPTS, RTL, SCRIPT, SIZE, write_made, write_made_audit
 from pycocotools import mask as coco
 
-from synthgen.bench.made_dataset import KS, make_sample
+from synthgen.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.dataset.loader import open_dataset
 from synthgen.report.page import write_report
 from synthgen.report.serve import make_server
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = SIZE
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_made(tmp_path_factory.mktemp("report") / "made")
-    write_audit(root)
+    write_made_audit(root)
     write_report(root)
     return root
 
@@ -203,6 +203,84 @@ def test_the_keyboard_reaches_everything(page: Any, samples: list[dict[str, Any]
     page.focus("#previous")
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector(f'canvas[data-ready="{samples[-1]["key"]}"]')
+
+
+def test_tab_goes_down_the_page_and_the_focus_is_seen(page: Any) -> None:
+    page.focus("#canvas")
+    page.keyboard.press("Enter")
+    num = page.locator("#chain button").count()
+    page.focus("#theme")
+    page.focus("#previous")
+    outline = "(({outlineStyle: s, outlineWidth: w}) => s === 'solid' && parseFloat(w) >= 2)"
+    names = []
+    for _ in range(num + 7):
+        seen = page.evaluate(f"{outline}(getComputedStyle(document.activeElement))")
+        assert seen or page.evaluate("document.activeElement.id") == "previous"
+        names.append(
+            page.evaluate("(e => e.id || e.dataset.mask || e.value)(document.activeElement)")
+        )
+        page.keyboard.press("Tab")
+    before, after = ["previous", "next", "canvas"], ["image", "overlay", "boundaries", "k"]
+    assert names[:3] == before
+    assert [int(name) for name in names[3 : 3 + num]] == chain(page)
+    assert names[3 + num :] == after
+
+
+def test_a_screen_reader_hears_names_and_states(page: Any) -> None:
+    slider = page.get_by_role("slider", name="Clusters", exact=True)
+    assert slider.get_attribute("aria-valuetext") == "merged hierarchy"
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == f"k = {KS[0]}"
+    picture = page.get_by_role("group", name="Picture")
+    for name in ("image", "PCA colors", "upsampling error"):
+        picture.get_by_role("radio", name=name, exact=True).check()
+    on_top = page.get_by_role("group", name="On top")
+    assert on_top.get_by_role("checkbox", name="boundaries").is_checked()
+    on_top.get_by_role("checkbox", name="overlay").check()
+    page.get_by_role("application").press("Enter")
+    masks = page.get_by_role("list", name="Masks at the star").get_by_role("button")
+    assert masks.count() == len(chain(page)) > 0
+    assert page.get_by_role("button", pressed=True).count() <= 1
+    assert page.get_by_role("status").filter(has_text="Pixel").count() == 1
+    for chart in page.get_by_role("img").all():
+        assert chart.evaluate(
+            "e => e.computedName ?? (e.alt || e.getAttribute('aria-labelledby'))"
+        )
+    page.get_by_role("button", name="Next sample").click()
+    page.get_by_text(re.compile("Sample 2 of 5")).wait_for()
+
+
+def test_letters_are_shortcuts_in_the_explorer_alone(
+    page: Any, samples: list[dict[str, Any]]
+) -> None:
+    page.focus("#theme")
+    page.keyboard.press("n")
+    page.wait_for_timeout(300)
+    assert page.locator(f'canvas[data-ready="{samples[0]["key"]}"]').count() == 1
+
+
+def test_the_chain_stays_while_the_pointer_goes_to_it(
+    page: Any, samples: list[dict[str, Any]]
+) -> None:
+    hover(page, 30, 30)
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Pixel 30')")
+    page.mouse.move(5, 5)
+    assert chain(page) == chain_by_pycocotools(samples[0], 30, 30)
+
+
+def test_a_dataset_without_a_sample_says_so(browser: Any, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "none", [make_sample(0, "x", SIZE)], 0, failures=[FAILURE])
+    write_report(tmp_path / "none")
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{tmp_path}/none/report/index.html")
+    assert page.get_by_text("No sample was generated").is_visible()
+    assert not page.is_visible("#canvas")
+    page.click("#theme")
+    assert page.inner_text("#theme") == "Theme: dark"
+    assert errors == []
+    page.close()
 
 
 def test_light_and_dark_by_preference_and_by_button(browser: Any, dataset: Path) -> None:

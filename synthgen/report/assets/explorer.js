@@ -89,27 +89,42 @@
 
   // ---- drawing ----------------------------------------------------------------------------
 
-  function layer(sample, rgba) {
-    const pixels = new ImageData(sample.width, sample.height);
-    for (let p = 0; p < sample.width * sample.height; p++) pixels.data.set(rgba(p), 4 * p);
+  // Colors are 32-bit words in the order of ImageData's bytes.
+  const rgba = (red, green, blue, alpha) => new Uint32Array(new Uint8ClampedArray([red, green, blue, alpha]).buffer)[0];
+  const TINTS = Uint32Array.from({ length: 256 }, (_, value) => rgba(...COLORS[value % COLORS.length], 160));
+  const DIM = Uint32Array.of(rgba(0, 0, 0, 130), 0);
+  const HIDE = Uint32Array.of(rgba(16, 20, 24, 225), 0);
+  const WHITE = rgba(255, 255, 255, 204), YELLOW = rgba(240, 228, 66, 255);
+
+  function canvasOf(words, width, height) {
     const small = document.createElement("canvas");
-    small.width = sample.width;
-    small.height = sample.height;
+    small.width = width;
+    small.height = height;
+    const pixels = new ImageData(new Uint8ClampedArray(words.buffer), width, height);
     small.getContext("2d").putImageData(pixels, 0, 0);
     return small;
   }
 
+  // One color per value, one pixel per value.
+  function layer({ width, height }, values, colors) {
+    const words = new Uint32Array(width * height);
+    for (let p = 0; p < words.length; p++) words[p] = colors[values[p]];
+    return canvasOf(words, width, height);
+  }
+
   // One canvas pixel along every border between different values.
-  function traceBorders(target, values, { width, height, scale }) {
-    target.beginPath();
+  function borders({ width, height, scale }, values, color) {
+    const across = width * scale, words = new Uint32Array(across * height * scale);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        const p = y * width + x;
-        if (x + 1 < width && values[p] !== values[p + 1]) target.rect((x + 1) * scale - 1, y * scale, 1, scale);
-        if (y + 1 < height && values[p] !== values[p + width]) target.rect(x * scale, (y + 1) * scale - 1, scale, 1);
+        const p = y * width + x, corner = y * scale * across + x * scale, last = scale - 1;
+        const right = x + 1 < width && values[p] !== values[p + 1];
+        const below = y + 1 < height && values[p] !== values[p + width];
+        for (let i = 0; right && i < scale; i++) words[corner + i * across + last] = color;
+        for (let i = 0; below && i < scale; i++) words[corner + last * across + i] = color;
       }
     }
-    target.fill();
+    return canvasOf(words, across, height * scale);
   }
 
   function traceStar([x, y], scale) {
@@ -135,6 +150,11 @@
     return map.map((value) => +(value === map[p]));
   }
 
+  function bordersAt(sample, position) {
+    sample.borders ??= [];
+    return sample.borders[position] ??= borders(sample, sample.maps[position], WHITE);
+  }
+
   function draw() {
     const sample = state.sample;
     if (!sample) return;
@@ -145,18 +165,14 @@
     context.imageSmoothingEnabled = false;
     context.drawImage(sample.pictures[view] || sample.pictures.image, 0, 0, canvas.width, canvas.height);
     if (byId("overlay").checked) {
-      const tint = layer(sample, (p) => (+slider.value || map[p] ? [...COLORS[map[p] % COLORS.length], 160] : [0, 0, 0, 0]));
-      context.drawImage(tint, 0, 0, canvas.width, canvas.height);
+      const tints = +slider.value ? TINTS : Uint32Array.from(TINTS, (tint, value) => (value ? tint : 0));
+      context.drawImage(layer(sample, map, tints), 0, 0, canvas.width, canvas.height);
     }
-    if (byId("boundaries").checked) {
-      context.fillStyle = "rgba(255, 255, 255, 0.8)";
-      traceBorders(context, map, sample);
-    }
+    if (byId("boundaries").checked) context.drawImage(bordersAt(sample, +slider.value), 0, 0);
     const lit = spotlight(sample);
     if (lit) {
-      context.drawImage(layer(sample, (p) => (lit[p] ? [0, 0, 0, 0] : [0, 0, 0, 130])), 0, 0, canvas.width, canvas.height);
-      context.fillStyle = "#f0e442";
-      traceBorders(context, lit, sample);
+      context.drawImage(layer(sample, lit, DIM), 0, 0, canvas.width, canvas.height);
+      context.drawImage(borders(sample, lit, YELLOW), 0, 0);
     }
     if (state.pixel) traceStar(state.pixel, sample.scale);
   }
@@ -176,20 +192,20 @@
     return node;
   }
 
+  // The picture where the mask is, dark elsewhere; small, and drawn once per mask.
   function thumbnail(sample, segment) {
     if (!segment.thumbnail) {
-      const small = layer(sample, (p) => (segment.mask[p] ? [0, 0, 0, 0] : [16, 20, 24, 225]));
+      const shrink = Math.min(1, 144 / Math.max(sample.width, sample.height));
+      const small = element("canvas");
+      small.width = Math.max(1, Math.round(sample.width * shrink));
+      small.height = Math.max(1, Math.round(sample.height * shrink));
       const target = small.getContext("2d");
-      target.globalCompositeOperation = "destination-over";
-      target.drawImage(sample.pictures.image, 0, 0, sample.width, sample.height);
+      target.drawImage(sample.pictures.image, 0, 0, small.width, small.height);
+      target.drawImage(layer(sample, segment.mask, HIDE), 0, 0, small.width, small.height);
+      small.setAttribute("aria-hidden", "true");
       segment.thumbnail = small;
     }
-    const copy = element("canvas");
-    copy.width = sample.width;
-    copy.height = sample.height;
-    copy.getContext("2d").drawImage(segment.thumbnail, 0, 0);
-    copy.setAttribute("aria-hidden", "true");
-    return copy;
+    return segment.thumbnail;
   }
 
   function chainItem(sample, segment) {
@@ -324,16 +340,13 @@
     canvas.addEventListener("pointermove", (event) => {
       if (state.sample && !state.fixed && event.pointerType !== "touch") pointAt(pixelOf(event));
     });
-    canvas.addEventListener("pointerleave", (event) => {
-      if (state.sample && !state.fixed && event.pointerType !== "touch" && document.activeElement !== canvas) pointAt(null);
-    });
     canvas.addEventListener("click", (event) => {
       if (!state.sample) return;
       state.fixed = event.detail > 0; // a tap or click fixes the star there
       pointAt(pixelOf(event));
     });
     canvas.addEventListener("keydown", (event) => state.sample && canvasKey(event));
-    document.addEventListener("keydown", sampleKey);
+    byId("explorer").addEventListener("keydown", sampleKey);
     slider.addEventListener("input", () => { nameLayer(); if (state.pixel) pointAt(state.pixel); else draw(); });
     for (const input of document.querySelectorAll('#overlay, #boundaries, input[name="view"]')) {
       input.addEventListener("change", () => state.sample && loadView());
