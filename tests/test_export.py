@@ -158,6 +158,11 @@ def test_labels_beside_the_dataset_are_used(tmp_path: Path) -> None:
     write_side_labels(tmp_path / "bare", "mine", {"train-000000": members})
     export(tmp_path / "labeled", tmp_path / "a", "ade")
     export(tmp_path / "bare", tmp_path / "b", "ade", labels="mine")
+    export(tmp_path / "bare", tmp_path / "masks", "coco")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("a", "b", "masks")]
+    told = ("labels: in its tars.", "labels: `labels/mine`.", "labels: none.")
+    assert all(words in card for words, card in zip(told, cards, strict=True))
+    assert ["Masks have no classes." in card for card in cards] == [False, False, True]
     same = {k: v for k, v in tree(tmp_path / "a", hidden=False).items() if "annotations" in k}
     assert len(same) == 2
     found = tree(tmp_path / "b", hidden=False)
@@ -333,6 +338,11 @@ def test_an_unknown_format_names_a_near_one_and_a_third_party_gives_its_own(
         export(world, tmp_path / "out", "cocco")
     assert not (tmp_path / "out").exists()
     export(world, tmp_path / "out", "test_export:NameExporter")
+    with pytest.raises(
+        ValueError, match=r"must have the methods shard, finish.* Got 'builtins:str'"
+    ):
+        export(world, tmp_path / "out2", "builtins:str")
+    assert not (tmp_path / "out2").exists()
     lines = (tmp_path / "out/names.txt").read_text().splitlines()
     assert lines == [sample["key"] for sample in open_dataset(world)]
 

@@ -18,6 +18,7 @@ def readme(
     settings: Mapping[str, Any],
     source: Mapping[str, Any],
     classes: Sequence[str],
+    labeled: bool,
     tally: Tally,
     near_duplicates: int,
     usage: str,
@@ -29,6 +30,7 @@ def readme(
         settings: What the export was asked for.
         source: ``digest``, ``models`` and ``license`` of the dataset it was made from.
         classes: Names in use.
+        labeled: Whether masks have classes.
         tally: Counts over all shards.
         near_duplicates: See `duplicates.count_near_duplicates`.
         usage: How to load it, Markdown.
@@ -39,6 +41,7 @@ def readme(
         "tags": ["synthetic", "segmentation"],
         "task_categories": ["image-segmentation"],
     }
+    settings = {**settings, "labels": _labels(settings["labels"], labeled)}
     text = _BODY.format(
         version=__version__,
         samples=sum(tally.splits.values()),
@@ -48,10 +51,16 @@ def readme(
         classes=_class_table(classes, tally),
         usage=usage.strip(),
         choices=_choices(settings, tally),
-        **settings,
+        objects=_OBJECTS if labeled else _MASKS,
         **source,
+        **settings,
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}"
+
+
+def _labels(label_id: str | None, labeled: bool) -> str:
+    """Where the classes come from, in words."""
+    return f"`labels/{label_id}`" if label_id else "in its tars" if labeled else "none"
 
 
 @functools.cache
@@ -111,6 +120,10 @@ def _cell(name: str) -> str:
     return " ".join(escaped.replace("|", "\\|").split())
 
 
+_OBJECTS = """Objects are connected components: two that touch are one, one that is hidden in part
+may be two."""
+_MASKS = """Masks have no classes. They overlap, from foreground to eye, so their shares may sum to
+more than the image."""
 _BODY = """
 # Synthetic segmentation dataset, format {format}
 
@@ -119,8 +132,8 @@ that model while it drew them. Nobody drew or checked a mask. Exported by synthg
 
 - Images: {samples} ({splits}), split {split} by a hash of the prompt: images of one prompt are
   never in two splits.
-- Near-duplicates: {near_duplicates} images have an earlier one that differs in at most {distance}
-  of 64 bits of a perceptual hash.
+- Near-duplicates: {near_duplicates} images have an earlier one that differs in at most
+  {distance} of 64 bits of a perceptual hash.
 - {choices}
 - Model: {models}. Its biases are those of the images. Images were not screened.
 - License: {license} (that of the model).
@@ -130,7 +143,7 @@ that model while it drew them. Nobody drew or checked a mask. Exported by synthg
 
 {classes}
 
-Objects are connected components: two that touch are one, one that is hidden in part may be two.
+{objects}
 
 ## Use
 

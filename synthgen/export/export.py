@@ -124,6 +124,11 @@ class ExportPlan:
         )
         self.splits = context.splits
         self.exporter: Exporter = make_exporter(context)
+        if not isinstance(self.exporter, Exporter):
+            raise ValueError(
+                f"A format must have the methods shard, finish, usage and metadata; see "
+                f"synthgen.export.format. Got {format!r}."
+            )
         self._claim()
 
     def finished(self) -> dict[str, Any] | None:
@@ -188,6 +193,7 @@ class ExportPlan:
             self.settings,
             self.origin,
             list(self.source.classes.values()),
+            self.source.labeled,
             tally,
             near,
             self.exporter.usage(),

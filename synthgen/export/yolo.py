@@ -49,7 +49,8 @@ class YoloExporter(Exporter):
 
     def usage(self) -> str:
         """With ultralytics."""
-        return """Without a val split, `data.yaml` names the training images in its place.
+        return """Without a val split, `data.yaml` names the training images in its place. Polygons
+run half-way between pixel centers; ultralytics rounds them to whole pixels.
 
 ```python
 from ultralytics import YOLO
