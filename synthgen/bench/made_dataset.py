@@ -134,13 +134,14 @@ def write_dataset(
     times = {"finished": "2026-01-01T00:00:00+00:00", "seconds": {"generate": 1.5 * num}}
     manifest = build_manifest(markers, DIGEST, [model], times)
     identity = {"digest": DIGEST, "content": {"model": model}, "environments": [_ENVIRONMENT]}
+    config = Config(num=num + len(failures))
     prompts = [sample.record.prompt for sample in samples]
     tars = [tar_name(marker.name) for marker in markers]
     for name, text in {
         "identity.json": json.dumps(identity),
-        "config.yaml": config_yaml(Config(num=num), DIGEST),
+        "config.yaml": config_yaml(config, DIGEST),
         "classes.json": json.dumps(class_table(prompts)),
-        "README.md": readme(Config(num=num), identity, tars, manifest),
+        "README.md": readme(config, identity, tars, manifest),
     }.items():
         storage.publish_bytes(text.encode("utf-8"), name)
     publish_manifest(storage, manifest)
