@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthgen.cli.generate import JsonLogs, request_stop
+from synthgen.cli.display import show_progress
+from synthgen.cli.generate import JsonLogs, Set, request_stop
 from synthgen.cli.training_display import show_training
 
 if TYPE_CHECKING:
@@ -97,10 +98,14 @@ def train(
 
 @app.command()
 def downstream(
-    data: Annotated[str, typer.Option(metavar="DIR", help="Labeled dataset of scenes.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Labeled dataset of scenes; default: it is made first."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
         "synthgen-downstream"
     ),
+    overrides: Set = None,
     labels: Labels = None,
     audited: Audited = None,
     found_only: FoundOnly = False,
@@ -131,6 +136,8 @@ def downstream(
 
     Examples:
 
+      synthgen evaluate downstream --set labeling.refiner=guided
+
       synthgen evaluate downstream --data data/scenes --out runs/downstream
 
       synthgen evaluate downstream --data data/scenes --labels propagate-1 --tuning --seeds 1
@@ -144,6 +151,8 @@ def downstream(
     from synthgen.evaluation.downstream_report import markdown, write_downstream
     from synthgen.evaluation.trainer import TrainSettings
 
+    _stop_on_signals()
+    data = data or _generate(out / "synthetic", num, overrides or [], json_logs)
     settings = DownstreamSettings(
         synthetic=SyntheticData(str(Path(data).resolve()), labels, audited, found_only),
         num=num,
@@ -162,7 +171,6 @@ def downstream(
             device=_device(device),
         ),
     )
-    _stop_on_signals()
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
     written = write_downstream(out, result)
@@ -227,6 +235,18 @@ def _images(
     if for_training:
         return rendered_images(folder, num or NUM_SCENES, FIRST_RENDERED)
     return rendered_images(folder, num or NUM_VAL_SCENES, TUNING_SEEDS.start)
+
+
+def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> str:
+    """The labeled dataset that this comparison makes for itself, or finishes."""
+    from synthgen import run
+    from synthgen.config import load
+
+    config = load(overrides=[f"num={num}", "labeling.method=clusters", *overrides])
+    specs = run.plan(config)
+    with show_progress(sum(len(spec.samples) for spec in specs), len(specs), json_logs):
+        run.generate(config, out)
+    return str(out)
 
 
 def _device(name: str) -> str:

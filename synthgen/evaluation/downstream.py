@@ -124,12 +124,16 @@ def evaluate_downstream(
 
 def run_arm(out: Path, settings: DownstreamSettings, arm: str, seed: int) -> None:
     """One training; goes on where it was stopped."""
-    torch.set_num_threads(settings.threads)
     data = load_data(out, settings, 1)
     training = replace(settings.training, seed=seed)
     sources = [data[name] for name in ARMS[arm]]
-    for _ in train(sources, data["test"], run_folder(out, arm, seed), training):
-        pass  # progress is reported
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        for _ in train(sources, data["test"], run_folder(out, arm, seed), training):
+            pass  # progress is reported
+    finally:
+        torch.set_num_threads(threads)
 
 
 def load_data(out: Path, settings: DownstreamSettings, workers: int) -> dict[str, LabeledImages]:

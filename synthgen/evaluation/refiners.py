@@ -93,8 +93,8 @@ def degrade_truth(
         grid: Cells along each side.
 
     >>> coarse, error = degrade_truth(np.array([[1, 0, 0, 0], [1, 1, 0, 0]] * 2, np.uint8), 2)
-    >>> coarse[0].tolist(), error[0].round(2).tolist()
-    ([1, 1, 0, 0], [0.0, 0.19, 0.19, 0.0])
+    >>> coarse[0].tolist(), (error[0] * 16).tolist()
+    ([1, 1, 0, 0], [0.0, 3.0, 3.0, 0.0])
     """
     classes = np.unique(semantic)
     height, width = (side // grid for side in semantic.shape)

@@ -126,17 +126,17 @@ def train(
     state = _create(settings, len(names))
     _load(state, folder, identity)
     every = settings.validate_every or epoch_steps(sources, settings.batch)
-    while state.step < settings.steps:
-        try:
+    try:
+        while state.step < settings.steps:
             progress.report("step", step=state.step, steps=settings.steps)
-        except progress.Stopped:
-            _save(state, folder, identity)
-            raise
-        _step(state, sources, settings)
-        if state.step % every == 0 or state.step == settings.steps:
-            yield _validate(state, validation, settings)
-        if state.step % save_every == 0 or state.step == settings.steps:
-            _save(state, folder, identity)
+            _step(state, sources, settings)
+            if state.step % every == 0 or state.step == settings.steps:
+                yield _validate(state, validation, settings)
+            if state.step % save_every == 0 or state.step == settings.steps:
+                _save(state, folder, identity)
+    except progress.Stopped:
+        _save(state, folder, identity)
+        raise
 
 
 def finished_history(
