@@ -339,10 +339,13 @@ def test_settings_of_an_audit_are_no_part_of_a_dataset() -> None:
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_the_command_prints_ours_beside_the_baselines_and_fails_by_exit_code(world: Path) -> None:
+def test_the_command_prints_ours_beside_the_baselines_and_fails_by_exit_code(
+    world: Path, tmp_path: Path
+) -> None:
     command = ["audit", str(world), "--auditor", "truth_world:load_truth", "-s", "chance=false"]
-    done = CliRunner().invoke(app, [*command, "--id", "mine"])
+    done = CliRunner().invoke(app, [*command, "--id", "mine", "--sa1b", str(tmp_path / "sa1b")])
     assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "sa1b").glob("sa_*.json"))) == 7
     assert "Audit mine of 7 samples" in done.output
     assert "Top-15" in done.output
     assert f"synthgen.open_dataset({str(world)!r}, audited='mine')" in done.output

@@ -44,6 +44,10 @@ def audit(
     max_failed: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Exit code 4 if a larger share is rejected.")
     ] = MAX_FAILED,
+    sa1b: Annotated[
+        Path | None,
+        typer.Option(help="Also write what was kept here: images, and the auditor's masks."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The summary as one JSON object on standard output.")
     ] = False,
@@ -60,7 +64,7 @@ def audit(
 
       synthgen audit data/voc --auditor sam --checkpoint sam_vit_h_4b8939.pth
 
-      synthgen audit data/scenes --set verdict.min_top_n=0.5 --id strict
+      synthgen audit data/scenes --set verdict.min_top_n=0.5 --id strict --sa1b data/sa1b
     """
     given = {"name": auditor, "checkpoint": checkpoint, "sha256": sha256}
     settings = load_audit(
@@ -71,7 +75,17 @@ def audit(
         print(json.dumps(summary), flush=True)
     else:
         show_summary(summary, out)
+    if sa1b is not None:
+        _export(summary, out, sa1b)
     conclude(summary, max_failed)
+
+
+def _export(summary: dict[str, Any], out: str, folder: Path) -> None:
+    """Write the auditor's masks of what was kept in the layout of SA-1B."""
+    from synthgen.auditing.annotations import export_sa1b
+
+    written = export_sa1b(out, summary["id"], folder)
+    typer.echo(f"  SA-1B         {folder}  ({written} images)", err=True)
 
 
 def run_audit(
