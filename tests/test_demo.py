@@ -43,6 +43,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_demo(out)
     assert done.returncode == 0, done.stderr
     assert "contact-sheet.png" in done.stdout
+    assert f"Report: {out / 'report' / 'index.html'}" in done.stdout
     return out
 
 
@@ -89,9 +90,14 @@ def test_third_party_readers_read_every_sample(demo: Path, name: str) -> None:
     assert READERS[name](demo) == 4
 
 
-def test_masks_are_more_than_clusters_of_color(demo: Path) -> None:
-    for path in sorted((demo / "stats").glob("*.json")):
-        assert json.loads(path.read_text())["counts"].get("failed", 0) == 0
+def test_the_audit_puts_our_masks_above_chance_and_above_other_images_masks(demo: Path) -> None:
+    (path,) = demo.glob("audit/*/summary.json")
+    summary = json.loads(path.read_text())
+    means = summary["means"]
+    assert summary["totals"]["samples"] == 4
+    assert means["top_5"] > means["chance_top_5"]
+    assert means["top_5"] > means["others_top_5"] + 0.1
+    assert path.parent.name in (demo / "report" / "index.html").read_text()
 
 
 def test_readme_install_commands_name_what_exists() -> None:
@@ -110,7 +116,9 @@ def test_readme_install_commands_name_what_exists() -> None:
 @pytest.mark.parametrize("line", [x for x in bash_lines() if x.startswith("synthgen ")])
 def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demo.parent)
-    words = shlex.split(line.replace("data/scenes ", f"{demo} "))[1:]
+    words = shlex.split(line)[1:]
+    if words[0] != "generate":
+        words = [str(demo) if word == "data/scenes" else word for word in words]
     if words[0] == "generate":
         prompts = demo.parent / "my-prompts.jsonl"
         prompts.write_text('{"prompt": "a red ball", "classes": ["ball"]}\n')
@@ -119,8 +127,10 @@ def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.Monkey
         settings = [w for w in words if "=" in w]
         words = [w for w in words if w not in settings] + ["--dry-run"]
         words += [x for s in settings for x in ("--set", s)]
-    elif words[0] == "bench":
+    elif words[0] in {"bench", "study"}:
         words = [*words[:2], "--help"]
+    elif words[0] == "view" or any(word.endswith(".pth") for word in words):
+        words = [words[0], "--help"]  # serves until it is stopped; weights that are not here
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output + str(result.exception)
 
@@ -130,6 +140,7 @@ def test_readme_snippets_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (demo.parent / "data" / "scenes").symlink_to(demo)
     monkeypatch.chdir(demo.parent)
     monkeypatch.syspath_prepend(str(demo.parent))
+    assert CliRunner().invoke(app, ["audit", str(demo), "--id", "sam"]).exit_code == 0
     snippets = blocks("python")
     assert len(snippets) >= 3
     for number, snippet in enumerate(snippets):

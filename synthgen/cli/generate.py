@@ -84,14 +84,16 @@ def demo(
     workers: Workers = 1,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Make a small dataset with the embedded model: no network, no GPU, about a minute."""
+    """Make, audit and show a small dataset with the embedded models, offline, in a minute."""
     from synthgen.dataset.contact_sheet import write_contact_sheet
+    from synthgen.report.page import write_report
 
     config = load(overrides=[*DEMO_OVERRIDES, f"num={num}"])
     manifest = execute(config, out, engine, "threads", workers, False, json_logs)
     sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
     typer.echo(f"  contact sheet  {sheet}")
-    typer.echo(f"  in Python      synthgen.open_dataset({str(out)!r})")
+    _audit(out, "scenes-sam", json_logs)
+    typer.echo(f"Report: {write_report(out)}  (or: synthgen view {out})")
     _conclude(manifest, out)
 
 
