@@ -370,6 +370,13 @@ def test_more_images_keep_the_others(finished: Path, tiny_study: Config, tmp_pat
     assert "2 drawn" in path.read_text()
 
 
+def test_a_study_is_not_concluded_before_its_rows_are_scored(
+    tiny_study: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="Got 3 images with missing rows, from 0000000000 on"):
+        conclude(prepare(["layers"], tiny_study, HALVES, tmp_path))
+
+
 def test_other_settings_have_other_scores(tiny_study: Config, tmp_path: Path) -> None:
     plain = prepare(["layers"], tiny_study, HALVES, tmp_path)
     segmentation = tiny_study.segmentation.model_copy(update={"method": "head-average"})

@@ -180,6 +180,7 @@ def test_images_without_a_value_are_left_out_and_one_image_proves_nothing() -> N
     (one,) = paired_intervals(np.array([[0.6, 0.9, np.nan]]), reference)
     assert (one.mean, one.is_real) == (pytest.approx(0.1), False)
     assert str(one) == "+0.100"
+    assert str(Interval(-1e-5, -2e-5, 0.25)) == "+0.000 [0.000, 0.250]"
     (none,) = paired_intervals(np.full((1, 3), np.nan), reference)
     assert (str(none), none.is_real) == ("–", False)
 
@@ -302,6 +303,11 @@ def test_markdown_shows_the_papers_figure_for_its_backbone_alone() -> None:
     assert "(0.85)" not in study_markdown(made_results("layers", lambda s: 0.0, is_sd21=False))
     m2f = replace(made_results("layers", lambda s: 0.0), family="M2F")
     assert "(0.81)" in study_markdown(m2f)
+
+
+def test_few_images_are_said_to_be_few() -> None:
+    assert "hints only" in study_markdown(made_results("layers", lambda s: 0.0, num=19))
+    assert "hints only" not in study_markdown(made_results("layers", lambda s: 0.0, num=20))
 
 
 def test_real_differences_are_bold() -> None:

@@ -17,6 +17,9 @@ from jaxtyping import Float
 DRAWS = 10_000
 LEVEL = 0.95
 
+FEW = 20
+"""With fewer images the percentiles lie too close to the mean: intervals are hints then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -34,9 +37,8 @@ class Interval:
     def __str__(self) -> str:
         if np.isnan(self.mean):
             return "–"
-        if np.isnan(self.low):
-            return f"{self.mean:+.3f}"
-        return f"{self.mean:+.3f} [{self.low:.3f}, {self.high:.3f}]"
+        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
+        return f"{mean:+.3f}" if np.isnan(low) else f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
 
 
 def paired_intervals(

@@ -76,8 +76,8 @@ def _sentence(results: Results, claim: Claim) -> str:
     parts = [f"{claim.text}: **{verdict(interval, claim.margin)}**, Top-{claim.n} {interval}"]
     paper = paper_difference(results, claim)
     if paper is not None:
-        parts.append(f"in the paper {paper:+.2f}")
-    known = [name for name in TRUTH if name in results.names]
+        parts.append(f"in the paper {round(paper, 2) + 0.0:+.2f}")
+    known = [name for name in TRUTH if name in results.names and claim.n == 5]
     parts += [f"{TRUTH[name]} {difference(results, claim, name)}" for name in known]
     return "; ".join(parts) + "."
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from synthgen.auditing.judge import TOPS
-from synthgen.study.bootstrap import Interval, paired_intervals
+from synthgen.study.bootstrap import FEW, Interval, paired_intervals
 from synthgen.study.claims import TRUTH, sentences
 from synthgen.study.results import Results
 from synthgen.study.settings import STUDIES, Row, StudyName
@@ -51,6 +51,8 @@ def _facts(results: Results) -> dict[str, str]:
         "Δ": f"paired difference to row {reference} with a 95 % bootstrap interval over the "
         "images; bold where it leaves out zero",
     }
+    if num < FEW:
+        facts["Δ"] += f"; with fewer than {FEW} images the intervals are too narrow: hints only"
     if any(len(row.papers) > 1 for row in papers):
         facts["ID"] = "rows of the paper that are one setting on this model stand together"
     if results.is_sd21:

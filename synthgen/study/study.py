@@ -17,6 +17,7 @@ from typing import Any
 from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AUDIT_VERSION
 from synthgen.config import ALGORITHM_VERSION, AuditorConfig, CaptureConfig, Config, digest
+from synthgen.dataset.publish import Storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.selection import attention_layers, select_layers
@@ -154,14 +155,10 @@ def prepare(
     layers = attention_layers(backbone.pipeline.unet, backbone.latent_size(*size))
     layout = model_layout(layers, size)
     rows = {name: study_rows(name, layout) for name in dict.fromkeys(names)}
-    wanted = needed_layers(row for own in rows.values() for row in own)
-    kept = {"layers": wanted, "grids": None, "heatmaps": "none", "device": "cpu"}
-    settings = config.capture.model_copy(update=kept)
+    settings = _capture_settings(config, rows)
     chosen = select_layers(layers, settings)
     identity = images_identity(backbone, config, source)
-    folder = (scratch or out / "scratch") / digest(identity)[:16]
-    storage = local_storage(folder)
-    captures = Captures(storage, frozenset(layer.name for layer in chosen))
+    storage = local_storage((scratch or out / "scratch") / digest(identity)[:16])
     sees = {"name": TRUTH} if loaded is None else dict(loaded.identity)
     judged = {"auditor": sees, **_judged(config, source)}
     prepared = Prepared(
@@ -171,16 +168,14 @@ def prepare(
         batches=groups,
         rows=rows,
         capture=settings,
-        captures=captures,
+        captures=Captures(storage, frozenset(layer.name for layer in chosen)),
         scores=Scores(storage, f"scores-{_digest(judged)}"),
         judge=Judge(storage, f"annotations-{_digest(sees)}", loaded, source == "rendered"),
         about=_about(backbone, config, auditor, source),
     )
-    missing = [key for key in _unscored(prepared) if not captures.stands(key)]
+    missing = [key for key in _unscored(prepared) if not prepared.captures.stands(key)]
     check_scratch(capture_bytes(chosen, settings), len(missing), scratch_gb)
-    for name, content in (("identity", identity), (prepared.scores.folder, judged)):
-        described = json.dumps(redact_tree(content), indent=1) + "\n"
-        storage.publish_bytes(described.encode(), f"{name}.json")
+    _describe(storage, {"identity": identity, prepared.scores.folder: judged})
     return prepared
 
 
@@ -214,8 +209,13 @@ def conclude(prepared: Prepared) -> list[Path]:
     """Write the tables of every study; returns the Markdown files.
 
     Raises:
-        RuntimeError: If not a single image could be made.
+        RuntimeError: If rows are missing, or not a single image could be made.
     """
+    if missing := [key for key in _unscored(prepared) if not prepared.captures.failure(key)]:
+        raise RuntimeError(
+            f"Every row must be scored before a study is concluded. Got {len(missing)} images "
+            f"with missing rows, from {missing[0]} on. Run the same command again."
+        )
     storage, written = local_storage(prepared.out), []
     for name in prepared.rows:
         results = collect(prepared, name)
@@ -252,6 +252,20 @@ def collect(prepared: Prepared, name: StudyName) -> Results:
         is_sd21=_is_sd21(load_backbone(prepared.config.model)),
         family=_family(prepared.about["auditor"]),
     )
+
+
+def _capture_settings(config: Config, rows: Mapping[StudyName, tuple[Row, ...]]) -> CaptureConfig:
+    """What must be captured of every image so that every row can be made from it."""
+    wanted = needed_layers(row for own in rows.values() for row in own)
+    kept = {"layers": wanted, "grids": None, "heatmaps": "none", "device": "cpu"}
+    return config.capture.model_copy(update=kept)
+
+
+def _describe(storage: Storage, contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write down what the digests in the names of folders stand for."""
+    for name, content in contents.items():
+        described = json.dumps(redact_tree(content), indent=1) + "\n"
+        storage.publish_bytes(described.encode(), f"{name}.json")
 
 
 def _unscored(prepared: Prepared) -> list[str]:
