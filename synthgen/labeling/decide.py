@@ -3,6 +3,11 @@
 Nothing is painted for being prompted. A class is *there* if its share of the heat is large enough
 over enough of the image; classes that are not there leave the comparison. The background is a row
 like any other. Where the best row is not ahead of the second by the margin, the label is 255.
+
+Limit, measured on 12 tuning scenes of the embedded model: classes that were put behind a caption
+and are not in the image draw as much heat as those that are (area under the ROC curve .43 to .57
+for nine statistics of their maps), so the presence test finds faint classes, not foreign ones.
+LS reports the same of Stable Diffusion: cross-attention is to be asked for classes that are there.
 """
 
 from __future__ import annotations

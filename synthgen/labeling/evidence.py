@@ -2,8 +2,9 @@
 
 Heat is cross-attention: how strongly each place attends to each class's tokens, and, as row 0,
 to the start-of-text token, which gathers what no word of the text names (LS section 4.1, after
-Chen et al.); that row is scaled, since it is on another level than the words'. Scores are shares:
-a row's part of all rows at the same place, so that they compare over places, images and methods.
+Chen et al.). Models give that token anything from 3 % to nearly all of the attention, so its map
+is brought to the mean level of the class maps before a factor is applied. Scores are shares: a
+row's part of all rows at the same place, so that they compare over places, images and methods.
 """
 
 from __future__ import annotations
@@ -67,22 +68,24 @@ class Labeler(Protocol):
 def class_heat(
     heatmaps: Heatmaps, background: float
 ) -> Float[np.ndarray, "row grid_height grid_width"]:
-    """Background and class heat; without a background map, row 0 is the classes' mean.
+    """Background and class heat; without a background map, row 0 is constant.
 
     Args:
         heatmaps: Cross-attention of the image to its classes.
-        background: Factor of the start-of-text token's map.
+        background: Mean of row 0, as a multiple of the mean of the class maps.
 
-    >>> maps = Heatmaps(("cat",), torch.ones(1, 1, 2), torch.full((1, 2), 4.0))
-    >>> class_heat(maps, 0.25).tolist()
-    [[[1.0, 1.0]], [[1.0, 1.0]]]
+    >>> maps = Heatmaps(("cat",), torch.ones(1, 1, 2), torch.tensor([[2.0, 6.0]]))
+    >>> class_heat(maps, 0.5).tolist()
+    [[[0.25, 0.75]], [[1.0, 1.0]]]
     """
     classes = heatmaps.values.float().cpu().numpy()
-    if heatmaps.background is None:
-        rest = classes.mean((1, 2), keepdims=True).mean(0)
-        return np.concatenate([np.broadcast_to(rest, classes.shape[1:])[None], classes])
-    rest = background * heatmaps.background.float().cpu().numpy()
-    return np.concatenate([rest[None], classes])
+    rest = np.ones(classes.shape[1:], dtype=np.float32)
+    if heatmaps.background is not None:
+        rest = heatmaps.background.float().cpu().numpy()
+    level = background * classes.mean() / max(float(rest.mean()), 1e-12)
+    heat: Float[np.ndarray, "row grid_height grid_width"]
+    heat = np.concatenate([np.float32(level) * rest[None], classes])
+    return heat
 
 
 def upsample(
