@@ -354,11 +354,14 @@ def test_methods_that_lack_what_they_need_say_so() -> None:
         label_sample(planted_segmentation(), heat, None, LabelConfig(method="cluster"), image)
 
 
-def test_heat_without_a_background_map_has_the_mean_in_its_place() -> None:
-    values = torch.rand(2, 3, 4)
-    heat = class_heat(Heatmaps(("a", "b"), values), 0.5)
-    np.testing.assert_allclose(heat[0], values.mean().item(), rtol=1e-6)
+def test_the_background_is_on_the_level_of_the_classes() -> None:
+    values, start = torch.rand(2, 3, 4), 0.9 + 0.1 * torch.rand(3, 4)
+    heat = class_heat(Heatmaps(("a", "b"), values, start), 1.5)
+    assert heat[0].mean() == pytest.approx(1.5 * values.mean().item(), rel=1e-5)
+    np.testing.assert_allclose(heat[0] / heat[0, 0, 0], (start / start[0, 0]).numpy(), rtol=1e-5)
     np.testing.assert_array_equal(heat[1:], values.numpy())
+    constant = class_heat(Heatmaps(("a", "b"), values), 0.5)
+    np.testing.assert_allclose(constant[0], 0.5 * values.mean().item(), rtol=1e-5)
 
 
 # --- what is recorded -------------------------------------------------------------------------
@@ -448,11 +451,17 @@ def test_only_labeling_changes_what_is_recorded() -> None:
     from synthgen.config import CaptureConfig, Config
 
     capture = CaptureConfig(heatmaps="prompt")
-    assert map_request(capture, None).source == "prompt"
-    assert map_request(capture, LabelConfig()).capture is None
-    chosen = map_request(capture, LabelConfig(method="propagate"))
+    sides = {8, 16, 32, 64}
+    assert map_request(capture, None, sides).source == "prompt"
+    assert map_request(capture, LabelConfig(), sides).capture is None
+    chosen = map_request(capture, LabelConfig(method="propagate"), sides)
     assert (chosen.source, chosen.self_grid) == ("caption", 32)
-    assert map_request(capture, LabelConfig(method="clusters")).self_grid is None
+    assert chosen.capture is not None
+    assert chosen.capture.grids == (16, 32)
+    coarse = map_request(capture, LabelConfig(method="clusters", grids=(8,)), sides)
+    assert coarse.self_grid is None
+    assert coarse.capture is not None
+    assert coarse.capture.grids == (8,)
     assert "labeling" not in Config().digest_settings()
     labeled = Config(labeling=LabelConfig(method="clusters")).digest_settings()
     assert labeled["labeling"]["method"] == "clusters"

@@ -24,6 +24,7 @@ from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import Recording, record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps, map_request
+from synthgen.diffusion.selection import attention_layers
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
@@ -160,10 +161,12 @@ def run_recorded(
         capture: What is recorded; layers that it does not name are the card's.
     """
     capture = backbone.settle_capture(capture)
-    request = map_request(capture, labeling)
+    unet = backbone.pipeline.unet
+    sides = {min(layer.grid) for layer in attention_layers(unet, latent_size)}
+    request = map_request(capture, labeling, sides)
     attribution = class_attribution(backbone.pipeline, prompts, texts, request.source)
     with record(
-        backbone.pipeline.unet,
+        unet,
         capture,
         latent_size=latent_size,
         num_calls=denoising.num_calls,
