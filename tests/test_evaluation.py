@@ -34,6 +34,7 @@ from synthgen.evaluation.scoring import confuse, score_model, summarize
 from synthgen.evaluation.segmenters import build_segmenter
 from synthgen.evaluation.trainer import (
     TrainSettings,
+    crop_side,
     epoch_steps,
     export_segmenter,
     finished_history,
@@ -147,6 +148,11 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert not torch.equal(one.images, other.images)
     assert not torch.equal(one.images, next_one.images)
     assert one.images.abs().max() <= 1.0
+
+
+def test_crops_are_three_quarters_of_the_images() -> None:
+    sides = {(128, 128): 96, (512, 640): 384, (40, 50): 32, (100, 300): 64}
+    assert {size: crop_side(drawn(1, size=size)) for size in sides} == sides
 
 
 def test_sources_take_turns_and_every_round_shows_every_image_once() -> None:
@@ -353,7 +359,14 @@ def test_curves_show_the_history() -> None:
 def test_four_scenes_are_learned_by_heart(tmp_path: Path) -> None:
     data = rendered_images(tmp_path / "scenes", 4, TRAIN_SEEDS.start, workers=0)
     settings = TrainSettings(
-        steps=160, batch=4, validate_every=40, ema_decay=0.9, augmentation=NO_AUGMENTATION
+        steps=150,
+        batch=4,
+        lr=2e-3,
+        size=128,
+        warm_up=10,
+        validate_every=50,
+        ema_decay=0.9,
+        augmentation=NO_AUGMENTATION,
     )
     seen = list(train([data], data, tmp_path / "run", settings))
     assert seen[-1].scores.miou > 0.8

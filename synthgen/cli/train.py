@@ -35,7 +35,7 @@ FoundOnly = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=2, help="Samples a step.")]
 Rate = Annotated[float, typer.Option(min=0.0, help="Learning rate after warming up.")]
-Size = Annotated[int, typer.Option(help="Side that training samples are resized to, pixels.")]
+Size = Annotated[int, typer.Option(help="Side of the crops that are learned from, pixels.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -50,7 +50,9 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
     batch: Batch = 16,
     lr: Rate = 1e-3,
-    size: Size = 128,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the crops; default: 3/4 of the images'.")
+    ] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Images; scenes: 500.")] = None,
     val_num: Annotated[int | None, typer.Option(min=1, help="To measure on; scenes: 200.")] = None,
     labels: Labels = None,
@@ -73,9 +75,8 @@ def train(
 
       synthgen train data/voc --labels clusters-0a1b2c3d --val data/voc-real --model deeplab
     """
-    from synthgen.evaluation.augment import Augmentation
     from synthgen.evaluation.labeled_images import with_names
-    from synthgen.evaluation.trainer import TrainSettings, epoch_steps
+    from synthgen.evaluation.trainer import TrainSettings, crop_side, epoch_steps
 
     known = _images(val, out / "val", val_num, val_labels, for_training=False)
     given = _images(data, out / "train", num, labels, audited, found_only)
@@ -85,8 +86,7 @@ def train(
         steps=steps or max(1, round(epochs * epoch_steps([given], batch))),
         batch=batch,
         lr=lr,
-        size=size,
-        augmentation=Augmentation(),
+        size=size or crop_side(given),
         seed=seed,
         device=_device(device),
     )
@@ -120,10 +120,10 @@ def downstream(
         list[str] | None, typer.Option(help="synthetic, rendered, few, few+synthetic.")
     ] = None,
     model: Model = "segformer",
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every training.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every training.")] = 1200,
     batch: Batch = 16,
     lr: Rate = 1e-3,
-    size: Size = 128,
+    size: Size = 96,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,

@@ -42,7 +42,7 @@ class TrainSettings:
         lr: Learning rate after warming up.
         weight_decay: Of AdamW.
         warm_up: Steps over which the learning rate rises.
-        size: Side that samples are resized to, in pixels; images are validated as they are.
+        size: Side that crops are resized to, in pixels; images are validated as they are.
         augmentation: How samples vary.
         ema_decay: Decay of the averaged weights.
         validate_every: Steps between validations; 0 validates once per epoch. The last step is
@@ -52,12 +52,12 @@ class TrainSettings:
     """
 
     model: str = "segformer"
-    steps: int = 500
+    steps: int = 1200
     batch: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.01
     warm_up: int = 50
-    size: int = 128
+    size: int = 96
     augmentation: Augmentation = DEFAULT_AUGMENTATION
     ema_decay: float = 0.99
     validate_every: int = 0
@@ -161,6 +161,15 @@ def epoch_steps(sources: Sequence[LabeledImages], batch: int) -> int:
     """Steps in which every image of the largest source is seen once."""
     largest = max(len(source) for source in sources)
     return -(-largest * len(sources) // batch)
+
+
+def crop_side(data: LabeledImages) -> int:
+    """Three quarters of the shorter side of the first image, a multiple of 32.
+
+    Crops keep 0.6 to 1 of the sides, so objects appear at about their own size, at half the cost.
+    """
+    shorter: int = min(data.images[0].shape[:2])
+    return max(32, shorter * 3 // 4 // 32 * 32)
 
 
 def load_averaged(folder: Path) -> tuple[nn.Module, list[dict[str, Any]]]:
