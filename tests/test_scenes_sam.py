@@ -39,6 +39,7 @@ from synthgen.scenes.sam_data import (
 from synthgen.scenes.sam_export import export_sam
 from synthgen.scenes.sam_model import (
     AUTOMATIC_DEFAULTS,
+    SHIPPED_SAM,
     WEIGHTS_NAME,
     build_scenes_sam,
     decode_prompts,
@@ -223,6 +224,18 @@ def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: P
     assert 0 <= figures["object_iou"] <= 1
     assert figures["masks_per_image"] > 0
     assert set(AUTOMATIC_DEFAULTS) >= set(loose)
+
+
+def test_training_goes_on_from_exported_weights(corpus: TruthCorpus, tmp_path: Path) -> None:
+    settings = SamSettings(steps=0, batch=2)
+    list(train_sam(corpus, tmp_path / "sam", settings, SHIPPED_SAM))
+    found = checkpoint.load_state(tmp_path / "sam")
+    assert found is not None
+    shipped = load_folder().state_dict()
+    for name, tensor in shipped.items():
+        assert torch.equal(found[0][f"model.sam.{name}"], tensor), name
+    for name, mean in checkpoint.subset(found[0], "ema_sam.").items():
+        assert torch.equal(mean, shipped[name]), name
 
 
 def test_truth_of_a_scene_is_its_objects_and_their_parts() -> None:

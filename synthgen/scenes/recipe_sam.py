@@ -33,6 +33,7 @@ from synthgen.scenes.sam_model import (
     embed_points,
     encode_images,
     freeze_untrained,
+    load_folder,
 )
 from synthgen.scenes.truth_corpus import TruthCorpus
 from synthgen.scenes.vocabulary import PARTS
@@ -271,10 +272,26 @@ def _train_step(state: SamState, workers: GradientWorkers, settings: SamSettings
     return loss
 
 
-def train_sam(corpus: TruthCorpus, folder: Path, settings: SamSettings) -> Iterator[Progress]:
-    """Train up to `settings.steps`, resuming from `folder`."""
+def start_from_weights(state: SamState, folder: Path) -> None:
+    """Go on from exported weights; optimizer and auxiliary head begin anew."""
+    state.trainee.sam.load_state_dict(load_folder(folder).state_dict())
+    state.average.load(dict(state.trainee.sam.named_parameters()))
+
+
+def train_sam(
+    corpus: TruthCorpus, folder: Path, settings: SamSettings, weights: Path | None = None
+) -> Iterator[Progress]:
+    """Train up to `settings.steps`, resuming from `folder`.
+
+    Args:
+        corpus: What batches are drawn from.
+        folder: Checkpoint folder.
+        settings: How.
+        weights: Exported folder to start from where `folder` holds no checkpoint.
+    """
     state = create_state(settings)
-    load_training(state, folder)
+    if not load_training(state, folder) and weights is not None:
+        start_from_weights(state, weights)
 
     def partial_loss(step: int, rank: int, workers: int) -> Tensor:
         numbers = range(settings.batch)[rank::workers]

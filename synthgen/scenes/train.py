@@ -11,10 +11,11 @@
     python -m synthgen.scenes.train export-sam
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
-on, with more `--steps` to train longer. Without checkpoints, the diffusion model goes on from
-the exported weights, whose optimizer warms up again:
+on, with more `--steps` to train longer. Without checkpoints, the diffusion model and SAM go on
+from the exported weights, whose optimizer warms up again:
 
     python -m synthgen.scenes.train ldm --grid 32 --steps 2000 --start synthgen/scenes/weights
+    python -m synthgen.scenes.train sam --steps 5000 --start synthgen/scenes/weights_sam
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _m2f(args: argparse.Namespace, corpus: TruthCorpus) -> Iterator[Progress]:
 
 
 def _sam(args: argparse.Namespace, corpus: TruthCorpus) -> Iterator[Progress]:
-    return train_sam(corpus, args.work / "sam", SamSettings(**_given(args, SamSettings)))
+    settings = SamSettings(**_given(args, SamSettings))
+    return train_sam(corpus, args.work / "sam", settings, args.start)
 
 
 TRUTH_RECIPES: dict[str, Callable[[argparse.Namespace, TruthCorpus], Iterator[Progress]]] = {
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calm-density", type=float, default=None)
     parser.add_argument("--warm-up", type=int, default=None)
     parser.add_argument("--ema-decay", type=float, default=None)
-    parser.add_argument("--start", type=Path, default=None, help="exported pipeline to go on from")
+    parser.add_argument("--start", type=Path, default=None, help="exported weights to go on from")
     parser.add_argument("--workers", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--weights", type=Path, default=None, help="folder that export writes")
     return parser
