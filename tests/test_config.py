@@ -74,7 +74,10 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
         if key not in settings.get(section, {})
     }
     missing |= {key for key in tree if key not in settings}
-    assert missing == {
+    off = {f"labeling.{key}" for key in tree["labeling"]} | {"labeling"}
+    labeled = load(overrides=["labeling.method=clusters"]).digest_settings()["labeling"]
+    assert off == {f"labeling.{key}" for key in labeled if key != "version"} | {"labeling"}
+    assert missing - off == {
         "num",
         "prompts",
         "model.card",

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ def render_corpus(
     if workers == 0:
         pairs = [job(i) for i in range(num)]
     else:
-        with Pool(workers) as pool:
+        with get_context("spawn").Pool(workers) as pool:
             pairs = pool.map(job, range(num), chunksize=50)
     return _corpus(np.stack([image for image, _ in pairs]), [row for _, row in pairs])
 
@@ -118,7 +118,7 @@ def _write_corpus(folder: Path, num: int, single_share: float, workers: int) -> 
     images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     rows: list[_Row] = []
     job = partial(_render_one, round(num * single_share), TRAIN_SEEDS.start)
-    with Pool(workers) as pool:
+    with get_context("spawn").Pool(workers) as pool:
         for i, (image, row) in enumerate(pool.imap(job, range(num), chunksize=50)):
             images[i] = image
             rows.append(row)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ def _render_corpus(folder: Path, num: int, workers: int, first_seed: int) -> Non
         if workers == 0:
             list(map(job, range(0, num, CHUNK)))
         else:
-            with Pool(workers) as pool:
+            with get_context("spawn").Pool(workers) as pool:  # a fork keeps our signal handlers
                 pool.map(job, range(0, num, CHUNK), chunksize=1)
         (staging / _INDEX).write_text(json.dumps({"num": num, "first_seed": first_seed}))
         _publish(staging, folder)
