@@ -70,7 +70,11 @@ def key_of(sample: dict[str, Any]) -> str:
 
 def keys_of(world: Path, workers: int = 0, **given: Any) -> list[str]:
     dataset = synthgen.open_dataset(world, masks=False, transform=key_of, **given)
-    return list(DataLoader(dataset, batch_size=None, num_workers=workers))
+    fresh = "spawn" if workers else None  # a fork would inherit what other tests left behind
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=fresh
+    )
+    return list(loader)
 
 
 def test_a_transform_sees_every_sample_and_gives_what_it_returns(world: Path) -> None:
@@ -99,7 +103,8 @@ def test_nodes_and_workers_share_the_shards(world: Path, monkeypatch: pytest.Mon
 
 def test_every_epoch_has_another_order_and_equal_seeds_equal_ones(world: Path) -> None:
     dataset = synthgen.open_dataset(world, masks=False, shuffle=8, seed=1, transform=key_of)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
+    fresh = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}
+    loader = DataLoader(dataset, batch_size=None, **fresh)
     epochs = [list(loader) for _ in range(3)]
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
