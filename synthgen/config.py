@@ -226,7 +226,7 @@ class VerdictConfig(_Section):
     Defaults were set on 32 scenes of the embedded world that are no validation scenes, with the
     embedded model's masks and the true objects and parts as annotations: they keep 91 % of the
     samples and reject 99 % of them once their masks are shuffled. Of 64 generated images that the
-    embedded SAM looks at they keep 92 %, and none with shuffled masks (``synthgen bench verdicts``).
+    embedded SAM looks at they keep 92 %, none with shuffled masks (``synthgen bench verdicts``).
     """
 
     top: Literal[1, 3, 5, 10, 15] = Field(
