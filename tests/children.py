@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +25,30 @@ def context() -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([__name__])
     return found
+
+
+def run_to_end(target: Callable[..., None], *args: Any) -> float:
+    """Run a child to its end; returns its seconds from when it was ready."""
+    ready = context().Event()
+    child = context().Process(target=target, args=(*args, ready))
+    child.start()
+    assert ready.wait(240)
+    started = time.perf_counter()
+    child.join(600)
+    assert child.exitcode == 0
+    return time.perf_counter() - started
+
+
+def run_and_kill(delay: float, target: Callable[..., None], *args: Any) -> bool:
+    """Run a child and kill it after a while; whether it was still running."""
+    ready = context().Event()
+    child = context().Process(target=target, args=(*args, ready))
+    child.start()
+    assert ready.wait(240)
+    child.join(delay)
+    child.kill()
+    child.join()
+    return child.exitcode == -9
 
 
 def finish(config: Config, out: Path, ready: Event) -> None:

@@ -29,11 +29,6 @@ METHODS = {"per_head": "per-head", "head_average": "head-average", "rgbxy": "rgb
 BATCH = 10
 STRENGTH = 0.05  # BL section 5: two effective steps of forty
 STEPS = 40
-LAYERS = "both"
-"""Best for the embedded model on 40 tuning scenes: class IoU .667, all .654, up .642 (BL table 2
-finds up best for SD 2.1). Up layers at grids 16 and 32 alone .586; at t = 100 .639, at 300 .605;
-with 4 to 16 PCs all within .003."""
-
 TIMESTEPS = (20, 50, 100, 200, 300, 500)
 
 
@@ -50,8 +45,8 @@ def bench_quality(num: int = 200, sweep: bool = False) -> dict[str, Any]:
     """
     backbone = load_backbone(ModelConfig())
     seeds = VALIDATION_SEEDS[:num]
-    capture, settings = CaptureConfig(layers=LAYERS), SegmentationConfig()
-    result: dict[str, Any] = {"num": num, "layers": LAYERS}
+    capture, settings = CaptureConfig(), SegmentationConfig()
+    result: dict[str, Any] = {"num": num, "layers": backbone.card.capture_layers}
     result |= score(backbone, seeds, capture, settings, list(METHODS), caption=False)
     captioned = [name for name in METHODS if name != "rgbxy"]
     result["caption"] = score(backbone, seeds, capture, settings, captioned, caption=True)
@@ -154,7 +149,7 @@ def sweep_settings(backbone: Backbone, seeds: Sequence[int]) -> dict[str, Any]:
         f"layers={layers}": CaptureConfig(layers=layers) for layers in ("up", "down", "both")
     }
     grids = ((8,), (16,), (32,), (8, 16), (16, 32))
-    captures |= {f"grids={list(g)}": CaptureConfig(layers=LAYERS, grids=g) for g in grids}
+    captures |= {f"grids={list(g)}": CaptureConfig(grids=g) for g in grids}
     methods, settings = ["per_head", "head_average"], SegmentationConfig()
     result: dict[str, Any] = {
         name: score(backbone, seeds, capture, settings, methods, caption=False)
@@ -164,7 +159,7 @@ def sweep_settings(backbone: Backbone, seeds: Sequence[int]) -> dict[str, Any]:
         result[f"timestep={timestep}"] = score(
             backbone,
             seeds,
-            CaptureConfig(layers=LAYERS),
+            CaptureConfig(),
             settings,
             methods,
             caption=False,

@@ -140,18 +140,19 @@ def show_progress(
     """
     tally = Tally(planned, shards, words)
     if json_logs:
-        with _attached(_JsonHandler(tally)):
+        with attached(_JsonHandler(tally)):
             yield tally
     elif sys.stderr.isatty():
-        with _bar() as bar, _attached(_BarHandler(tally, bar)):
+        with _bar() as bar, attached(_BarHandler(tally, bar)):
             yield tally
     else:
-        with _attached(_PlainHandler(tally)):
+        with attached(_PlainHandler(tally)):
             yield tally
 
 
 @contextmanager
-def _attached(handler: logging.Handler) -> Iterator[None]:
+def attached(handler: logging.Handler) -> Iterator[None]:
+    """Give progress records to this handler alone for a while."""
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, request_stop
+from synthgen.cli.generate import JsonLogs, stop_on_signals
 
 
 def export(
@@ -58,8 +57,7 @@ def export(
     from synthgen.dataset.publish import open_storage
     from synthgen.export.export import export as run
 
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
+    stop_on_signals()
     shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
     planned = sum(shard["samples"] for shard in shards)
     with show_progress(planned, len(shards), json_logs):
@@ -101,8 +99,7 @@ def push(
     """
     from synthgen.export.push import push as run
 
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
+    stop_on_signals()
     done = run(directory, url)
     if progress.stop_requested():
         raise progress.Stopped

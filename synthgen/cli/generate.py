@@ -124,8 +124,7 @@ def execute(
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
 
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
+    stop_on_signals()
     specs = run.plan(config)
     planned = sum(len(spec.samples) for spec in specs)
     started = time.perf_counter()
@@ -173,6 +172,12 @@ def _run_flow(
 
     manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict)
     return manifest
+
+
+def stop_on_signals() -> None:
+    """Answer Ctrl-C and SIGTERM by dropping the shard in flight."""
+    signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
 
 
 def request_stop(number: int, _frame: object) -> None:

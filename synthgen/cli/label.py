@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, request_stop
+from synthgen.cli.generate import JsonLogs, stop_on_signals
 from synthgen.config import LabelConfig, load
 
 METHODS = "clusters, propagate, dataset-diffusion, pcc, argmax"
@@ -92,8 +91,7 @@ def run_label(
     """Label behind a progress display; returns the summary."""
     from synthgen.run.label import begin, conclude, label_shard
 
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
+    stop_on_signals()
     plan = begin(out, settings, ks, label_id, num)
     with show_progress(sum(plan.samples), len(plan.shards), json_logs):
         for shard in plan.shards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, request_stop
+from synthgen.cli.generate import JsonLogs, stop_on_signals
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
 DECIDED = (
@@ -155,8 +154,7 @@ def _run(
     """Capture, then sweep, each behind a progress display."""
     from synthgen.study import study as library
 
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
+    stop_on_signals()
     chosen: list[Any] = [name.value for name in names]
     prepared = library.prepare(chosen, config, auditor, out, images.value, scratch, scratch_gb)
     num, rows = len(prepared.images), len(prepared.settings)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, Set, request_stop
+from synthgen.cli.generate import JsonLogs, Set, stop_on_signals
 from synthgen.cli.training_display import show_training
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def train(
         seed=seed,
         device=_device(device),
     )
-    _stop_on_signals()
+    stop_on_signals()
     with show_training(model, json_logs):
         result = _run(given, known, out, settings)
     typer.echo(json.dumps(result) if as_json else _said(result, out))
@@ -151,7 +150,7 @@ def downstream(
     from synthgen.evaluation.downstream_report import markdown, write_downstream
     from synthgen.evaluation.trainer import TrainSettings
 
-    _stop_on_signals()
+    stop_on_signals()
     data = data or _generate(out / "synthetic", num, overrides or [], json_logs)
     settings = DownstreamSettings(
         synthetic=SyntheticData(str(Path(data).resolve()), labels, audited, found_only),
@@ -256,8 +255,3 @@ def _device(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _stop_on_signals() -> None:
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from synthgen.cli.display import _attached
+from synthgen.cli.display import attached
 
 PLAIN_EVERY_SECONDS = 30.0
 
@@ -27,10 +27,10 @@ def show_training(name: str, json_logs: bool) -> Iterator[None]:
         json_logs: One JSON object per validation on standard error.
     """
     if not sys.stderr.isatty() or json_logs:
-        with _attached(_Lines(name, json_logs)):
+        with attached(_Lines(name, json_logs)):
             yield
         return
-    with _bars() as bars, _attached(_Bars(name, bars)):
+    with _bars() as bars, attached(_Bars(name, bars)):
         yield
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from audit_children import finish_audit
-from children import context
+from children import context, run_and_kill, run_to_end
 from truth_world import make_dataset
 
 from synthgen.dataset.audits import audit_ids, is_audited, parse_table, read_audit_marker
@@ -46,32 +45,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audited(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
     """Hashes after an audit that nothing interrupted, and its seconds."""
     out = shutil.copytree(world, tmp_path_factory.mktemp("whole") / "out")
-    seconds = run_to_end(out, "a")
+    seconds = run_to_end(finish_audit, out, "a")
     return hashes(out), seconds
-
-
-def run_to_end(out: Path, audit_id: str) -> float:
-    """Run a child to its end; returns its seconds from when it began to audit."""
-    ready = context().Event()
-    child = context().Process(target=finish_audit, args=(out, audit_id, ready))
-    child.start()
-    assert ready.wait(240)
-    started = time.perf_counter()
-    child.join(600)
-    assert child.exitcode == 0
-    return time.perf_counter() - started
-
-
-def run_and_kill(out: Path, audit_id: str, delay: float) -> bool:
-    """Run a child and kill it after a while; whether it was still running."""
-    ready = context().Event()
-    child = context().Process(target=finish_audit, args=(out, audit_id, ready))
-    child.start()
-    assert ready.wait(240)
-    child.join(delay)
-    child.kill()
-    child.join()
-    return child.exitcode == -9
 
 
 def check_nothing_half(out: Path) -> None:
@@ -93,13 +68,13 @@ def test_sigkill_at_random_moments_changes_no_byte(
     (expected, seconds), rng, killed = audited, random.Random(kills), 0
     out = shutil.copytree(world, tmp_path / "out0")
     while killed < kills:
-        if run_and_kill(out, "a", rng.uniform(0, seconds)):
+        if run_and_kill(rng.uniform(0, seconds), finish_audit, out, "a"):
             killed += 1
             check_nothing_half(out)
         else:  # it was faster than the kill: compare, and begin another audit
             assert hashes(out) == expected
             out = shutil.copytree(world, tmp_path / f"out{killed}-{rng.random()}")
-    run_to_end(out, "a")
+    run_to_end(finish_audit, out, "a")
     assert hashes(out) == expected
     assert staged(out) == []
 

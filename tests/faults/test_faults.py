@@ -6,13 +6,12 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from children import context, finish
+from children import context, finish, run_and_kill, run_to_end
 from tiny_run import tiny_config, tree_hashes
 
 from synthgen import run
@@ -41,45 +40,21 @@ def test_sigkill_at_random_moments_changes_no_byte(
     kills: int, config: Config, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     expected, rng = tree_hashes(tiny_dataset), random.Random(kills)
-    seconds = _run_to_end(config, tmp_path / "first")
+    seconds = run_to_end(finish, config, tmp_path / "first")
     assert tree_hashes(tmp_path / "first") == expected
     out, killed, with_debris = tmp_path / "out0", 0, 0
     while killed < kills:
-        if _run_and_kill(config, out, delay=rng.uniform(0, seconds)):
+        if run_and_kill(rng.uniform(0, seconds), finish, config, out):
             killed += 1
             with_debris += bool(staged(out))
         else:  # it was faster than the kill: compare, and begin another dataset
             assert tree_hashes(out) == expected
             out = tmp_path / f"out{killed}"
-    _run_to_end(config, out)
+    run_to_end(finish, config, out)
     assert tree_hashes(out) == expected
     assert verify_dataset(out, deep=True) == []
     assert staged(out) == []
     print(f"{killed} kills, {with_debris} in the middle of a shard")
-
-
-def _run_to_end(config: Config, out: Path) -> float:
-    """Run a child to its end; returns its seconds from when the model was loaded."""
-    ready = context().Event()
-    child = context().Process(target=finish, args=(config, out, ready))
-    child.start()
-    assert ready.wait(240)
-    started = time.perf_counter()
-    child.join(240)
-    assert child.exitcode == 0
-    return time.perf_counter() - started
-
-
-def _run_and_kill(config: Config, out: Path, delay: float) -> bool:
-    """Run a child and kill it after a while; whether it was still running."""
-    ready = context().Event()
-    child = context().Process(target=finish, args=(config, out, ready))
-    child.start()
-    assert ready.wait(240)
-    child.join(delay)
-    child.kill()
-    child.join()
-    return child.exitcode == -9
 
 
 def test_two_processes_on_one_output_at_once(
