@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -11,12 +9,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
-from flows.runners import task_runner
+from flows.limits import slot
+from flows.runners import completed, task_runner
 from synthgen.auditing import audit as auditing
 from synthgen.auditing.plan import AuditPlan
 from synthgen.config import AuditConfig
-
-WINDOW = 32  # submissions in flight: a dataset of many shards must not flood the server
 
 
 @task(
@@ -27,16 +24,17 @@ WINDOW = 32  # submissions in flight: a dataset of many shards must not flood th
     tags=["synthgen"],
     persist_result=False,
 )
-def audit_shard(plan: AuditPlan, shard: str) -> dict[str, Any]:
+def audit_shard(plan: AuditPlan, shard: str, gpu_limit: str | None = None) -> dict[str, Any]:
     """Audit one shard; one that is done costs nothing."""
-    marker = auditing.audit_shard(plan, shard)
+    with slot(gpu_limit):
+        marker = auditing.audit_shard(plan, shard)
     return {"shard": shard, "samples": marker.samples, "rejected": marker.rejected}
 
 
 @flow(name="synthgen-audit-shards", persist_result=False)
-def audit_shards(plan: AuditPlan) -> list[dict[str, Any]]:
+def audit_shards(plan: AuditPlan, gpu_limit: str | None = None) -> list[dict[str, Any]]:
     """Audit every planned shard; one that crashes is reported, and audited by the next run."""
-    return sorted(_collect(plan), key=lambda row: str(row["shard"]))
+    return sorted(_collect(plan, gpu_limit), key=lambda row: str(row["shard"]))
 
 
 @flow(name="audit", persist_result=False)
@@ -47,6 +45,8 @@ def audit(
     num: int | None = None,
     runner: str = "threads",
     workers: int = 1,
+    max_failed: float | None = None,
+    gpu_limit: str | None = None,
 ) -> dict[str, Any]:
     """Audit a finished dataset, or finish an audit that was cut off.
 
@@ -57,9 +57,11 @@ def audit(
         num: Audit whole shards until this many samples; None: all.
         runner: Where shards run: a row of RUNNERS or ``module:attribute``.
         workers: Shards in flight at once.
+        max_failed: Fail if a larger share of the samples is rejected; None: only report.
+        gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
     """
     plan = auditing.begin(out, settings or AuditConfig(), audit_id, num=num)
-    rows = audit_shards.with_options(task_runner=task_runner(runner, workers))(plan)
+    rows = audit_shards.with_options(task_runner=task_runner(runner, workers))(plan, gpu_limit)
     crashed = [row for row in rows if row.get("error")]
     if crashed:
         names = ", ".join(str(row["shard"]) for row in crashed[:5])
@@ -71,17 +73,17 @@ def audit(
     create_table_artifact(table=rows, key="synthgen-audit-shards", description=plan.audit_id)
     totals = "\n".join(f"- {name}: {value}" for name, value in summary["totals"].items())
     create_markdown_artifact(key="synthgen-audit", markdown=f"# Audit\n\n{totals}\n")
+    _check_share(summary["totals"], max_failed)
     return summary
 
 
-def _collect(plan: AuditPlan) -> Iterator[dict[str, Any]]:
-    waiting: deque[tuple[str, PrefectFuture[dict[str, Any]]]] = deque()
-    for shard in plan.shards:
-        waiting.append((shard, audit_shard.submit(plan, shard)))
-        if len(waiting) >= WINDOW:
-            yield _result(*waiting.popleft())
-    while waiting:
-        yield _result(*waiting.popleft())
+def _check_share(totals: dict[str, Any], max_failed: float | None) -> None:
+    """Fail the run, so that automations see it; the audit itself is concluded and stands."""
+    if max_failed is not None and totals["rejected"] > max_failed * totals["samples"]:
+        raise RuntimeError(
+            f"At most {max_failed:.0%} of the samples may be rejected. Got {totals['rejected']} "
+            f"of {totals['samples']}: {totals['reasons']}. Look at the report."
+        )
 
 
 def _result(shard: str, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:

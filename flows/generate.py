@@ -7,8 +7,9 @@ a shard is done when its marker says so, which only the library can tell.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Iterator, Sequence
+import os
+import socket
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -23,13 +24,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
 from flows.audit import audit as audit_flow
-from flows.runners import task_runner
+from flows.limits import slot
+from flows.runners import completed, task_runner
 from synthgen import run
 from synthgen.config import AuditConfig, Config
 from synthgen.report.page import write_report
 from synthgen.types import ShardReport, ShardSpec
-
-WINDOW = 32  # submissions in flight: a plan of a million shards must not flood the server
 
 
 @task(
@@ -40,18 +40,21 @@ WINDOW = 32  # submissions in flight: a plan of a million shards must not flood 
     tags=["synthgen"],
     persist_result=False,
 )
-def make_shard(config: Config, spec: ShardSpec, out: str) -> dict[str, Any]:
+def make_shard(
+    config: Config, spec: ShardSpec, out: str, gpu_limit: str | None = None
+) -> dict[str, Any]:
     """Make one shard; a shard that is already complete costs nothing."""
-    return dataclasses.asdict(run.make_shard(config, spec, out, progress=run.emit))
+    with slot(gpu_limit):
+        return dataclasses.asdict(run.make_shard(config, spec, out, progress=run.emit))
 
 
 @flow(name="synthgen-shards", persist_result=False)
-def make_shards(config: Config, out: str) -> list[dict[str, Any]]:
+def make_shards(config: Config, out: str, gpu_limit: str | None = None) -> list[dict[str, Any]]:
     """Make every planned shard; one that crashes is reported, and made by the next run."""
     specs = run.plan(config)
     progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-progress"))
     rows = []
-    for row in _collect(config, specs, out):
+    for row in _collect(config, specs, out, gpu_limit):
         rows.append(row)
         update_progress_artifact(progress, progress=100.0 * len(rows) / len(specs))
     return sorted(rows, key=lambda row: row["name"])
@@ -66,6 +69,7 @@ def generate(
     strict: bool = False,
     audit: AuditConfig | None = None,
     report: bool = False,
+    gpu_limit: str | None = None,
 ) -> dict[str, Any]:
     """Make a dataset from prompts, or finish one that was cut off.
 
@@ -77,13 +81,15 @@ def generate(
         strict: Refuse to resume with other library versions instead of warning.
         audit: Then audit the dataset, in a flow of its own, with these settings.
         report: Then write ``report/index.html``.
+        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
+        gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
 
     Returns:
         The manifest.
     """
     run.initialize(config, out, strict=strict)
     shards = make_shards.with_options(task_runner=task_runner(runner, workers))
-    rows = shards(config, out)
+    rows = shards(config, out, gpu_limit)
     crashed = [row["name"] for row in rows if row.get("error")]
     if crashed:
         raise RuntimeError(
@@ -94,7 +100,7 @@ def generate(
     manifest = run.finalize(config, out)
     _report(rows, manifest, out)
     if audit is not None:
-        audit_flow(out, audit, runner=runner, workers=workers)
+        audit_flow(out, audit, runner=runner, workers=workers, gpu_limit=gpu_limit)
     if report:
         write_report(out)
     return manifest
@@ -103,16 +109,6 @@ def generate(
 def rows_error(rows: Sequence[dict[str, Any]]) -> str:
     """The first error among the rows, empty where there is none."""
     return next((str(row["error"]) for row in rows if row.get("error")), "")
-
-
-def _collect(config: Config, specs: Sequence[ShardSpec], out: str) -> Iterator[dict[str, Any]]:
-    waiting: deque[tuple[ShardSpec, PrefectFuture[dict[str, Any]]]] = deque()
-    for spec in specs:
-        waiting.append((spec, make_shard.submit(config, spec, out)))
-        if len(waiting) >= WINDOW:
-            yield _result(*waiting.popleft())
-    while waiting:
-        yield _result(*waiting.popleft())
 
 
 def _result(spec: ShardSpec, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
@@ -124,6 +120,19 @@ def _result(spec: ShardSpec, future: PrefectFuture[dict[str, Any]]) -> dict[str,
         return {**dataclasses.asdict(lost), "error": f"{type(error).__name__}: {error}"}
 
 
+def _worker() -> str:
+    """The process that we are, among all machines of a cluster."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _pass_on(row: dict[str, Any]) -> None:
+    """Report a shard of another process, whose own reports nobody here has heard."""
+    if row.get("worker", _worker()) != _worker():
+        if not row["reused"]:
+            run.emit("samples", count=row["planned"])
+        run.emit("shard", name=row["name"], planned=row["planned"], reused=row["reused"])
+
+
 def _report(rows: Sequence[dict[str, Any]], manifest: dict[str, Any], out: str) -> None:
     table = [
         {
@@ -132,6 +141,7 @@ def _report(rows: Sequence[dict[str, Any]], manifest: dict[str, Any], out: str) 
             **row["counts"],
             "bytes": row["num_bytes"],
             "reused": row["reused"],
+            "worker": row.get("worker", ""),
             "sha256": row["sha256"][:12],
         }
         for row in rows
