@@ -19,6 +19,9 @@ from read_dataset import READERS
 from typer.testing import CliRunner
 
 from synthgen.cli import app
+from synthgen.dataset.labels import class_names
+from synthgen.dataset.loader import open_dataset
+from synthgen.scenes.vocabulary import CLASSES
 
 pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
 ROOT = Path(__file__).parent.parent
@@ -44,7 +47,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "contact-sheet.png" in done.stdout
     assert f"Report: {out / 'report' / 'index.html'}" in done.stdout
+    check_last_line(done.stdout, out)
     return out
+
+
+def check_last_line(stdout: str, out: Path) -> None:
+    """It counts labeled samples and their classes as the loader does, and names a command."""
+    last = stdout.strip().splitlines()[-1]
+    names, samples = class_names(out), list(open_dataset(out))
+    found = [{names[i] for i in np.unique(s["semantic"])} & set(CLASSES) for s in samples]
+    labeled, classes = sum(map(bool, found)), len(set.union(*found))
+    assert labeled >= 2
+    assert f"{labeled} of 4 samples are labeled, with {classes} classes." in last
+    assert last.endswith(f"synthgen view {out}")
 
 
 def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
@@ -62,11 +77,11 @@ def test_a_second_demo_does_no_work_and_says_so(demo: Path) -> None:
     assert tars == {path: path.stat().st_mtime_ns for path in demo.glob("data/*.tar")}
 
 
-def test_the_contact_sheet_shows_images_clusters_and_hierarchy(demo: Path) -> None:
+def test_the_contact_sheet_shows_images_clusters_hierarchy_and_classes(demo: Path) -> None:
     sheet = np.asarray(Image.open(demo / "report" / "contact-sheet.png").convert("RGB"))
-    assert sheet.shape[1] == 7 * 258  # image, five k, hierarchy
+    assert sheet.shape[1] == 8 * 258  # image, five k, hierarchy, classes
     assert sheet.shape[0] >= 4 * 256
-    tiles = [sheet[14:270, column * 258 : column * 258 + 256] for column in range(7)]
+    tiles = [sheet[14:270, column * 258 : column * 258 + 256] for column in range(8)]
     colors = [len(np.unique(tile.reshape(-1, 3), axis=0)) for tile in tiles]
     assert min(colors) > 50, "no tile may be blank"
 

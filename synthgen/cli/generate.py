@@ -15,7 +15,10 @@ from synthgen import progress
 from synthgen.cli.display import show_progress
 from synthgen.config import Config, load, load_audit
 
-DEMO_OVERRIDES = ("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7")
+DEMO_OVERRIDES = (
+    *("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
+    "labeling.method=clusters",
+)
 _received: list[int] = []
 
 
@@ -44,8 +47,13 @@ def generate(
     num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
     overrides: Set = None,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
-    runner: Annotated[str, typer.Option(help="Task runner of the flow.")] = "threads",
+    runner: Annotated[
+        str, typer.Option(help="Where shards are made: threads, ray, dask.")
+    ] = "threads",
     workers: Workers = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
     ] = False,
@@ -71,10 +79,10 @@ def generate(
     if dry_run:
         print_estimate(config, out if out.exists() else None)
         return
-    manifest = execute(config, out, engine, runner, workers, strict, json_logs)
+    manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     if audit is not None:
         _audit(out, audit, json_logs)
-    _conclude(manifest, out)
+    conclude(manifest, out)
 
 
 def demo(
@@ -84,7 +92,7 @@ def demo(
     workers: Workers = 1,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Make, audit and show a small dataset with the embedded models, offline, in a minute."""
+    """Make, label, audit and show a small dataset with the embedded models, offline."""
     from synthgen.dataset.contact_sheet import write_contact_sheet
     from synthgen.report.page import write_report
 
@@ -93,8 +101,9 @@ def demo(
     sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
     typer.echo(f"  contact sheet  {sheet}")
     _audit(out, "scenes-sam", json_logs)
-    typer.echo(f"Report: {write_report(out)}  (or: synthgen view {out})")
-    _conclude(manifest, out)
+    typer.echo(f"Report: {write_report(out)}")
+    typer.echo(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
+    conclude(manifest, out)
 
 
 def read_config(source: str, overrides: list[str], num: int | None) -> Config:
@@ -120,6 +129,7 @@ def execute(
     workers: int,
     strict: bool,
     json_logs: bool,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
@@ -130,7 +140,7 @@ def execute(
     started = time.perf_counter()
     with show_progress(planned, len(specs), json_logs) as tally:
         if engine is Engine.flow:
-            manifest = _run_flow(config, out, runner, workers, strict)
+            manifest = _run_flow(config, out, runner, workers, strict, address)
         else:
             manifest = run.generate(config, out, strict=strict)
     if progress.stop_requested():
@@ -164,13 +174,30 @@ def _audit(out: Path, auditor: str, json_logs: bool) -> None:
     conclude(summary, MAX_FAILED)
 
 
+def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
+    """How many samples show a class that their prompt names, in a sentence."""
+    from synthgen.dataset.metadata import read_rows
+    from synthgen.dataset.publish import open_storage
+
+    stems = [Path(shard["name"]).stem for shard in manifest["shards"]]
+    rows = [row for stem in stems for row in read_rows(open_storage(out), stem)]
+    found = [row.labels.class_names for row in rows if row.labels and row.labels.class_names]
+    classes = {name for names in found for name in names}
+    return (
+        f"{len(found)} of {manifest['totals']['samples']} samples are labeled, "
+        f"with {len(classes)} classes."
+    )
+
+
 def _run_flow(
-    config: Config, out: Path, runner: str, workers: int, strict: bool
+    config: Config, out: Path, runner: str, workers: int, strict: bool, address: str | None
 ) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows.generate import generate as flow
 
-    manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict)
+    manifest: dict[str, Any] = flow(
+        config, str(out), runner, workers, strict, address=address
+    )
     return manifest
 
 
@@ -197,7 +224,7 @@ def _announce(manifest: dict[str, Any], made: int, out: Path, seconds: float) ->
     typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
 
 
-def _conclude(manifest: dict[str, Any], out: Path) -> None:
+def conclude(manifest: dict[str, Any], out: Path) -> None:
     totals = manifest["totals"]
     failed = totals["planned"] - totals["samples"]
     if failed:

@@ -1,14 +1,16 @@
 """The contact sheet: one row per sample, image | clusters at each k | merged hierarchy | classes.
 
 Reads what is in the dataset: images and masks from the shards, clusters from the previews.
-A sample without a preview shows its image and hierarchy alone; classes stand there, with their
-names, where samples are labeled.
+A sample without a preview shows its image and hierarchy alone. Where samples are labeled, classes
+stand there with their names on them, and below them those that were asked for and not found.
 """
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,11 @@ from synthgen.dataset.records import BACKGROUND, IGNORE
 ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
 MIN_SIDE = 256  # smaller images are magnified, so that one-pixel borders stay thin
 TEXT_HEIGHT = 14
+NAME_HEIGHT = 14
+NAMED_AREA = 0.01  # share of the image from which on every component bears its name
 MARGIN = 2
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def palette(num: int) -> Float[np.ndarray, "color 3"]:
@@ -79,7 +85,7 @@ def overlay_classes(
     semantic: UInt8[np.ndarray, "height width"],
     names: Mapping[int, str],
 ) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
-    """The image tinted with one color per class, each named at its largest component.
+    """The image tinted with one color per class, each named on its components.
 
     Background is left as it is; undecided pixels are gray.
     """
@@ -90,12 +96,87 @@ def overlay_classes(
     pixels[shown] = ALPHA * colors[ids[shown]] + (1.0 - ALPHA) * pixels[shown]
     pixels[boundaries(ids)] = 255.0
     canvas = Image.fromarray(np.asarray(pixels.round(), dtype=np.uint8))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    for number in sorted(set(np.unique(ids).tolist()) - {BACKGROUND, IGNORE}):
-        x, y = inner_point(ids == number)
-        text = names.get(number, str(number))
-        draw.text((x, y), text, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    write_names(canvas, [(names.get(i, str(i)), again, x, y) for i, again, x, y in places(ids)])
     return np.asarray(canvas)
+
+
+def places(ids: UInt8[np.ndarray, "height width"]) -> list[tuple[int, bool, int, int]]:
+    """Where the names of classes go: id, whether it is named already, x and y.
+
+    The largest component of every class comes first, then all others of at least ``NAMED_AREA``.
+
+    >>> places(np.array([[7, 7, 7, 0, 7, 0, 255]], dtype=np.uint8))
+    [(7, False, 1, 0), (7, True, 4, 0)]
+    """
+    found = []
+    for number in sorted(set(np.unique(ids).tolist()) - {BACKGROUND, IGNORE}):
+        components, _ = ndimage.label(ids == number)
+        sizes = np.bincount(components.ravel())[1:]
+        for rank, index in enumerate(np.argsort(-sizes, kind="stable").tolist()):
+            if rank == 0 or sizes[index] >= NAMED_AREA * ids.size:
+                x, y = inner_point(components == index + 1)
+                found.append((rank > 0, -int(sizes[index]), number, x, y))
+    return [(number, again, x, y) for again, _, number, x, y in sorted(found)]
+
+
+def write_names(canvas: Image.Image, names: Sequence[tuple[str, bool, int, int]]) -> None:
+    """Write names into the picture, none over another; repeated ones only where there is room.
+
+    Args:
+        canvas: The picture; written on.
+        names: Text, whether it stands there already, x and y of its middle.
+    """
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(NAME_HEIGHT)
+    boxes: list[tuple[Box, bool]] = []
+    for text, again, x, y in names:
+        left, top, right, bottom = draw.textbbox((x, y), text, font, anchor="mm", stroke_width=2)
+        boxes.append(((floor(left), floor(top), ceil(right), ceil(bottom)), again))
+    for (text, *_), box in zip(names, lay_out(boxes, canvas.size), strict=True):
+        if box is not None:
+            middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+            draw.text(
+                middle, text, "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
+            )
+
+
+def lay_out(boxes: Sequence[tuple[Box, bool]], size: tuple[int, int]) -> list[Box | None]:
+    """Boxes moved into a picture and up or down until none meets one before it.
+
+    Args:
+        boxes: Each with whether it may be left out.
+        size: Width and height of the picture.
+
+    Returns:
+        The moved boxes, None for those left out; one that must stand and finds no room stays.
+
+    >>> lay_out([((-5, 0, 4, 9), False), ((0, 1, 9, 9), False), ((0, 1, 9, 9), True)], (20, 40))
+    [(0, 0, 9, 9), (0, 10, 9, 18), None]
+    """
+    taken: list[Box | None] = []
+    for box, optional in boxes:
+        inside = _moved(box, _into(box[0], box[2], size[0]), _into(box[1], box[3], size[1]))
+        steps = [0] if optional else [0, *(s * k for k in range(1, 30) for s in (3, -3))]
+        tries = (_moved(inside, 0, step) for step in steps)
+        free = (new for new in tries if 0 <= new[1] <= new[3] <= size[1] and _is_free(new, taken))
+        taken.append(next(free, None if optional else inside))
+    return taken
+
+
+def _into(low: int, high: int, end: int) -> int:
+    """How far a span must be moved to lie between 0 and end."""
+    return max(0, -low) - max(0, high - end)
+
+
+def _moved(box: Box, right: int, down: int) -> Box:
+    return (box[0] + right, box[1] + down, box[2] + right, box[3] + down)
+
+
+def _is_free(box: Box, taken: Sequence[Box | None]) -> bool:
+    left, top, right, bottom = box
+    return not any(
+        other and left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
+        for other in taken
+    )
 
 
 def inner_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
@@ -115,22 +196,31 @@ def inner_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
 
 
 def sheet(
-    rows: Sequence[tuple[str, Sequence[UInt8[np.ndarray, "height width 3"]]]],
+    rows: Sequence[tuple[str, str, Sequence[UInt8[np.ndarray, "height width 3"]]]],
     header: Sequence[str],
 ) -> Image.Image:
-    """Rows of equally sized pictures under a header, each row above its caption."""
-    height = max(tile.shape[0] for _, tiles in rows for tile in tiles)
-    width = max(tile.shape[1] for _, tiles in rows for tile in tiles)
+    """Rows of equally sized pictures under a header.
+
+    Args:
+        rows: Caption, note below the last picture, pictures.
+        header: Title of every column.
+    """
+    height = max(tile.shape[0] for _, _, tiles in rows for tile in tiles)
+    width = max(tile.shape[1] for _, _, tiles in rows for tile in tiles)
     step_x, step_y = width + MARGIN, height + TEXT_HEIGHT + MARGIN
     canvas = Image.new("RGB", (len(header) * step_x, TEXT_HEIGHT + len(rows) * step_y), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(10)
     for column, title in enumerate(header):
         draw.text((column * step_x + 2, 0), title, fill="black", font=font)
-    for index, (caption, tiles) in enumerate(rows):
+    for index, (caption, note, tiles) in enumerate(rows):
         top = TEXT_HEIGHT + index * step_y
         for column, tile in enumerate(tiles):
             canvas.paste(Image.fromarray(tile), (column * step_x, top))
         draw.text((2, top + height), caption, fill="black", font=font)
+        if note:
+            last, below = (len(tiles) - 1) * step_x, top + height
+            draw.rectangle((last - 4, below, last + width, below + TEXT_HEIGHT), fill="white")
+            draw.text((last + 2, below), note, fill="black", font=font)
     return canvas
 
 
@@ -146,23 +236,24 @@ def write_contact_sheet(root: Path, path: Path, num: int = 16, labels: str | Non
     previews, names = read_previews(root), class_names(root)
     ks = sorted({k for maps in previews.values() for k in maps})
     rows, labeled = [], False
-    for sample in open_dataset(str(root), labels=labels):
+    for sample in islice(open_dataset(str(root), labels=labels), num):
         maps = previews.get(sample["key"], {})
         tiles = [overlay(sample["image"], maps[k]) for k in ks if k in maps]
         tiles = [magnify(sample["image"]), *tiles, overlay(sample["image"], sample["mask"])]
         if "semantic" in sample:
             labeled = True
             tiles.append(overlay_classes(sample["image"], sample["semantic"], names))
-        rows.append((_caption(sample["prompt"]), tiles))
-        if len(rows) == num:
-            break
+        missed = ", ".join(sample["json"].get("not_found", ()))
+        note = _shortened(f"not found: {missed}", 46) if missed else ""
+        rows.append((_shortened(sample["prompt"], 120), note, tiles))
     if not rows:
         raise ValueError(f"{root} must hold at least one sample to draw. Got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = ["image", *(f"k = {k}" for k in ks), "merged hierarchy", *(["classes"] * labeled)]
+    classes = ["classes (gray: undecided)"] * labeled
+    header = ["image", *(f"k = {k}" for k in ks), "merged hierarchy", *classes]
     sheet(rows, header).save(path)
     return path
 
 
-def _caption(text: str) -> str:
-    return text if len(text) <= 120 else text[:117] + "..."
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
