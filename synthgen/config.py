@@ -171,10 +171,10 @@ class LabelConfig(_Section):
         None, description="Record self-attention; null: where the method needs it."
     )
     background: float = Field(
-        2.0,
+        1.0,
         ge=0.0,
-        description="Background's mean heat, as a multiple of the classes'; its map is that of "
-        "the start-of-text token (LS). 2.0 is best on tuning scenes, 1.5 to 2.5 nearly so.",
+        description="Weight of the background, which is where the start-of-text token (LS) is "
+        "attended to more than half-way between the image's extremes.",
     )
     presence: Fraction = Field(
         0.25, description="A class is there if its share of the heat is at least this ..."
@@ -281,6 +281,9 @@ class Config(_Section):
 
     prompts: str = Field("scenes", description="Packaged name (scenes, voc) or a prompt file.")
     num: int = Field(64, ge=1, description="Samples planned; failed ones count.")
+    extended: int = Field(
+        0, ge=0, description="Whole shards behind the first num; 'synthgen extend' raises it."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Run seed; see run.sample_seed.")
     model: ModelConfig = ModelConfig()
     generation: GenerationConfig = GenerationConfig()
@@ -289,12 +292,17 @@ class Config(_Section):
     labeling: LabelConfig = LabelConfig()
     dataset: DatasetConfig = DatasetConfig()
 
+    @property
+    def planned(self) -> int:
+        """Samples planned in all: the first ``num``, and those of later extensions."""
+        return self.num + self.extended * self.dataset.shard_size
+
     def digest_settings(self) -> dict[str, Any]:
-        """The settings that determine the bytes: all but paths, ``num`` and where things run.
+        """The settings that determine the bytes: all but paths, sizes and where things run.
 
         The device that was used is recorded beside the digest (`synthgen.run.identity`).
         """
-        settings = self.model_dump(mode="json", exclude={"num": True, "prompts": True})
+        settings = self.model_dump(mode="json", exclude={"num", "extended", "prompts"})
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]

@@ -79,6 +79,7 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
     assert off == {f"labeling.{key}" for key in labeled if key != "version"} | {"labeling"}
     assert missing - off == {
         "num",
+        "extended",
         "prompts",
         "model.card",
         "model.revision",

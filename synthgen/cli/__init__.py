@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from synthgen.cli import audit, bench, export, generate, inspect, label, report, study, train
+from synthgen.cli import (
+    audit,
+    bench,
+    export,
+    extend,
+    generate,
+    inspect,
+    label,
+    report,
+    study,
+    train,
+)
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -25,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(generate.demo)
 app.command()(generate.generate)
+app.command()(extend.extend)
 app.command()(audit.audit)
 app.command()(label.label)
 app.command()(study.study)

@@ -92,12 +92,14 @@ def class_table(prompts: Sequence[Prompt]) -> dict[str, str]:
 def config_yaml(config: Config, digest: str) -> str:
     """The content of config.yaml: the resolved configuration, secrets taken out.
 
-    ``synthgen generate config.yaml`` reads it back. Labeling that is off has no section, so that
-    datasets of masks alone keep the file that they always had.
+    ``synthgen generate config.yaml`` reads it back. Labeling that is off and extensions that
+    there are not are left out, so that datasets without them keep the file they always had.
     """
     tree = redact_tree(yaml.safe_load(dump(config)))
     if config.labeling.method == "none":
         del tree["labeling"]
+    if not config.extended:
+        del tree["extended"]
     head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -145,7 +147,7 @@ def _facts(
         + "".join(f"; {reason}: {count}" for reason, count in totals["reasons"].items())
         + ")"
         if totals
-        else f"being made; {config.num} samples planned"
+        else f"being made; {config.planned} samples planned"
     )
     return {
         "size": size,

@@ -49,6 +49,7 @@ def open_dataset(
     audited: str | None = None,
     keep_only: bool = True,
     labels: str | None = None,
+    version: int | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> wds.DataPipeline:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
@@ -71,6 +72,8 @@ def open_dataset(
         audited: Id of an audit; samples then also have ``verdict`` (keep, reason, metrics).
         keep_only: With ``audited``, leave out the samples that it rejects.
         labels: Id of labels that stand beside the dataset; None: those in its tars, if any.
+        version: Of a dataset that grows: the samples of its n-th manifest, whatever came since;
+            None: the newest.
         transform: Called with every sample, in the worker, last of all; what it returns is what
             you get.
 
@@ -78,11 +81,11 @@ def open_dataset(
         ValueError: If there is no such dataset, audit or labels (those there are named), or the
             URL's scheme is not known.
     """
-    storage, shards = _locate(url)
-    verdicts = None if audited is None else _verdicts(storage, audited)
+    storage, shards = _locate(url, version)
+    verdicts = None if audited is None else _verdicts(storage, audited, version)
     reader = None
     if labels is not None:
-        reader = LabelReader(storage, labels, _tar_hashes(storage, "labels"))
+        reader = LabelReader(storage, labels, _tar_hashes(storage, "labels", version))
     stages = [
         wds.SimpleShardList([name for name, _ in shards]),
         *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
@@ -160,15 +163,15 @@ class _Transform:
         return map(self.function, samples)
 
 
-def _verdicts(storage: Storage, audited: str) -> dict[str, Verdict]:
+def _verdicts(storage: Storage, audited: str, version: int | None) -> dict[str, Verdict]:
     """Verdicts of every sample by key, which is unique over all shards."""
-    found = read_verdicts(storage, audited, _tar_hashes(storage, "audited"))
+    found = read_verdicts(storage, audited, _tar_hashes(storage, "audited", version))
     return {key: verdict for verdicts in found.values() for key, verdict in verdicts.items()}
 
 
-def _tar_hashes(storage: Storage, asked: str) -> dict[str, str]:
+def _tar_hashes(storage: Storage, asked: str, version: int | None) -> dict[str, str]:
     """File stem to tar hash of every shard that has samples."""
-    manifest = read_manifest(storage)
+    manifest = read_manifest(storage, version)
     if manifest is None:
         raise ValueError(
             f"{asked} must be given with a finished dataset's folder. Got {storage.root}."
@@ -180,7 +183,7 @@ def _tar_hashes(storage: Storage, asked: str) -> dict[str, str]:
     }
 
 
-def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:
+def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[tuple[str, int]]]:
     """The storage, and name and size of every shard that has samples."""
     storage = open_storage(url)
     if storage.root.endswith(".tar"):
@@ -190,7 +193,7 @@ def _locate(url: str | Path) -> tuple[Storage, list[tuple[str, int]]]:
         if size is None:
             raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
         return storage, [(name, size)]
-    manifest = read_manifest(storage)
+    manifest = read_manifest(storage, version)
     if manifest is None:
         raise ValueError(
             f"A dataset must have a manifest.json. Got none in {str(url)!r}; "

@@ -175,33 +175,71 @@ def build_manifest(
 def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest, last of all files, unless it says nothing new but times.
 
+    Its version is written first; where a process was killed between the two, that version is it.
+
     Returns:
         The manifest that stands on the disk.
     """
     standing = read_manifest(storage)
     if standing is not None and without_times(standing) == without_times(manifest):
         return standing
-    content = _dump(manifest)
-    storage.publish_bytes(content, f"manifests/v{_next_version(storage):04d}.json")
-    storage.publish_bytes(content, MANIFEST)
+    newest = max(versions(storage), default=0)
+    latest = _read(storage, version_name(newest)) if newest else None
+    if latest is not None and without_times(latest) == without_times(manifest):
+        manifest = latest
+    else:
+        storage.publish_bytes(_dump(manifest), version_name(newest + 1))
+    storage.publish_bytes(_dump(manifest), MANIFEST)
     return dict(manifest)
 
 
-def read_manifest(storage: Storage) -> dict[str, Any] | None:
-    """The standing manifest, None where the dataset was never finalized.
+def read_manifest(storage: Storage, version: int | None = None) -> dict[str, Any] | None:
+    """The standing manifest, None where the dataset was never finalized; or an older version.
+
+    Args:
+        storage: The dataset.
+        version: Number of a published version, from 1; None: the newest.
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, or there is no such version.
     """
-    content = storage.read(MANIFEST)
+    if version is None:
+        return _read(storage, MANIFEST)
+    found = versions(storage)
+    if version not in found:
+        there = f"1 to {max(found)}" if found else "none"
+        raise ValueError(
+            f"version must be one of the published ones of {storage.root}. Got {version}; "
+            f"there: {there}."
+        )
+    return _read(storage, version_name(version))
+
+
+def versions(storage: Storage) -> list[int]:
+    """Numbers of the published versions of the manifest, in order."""
+    found = (_VERSION.fullmatch(name) for name in storage.names("manifests"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def version_name(version: int) -> str:
+    """Where a version of the manifest lies.
+
+    >>> version_name(3)
+    'manifests/v0003.json'
+    """
+    return f"manifests/v{version:04d}.json"
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any] | None:
+    content = storage.read(name)
     if content is None:
         return None
     try:
         tree = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{MANIFEST} must be readable. Got {error}.") from None
+        raise ValueError(f"{name} must be readable. Got {error}.") from None
     if not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{MANIFEST} must have schema_version {SCHEMA_VERSION}. Got another one.")
+        raise ValueError(f"{name} must have schema_version {SCHEMA_VERSION}. Got another one.")
     return tree
 
 
@@ -222,11 +260,6 @@ def _totals(markers: Sequence[Marker]) -> dict[str, Any]:
         "bytes": sum(marker.bytes for marker in markers),
         "reasons": dict(sorted(reasons.items())),
     }
-
-
-def _next_version(storage: Storage) -> int:
-    found = (_VERSION.fullmatch(name) for name in storage.names("manifests"))
-    return max((int(match[1]) for match in found if match), default=0) + 1
 
 
 def _distinct(items: Iterable[dict[str, str]]) -> list[dict[str, str]]:

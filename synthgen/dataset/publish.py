@@ -8,6 +8,7 @@ Nothing is ever opened for writing at its final name.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +28,7 @@ import fsspec
 from synthgen.types import ByteStream
 
 STAGING = ".synthgen/staging"
+LOCKS = ".synthgen/locks"
 SCHEMES = ("file", "memory")
 """Known file systems. memory serves the tests: it goes the way that object stores will go."""
 
@@ -133,6 +135,34 @@ class Storage:
         folder = self.local_root / STAGING / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         return folder
+
+    @contextmanager
+    def locked(self, name: str, what: str) -> Iterator[None]:
+        """Hold a lock of a local dataset; it ends with its process, however that ends.
+
+        Elsewhere nothing is locked: no lock is portable over object stores.
+
+        Args:
+            name: Of the lock.
+            what: What may happen only once at a time, for the message.
+
+        Raises:
+            RuntimeError: If another holds it.
+        """
+        if self.local_root is None:
+            yield
+            return
+        path = self.local_root / LOCKS / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RuntimeError(
+                    f"One process at a time may {what}. Got another at work on {self.root}. "
+                    f"Wait for it, or stop it."
+                ) from None
+            yield
 
     def clear_stale_staging(self) -> list[str]:
         """Remove the staging folders of processes that are gone; returns their names."""

@@ -3,6 +3,7 @@
     plan(config) → ShardSpec …        what each shard holds; a pure function
     initialize → make_shard … → finalize      each idempotent; generate does all three
     status · replay · gc · estimate   looking, repeating, cleaning, guessing
+    extend                            more shards behind a finished dataset (`extend`)
     label                             labels beside a finished dataset, by replaying it (`label`)
 
 A shard is a pure function of (configuration, index), staged, verified and published whole, its
@@ -11,6 +12,7 @@ marker last. Nothing here knows who calls: a loop, threads, a Prefect flow, Ray.
 
 from synthgen.progress import report as emit
 from synthgen.run.estimate import estimate
+from synthgen.run.extend import extend, extension
 from synthgen.run.identity import config_digest
 from synthgen.run.lifecycle import DatasetStatus, finalize, gc, generate, initialize, status
 from synthgen.run.plan import batches, plan, sample_seed
@@ -23,6 +25,8 @@ __all__ = [
     "config_digest",
     "emit",
     "estimate",
+    "extend",
+    "extension",
     "finalize",
     "gc",
     "generate",

@@ -41,23 +41,23 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
         ``basis``.
     """
     specs = plan(config)
-    counts = {"shards": len(specs), "samples": config.num}
+    counts = {"shards": len(specs), "samples": config.planned}
     markers = [m for m in read_markers(open_storage(out)) if m.planned] if out else []
     if markers:
         planned = sum(marker.planned for marker in markers)
         seconds = sum(sum(marker.seconds.values()) for marker in markers) / planned
         num_bytes = sum(marker.bytes for marker in markers) / planned
         basis = f"the {planned} samples that are already made there"
-        return counts | _scaled(config.num, num_bytes, seconds, basis)
+        return counts | _scaled(config.planned, num_bytes, seconds, basis)
     num_bytes = float(bytes_per_sample(config))
     card, _ = find_card(config.model.card)
     if card.name != "scenes":
         basis = "no time is known for this model before its first shard"
-        return counts | _scaled(config.num, num_bytes, None, basis)
+        return counts | _scaled(config.planned, num_bytes, None, basis)
     steps = config.generation.num_inference_steps or card.num_inference_steps
     seconds = SECONDS_PER_STEP * steps + SECONDS_PER_IMAGE
     basis = f"the embedded model at 128 x 128 px and {steps} steps on one core of a CPU"
-    return counts | _scaled(config.num, num_bytes, seconds, basis)
+    return counts | _scaled(config.planned, num_bytes, seconds, basis)
 
 
 def _scaled(num: int, num_bytes: float, seconds: float | None, basis: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from synthgen.run.identity import (
     identity_content,
     read_identity,
 )
-from synthgen.run.plan import plan
+from synthgen.run.plan import plan, shard_spans
 from synthgen.run.shard import Progress, make_shard
 from synthgen.types import ShardSpec
 
@@ -112,6 +112,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         content, environments = identity_content(config), [here]
     else:
         check_same(standing, config, storage.root)
+        _check_extended(storage, config)
         _check_not_smaller(storage, plan(config))
         content = identity_content(config)
         environments = _extended(standing["environments"], here, strict)
@@ -167,10 +168,7 @@ def status(out: str | Path) -> DatasetStatus:
     storage = open_storage(out)
     config, identity = read_config(storage), read_identity(storage)
     assert identity is not None
-    size = config.dataset.shard_size
-    wanted = {
-        f"train-{i // size:06d}": min(size, config.num - i) for i in range(0, config.num, size)
-    }
+    wanted = {f"train-{i:06d}": len(span) for i, span in enumerate(shard_spans(config))}
     done = [
         marker
         for marker in read_markers(storage)
@@ -180,12 +178,12 @@ def status(out: str | Path) -> DatasetStatus:
     return DatasetStatus(
         planned_shards=len(wanted),
         complete_shards=len(done),
-        planned=config.num,
+        planned=config.planned,
         samples=sum(marker.counts["ok"] for marker in done),
         failed=sum(marker.counts["failed"] for marker in done),
         reasons=dict(sum((Counter(marker.reasons) for marker in done), Counter())),
         num_bytes=sum(marker.bytes for marker in done),
-        finalized=manifest is not None and manifest["totals"]["planned"] == config.num,
+        finalized=manifest is not None and manifest["totals"]["planned"] == config.planned,
     )
 
 
@@ -235,6 +233,19 @@ def _standing_identity(storage: Storage) -> dict[str, Any] | None:
             f"with {taken[0]}. Choose another folder."
         )
     return standing
+
+
+def _check_extended(storage: Storage, config: Config) -> None:
+    """Refuse a plan in which the shards behind the first ``num`` samples move or are left out."""
+    if storage.read(CONFIG) is None:  # its maker was killed before it
+        return
+    standing = read_config(storage)
+    if standing.extended and (config.num != standing.num or config.extended < standing.extended):
+        raise ValueError(
+            f"{storage.root} was extended by {standing.extended} shards and must keep them. Got a "
+            f"plan of {config.num} samples and {config.extended} more shards. Go on with "
+            f"'synthgen extend', or choose another folder."
+        )
 
 
 def _check_not_smaller(storage: Storage, specs: Sequence[ShardSpec]) -> None:

@@ -1,8 +1,9 @@
 """What each shard holds: prompts, keys, seeds and batches, as a pure function.
 
-Sample i draws prompt i mod P as its (i div P)-th image, in shard i div shard_size. Its seed is a
-hash of the run's seed, the prompt's id and the image's number, so that inserting a prompt
-changes no other image. Keys are ``{shard:06d}{index:04d}``.
+Sample i draws prompt i mod P as its (i div P)-th image. Its seed is a hash of the run's seed, the
+prompt's id and the image's number, so that inserting a prompt changes no other image. The first
+``num`` samples fill shards of ``shard_size``, the last of which may be short; extensions add
+whole shards behind it. Keys are ``{shard:06d}{index:04d}``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from synthgen.config import Config
 from synthgen.prompts import load_prompts
@@ -42,26 +44,38 @@ def plan(config: Config) -> tuple[ShardSpec, ...]:
 
 def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> tuple[ShardSpec, ...]:
     """``plan`` for prompts that are already read."""
-    size = config.dataset.shard_size
     return tuple(
         ShardSpec(
-            index=start // size,
+            index=shard,
             samples=tuple(
-                planned_sample(config, prompts, index)
-                for index in range(start, min(start + size, config.num))
+                planned_sample(config, prompts, index, f"{shard:06d}{index - span.start:04d}")
+                for index in span
             ),
         )
-        for start in range(0, config.num, size)
+        for shard, span in enumerate(shard_spans(config))
     )
 
 
-def planned_sample(config: Config, prompts: Sequence[Prompt], index: int) -> PlannedSample:
-    """The sample at a position of the dataset."""
-    shard, position = divmod(index, config.dataset.shard_size)
+def shard_spans(config: Config) -> list[range]:
+    """Numbers of the samples of each shard.
+
+    >>> sizes = {"num": 5, "extended": 2, "dataset": {"shard_size": 3}}
+    >>> shard_spans(Config.model_validate(sizes))
+    [range(0, 3), range(3, 5), range(5, 8), range(8, 11)]
+    """
+    size = config.dataset.shard_size
+    starts = [*range(0, config.num, size), *range(config.num, config.planned, size)]
+    return [range(start, stop) for start, stop in pairwise([*starts, config.planned])]
+
+
+def planned_sample(
+    config: Config, prompts: Sequence[Prompt], index: int, key: str
+) -> PlannedSample:
+    """The sample with a number and a key."""
     image_index, which = divmod(index, len(prompts))
     prompt = prompts[which]
     return PlannedSample(
-        key=f"{shard:06d}{position:04d}",
+        key=key,
         prompt=prompt,
         image_index=image_index,
         seed=sample_seed(config.seed, prompt.id, image_index),

@@ -1,0 +1,85 @@
+"""Growing a dataset by whole shards; what was published stays, byte for byte.
+
+The n-th extension is a function of the dataset alone: prompts go on where they stopped, each
+prompt with its next image, so that seeds are fresh and every image keeps its identity. The
+configuration on the disk is the intent (``extended`` shards), the manifest the commit: killed in
+between, the next call finishes that extension instead of beginning another. Each extension
+publishes a version of the manifest, which ``open_dataset(out, version=n)`` holds on to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synthgen.config import Config
+from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.publish import Storage, open_storage
+from synthgen.progress import report
+from synthgen.run.identity import read_identity
+from synthgen.run.lifecycle import CONFIG, generate, read_config
+from synthgen.run.shard import Progress
+
+
+def extend(
+    out: str | Path,
+    shards: int,
+    config: Config | None = None,
+    strict: bool = False,
+    progress: Progress = report,
+) -> dict[str, Any]:
+    """Add whole shards to a dataset, or finish what was begun; returns the new manifest.
+
+    Args:
+        out: The dataset's folder or URL.
+        shards: How many to add.
+        config: See ``extension``.
+        strict: Refuse other library versions, device or dtype.
+        progress: Told about samples and shards.
+    """
+    with extension(out, shards, config) as extended:
+        return generate(extended, out, strict, progress)
+
+
+@contextmanager
+def extension(out: str | Path, shards: int, config: Config | None = None) -> Iterator[Config]:
+    """The configuration to generate with; until the block ends no other extension may begin.
+
+    An unfinished dataset or extension comes back as it is, to be finished first. On an object
+    store, where there is no lock, two at once make the same shards once.
+
+    Args:
+        out: The dataset's folder or URL.
+        shards: How many to add.
+        config: Where there is no dataset yet, begins it. Otherwise it must be the dataset's; it
+            says where prompts and model lie now. None: the dataset's own.
+
+    Raises:
+        ValueError: If there is no dataset and no configuration, or ``num`` is another one.
+        RuntimeError: If another process extends the dataset right now.
+    """
+    if shards < 1:
+        raise ValueError(f"shards must be at least 1. Got {shards}.")
+    storage = open_storage(out)
+    if config is None:
+        read_config(storage)  # no dataset: say so before a folder is made
+    with storage.locked("extend", "extend a dataset"):
+        yield _extended(storage, shards, config)
+
+
+def _extended(storage: Storage, shards: int, config: Config | None) -> Config:
+    if config is not None and (read_identity(storage) is None or storage.read(CONFIG) is None):
+        return config
+    standing = read_config(storage)
+    found = config or standing
+    if found.num != standing.num:
+        raise ValueError(
+            f"num must stay what the dataset was begun with, {standing.num}: its shards are "
+            f"numbered behind it. Got {found.num}."
+        )
+    manifest = read_manifest(storage)
+    unfinished = manifest is None or manifest["totals"]["planned"] != standing.planned
+    added = 0 if unfinished else shards
+    return found.model_copy(update={"extended": standing.extended + added})
