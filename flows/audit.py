@@ -32,9 +32,16 @@ def audit_shard(plan: AuditPlan, shard: str, gpu_limit: str | None = None) -> di
 
 
 @flow(name="synthgen-audit-shards", persist_result=False)
-def audit_shards(plan: AuditPlan, gpu_limit: str | None = None) -> list[dict[str, Any]]:
+def audit_shards(
+    plan: AuditPlan, workers: int = 1, gpu_limit: str | None = None
+) -> list[dict[str, Any]]:
     """Audit every planned shard; one that crashes is reported, and audited by the next run."""
-    return sorted(_collect(plan, gpu_limit), key=lambda row: str(row["shard"]))
+
+    def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
+        return audit_shard.submit(plan, shard, gpu_limit)
+
+    rows = [_result(*done) for done in completed(plan.shards, submit, workers)]
+    return sorted(rows, key=lambda row: str(row["shard"]))
 
 
 @flow(name="audit", persist_result=False)
@@ -47,6 +54,7 @@ def audit(
     workers: int = 1,
     max_failed: float | None = None,
     gpu_limit: str | None = None,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Audit a finished dataset, or finish an audit that was cut off.
 
@@ -59,9 +67,11 @@ def audit(
         workers: Shards in flight at once.
         max_failed: Fail if a larger share of the samples is rejected; None: only report.
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
+        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
     """
     plan = auditing.begin(out, settings or AuditConfig(), audit_id, num=num)
-    rows = audit_shards.with_options(task_runner=task_runner(runner, workers))(plan, gpu_limit)
+    shards = audit_shards.with_options(task_runner=task_runner(runner, workers, address))
+    rows = shards(plan, workers, gpu_limit)
     crashed = [row for row in rows if row.get("error")]
     if crashed:
         names = ", ".join(str(row["shard"]) for row in crashed[:5])

@@ -45,17 +45,25 @@ def make_shard(
 ) -> dict[str, Any]:
     """Make one shard; a shard that is already complete costs nothing."""
     with slot(gpu_limit):
-        return dataclasses.asdict(run.make_shard(config, spec, out, progress=run.emit))
+        report = run.make_shard(config, spec, out, progress=run.emit)
+    return {**dataclasses.asdict(report), "worker": _worker()}
 
 
 @flow(name="synthgen-shards", persist_result=False)
-def make_shards(config: Config, out: str, gpu_limit: str | None = None) -> list[dict[str, Any]]:
+def make_shards(
+    config: Config, out: str, workers: int = 1, gpu_limit: str | None = None
+) -> list[dict[str, Any]]:
     """Make every planned shard; one that crashes is reported, and made by the next run."""
     specs = run.plan(config)
     progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-progress"))
     rows = []
-    for row in _collect(config, specs, out, gpu_limit):
-        rows.append(row)
+
+    def submit(spec: ShardSpec) -> PrefectFuture[dict[str, Any]]:
+        return make_shard.submit(config, spec, out, gpu_limit)
+
+    for spec, future in completed(specs, submit, workers):
+        rows.append(_result(spec, future))
+        _pass_on(rows[-1])
         update_progress_artifact(progress, progress=100.0 * len(rows) / len(specs))
     return sorted(rows, key=lambda row: row["name"])
 
@@ -70,6 +78,7 @@ def generate(
     audit: AuditConfig | None = None,
     report: bool = False,
     gpu_limit: str | None = None,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Make a dataset from prompts, or finish one that was cut off.
 
@@ -81,15 +90,15 @@ def generate(
         strict: Refuse to resume with other library versions instead of warning.
         audit: Then audit the dataset, in a flow of its own, with these settings.
         report: Then write ``report/index.html``.
-        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
+        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
 
     Returns:
         The manifest.
     """
     run.initialize(config, out, strict=strict)
-    shards = make_shards.with_options(task_runner=task_runner(runner, workers))
-    rows = shards(config, out, gpu_limit)
+    shards = make_shards.with_options(task_runner=task_runner(runner, workers, address))
+    rows = shards(config, out, workers, gpu_limit)
     crashed = [row["name"] for row in rows if row.get("error")]
     if crashed:
         raise RuntimeError(
@@ -100,7 +109,9 @@ def generate(
     manifest = run.finalize(config, out)
     _report(rows, manifest, out)
     if audit is not None:
-        audit_flow(out, audit, runner=runner, workers=workers, gpu_limit=gpu_limit)
+        audit_flow(
+            out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
+        )
     if report:
         write_report(out)
     return manifest

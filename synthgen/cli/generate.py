@@ -47,8 +47,13 @@ def generate(
     num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
     overrides: Set = None,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
-    runner: Annotated[str, typer.Option(help="Task runner of the flow.")] = "threads",
+    runner: Annotated[
+        str, typer.Option(help="Where shards are made: threads, ray, dask.")
+    ] = "threads",
     workers: Workers = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
     ] = False,
@@ -74,10 +79,10 @@ def generate(
     if dry_run:
         print_estimate(config, out if out.exists() else None)
         return
-    manifest = execute(config, out, engine, runner, workers, strict, json_logs)
+    manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     if audit is not None:
         _audit(out, audit, json_logs)
-    _conclude(manifest, out)
+    conclude(manifest, out)
 
 
 def demo(
@@ -98,7 +103,7 @@ def demo(
     _audit(out, "scenes-sam", json_logs)
     typer.echo(f"Report: {write_report(out)}")
     typer.echo(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
-    _conclude(manifest, out)
+    conclude(manifest, out)
 
 
 def read_config(source: str, overrides: list[str], num: int | None) -> Config:
@@ -124,6 +129,7 @@ def execute(
     workers: int,
     strict: bool,
     json_logs: bool,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
@@ -134,7 +140,7 @@ def execute(
     started = time.perf_counter()
     with show_progress(planned, len(specs), json_logs) as tally:
         if engine is Engine.flow:
-            manifest = _run_flow(config, out, runner, workers, strict)
+            manifest = _run_flow(config, out, runner, workers, strict, address)
         else:
             manifest = run.generate(config, out, strict=strict)
     if progress.stop_requested():
@@ -184,12 +190,12 @@ def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
 
 
 def _run_flow(
-    config: Config, out: Path, runner: str, workers: int, strict: bool
+    config: Config, out: Path, runner: str, workers: int, strict: bool, address: str | None
 ) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows.generate import generate as flow
 
-    manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict)
+    manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict, address=address)
     return manifest
 
 
@@ -216,7 +222,7 @@ def _announce(manifest: dict[str, Any], made: int, out: Path, seconds: float) ->
     typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
 
 
-def _conclude(manifest: dict[str, Any], out: Path) -> None:
+def conclude(manifest: dict[str, Any], out: Path) -> None:
     totals = manifest["totals"]
     failed = totals["planned"] - totals["samples"]
     if failed:
