@@ -317,7 +317,8 @@ def test_a_class_that_never_occurs_is_counted_and_harms_nothing(
 ) -> None:
     settings = [word for s in SETTINGS[1:] for word in ("--set", s)]
     never = ["--set", "labeling.presence=1.0"]
-    assert code("label", str(out), "--id", "never", *settings, *never, "--json") == 0
+    inline = ["--engine", "inline", "--json"]
+    assert code("label", str(out), "--id", "never", *settings, *never, *inline) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     classes = summary["statistics"]["classes"]
     assert {name: row["images"] for name, row in classes.items()} == {

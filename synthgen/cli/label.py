@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.generate import Engine, JsonLogs, Workers, stop_on_signals
 from synthgen.config import LabelConfig, load
 
 METHODS = "clusters, propagate, dataset-diffusion, pcc, argmax"
@@ -32,6 +33,8 @@ def label(
     num: Annotated[
         int | None, typer.Option(min=1, help="Whole shards until this many samples.")
     ] = None,
+    engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
+    workers: Workers = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="The summary as one JSON object on standard output.")
     ] = False,
@@ -41,7 +44,8 @@ def label(
 
     Samples are made again from their seeds, so this takes as long as making them; data/ is not
     touched. Labels stand in DIR/labels; open_dataset(DIR, labels=ID) reads them. Run again to go
-    on. To label while making a dataset: synthgen generate --set labeling.method=clusters.
+    on; neither --engine nor --workers changes a byte. To label while making a dataset:
+    synthgen generate --set labeling.method=clusters.
 
     Examples:
 
@@ -52,7 +56,7 @@ def label(
       synthgen label data/voc --set labeling.text=classes --set labeling.margin=0.1
     """
     settings, chosen = read_settings(method, ks, overrides or [])
-    summary = run_label(out, settings, chosen, label_id, num, json_logs)
+    summary = run_label(out, settings, chosen, label_id, num, engine, workers, json_logs)
     if as_json:
         print(json.dumps(summary), flush=True)
     else:
@@ -86,19 +90,40 @@ def run_label(
     ks: tuple[int, ...] | None = None,
     label_id: str | None = None,
     num: int | None = None,
+    engine: Engine = Engine.inline,
+    workers: int = 1,
     json_logs: bool = False,
 ) -> dict[str, Any]:
     """Label behind a progress display; returns the summary."""
     from synthgen.run.label import begin, conclude, label_shard
 
     stop_on_signals()
-    plan = begin(out, settings, ks, label_id, num)
+    plan = begin(out, settings, ks, label_id, num)  # a mistake is one line, before any server
     with show_progress(sum(plan.samples), len(plan.shards), json_logs):
+        if engine is Engine.flow:
+            return _run_flow(out, settings, ks, plan.label_id, num, workers)
         for shard in plan.shards:
             label_shard(plan, shard)
     if progress.stop_requested():
         raise progress.Stopped
     return conclude(plan)
+
+
+def _run_flow(
+    out: str | Path,
+    settings: LabelConfig,
+    ks: tuple[int, ...] | None,
+    label_id: str,
+    num: int | None,
+    workers: int,
+) -> dict[str, Any]:
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    from flows.label import label as flow
+
+    summary: dict[str, Any] = flow(str(out), settings, ks, label_id, num, workers=workers)
+    if progress.stop_requested():
+        raise progress.Stopped
+    return summary
 
 
 def show_summary(summary: dict[str, Any], out: str | Path) -> None:
@@ -116,4 +141,5 @@ def show_summary(summary: dict[str, Any], out: str | Path) -> None:
         )
     typer.echo(f"  {'background':<28}{statistics['background'] / total:>9.2%}")
     typer.echo(f"  {'undecided':<28}{statistics['undecided'] / total:>9.2%}")
+    typer.echo(f"  look at them  synthgen report {out} --labels {summary['id']}")
     typer.echo(f"  in Python     synthgen.open_dataset({str(out)!r}, labels={summary['id']!r})")

@@ -16,22 +16,19 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from synthgen.auditing.samples import ListedShard, listed_shards
-from synthgen.config import ALGORITHM_VERSION, LABELING_VERSION, Config, LabelConfig, digest
+from synthgen.config import LabelConfig
 from synthgen.dataset.audits import dump_json
 from synthgen.dataset.label_statistics import LabelCounts, merge_statistics, summarize_counts
 from synthgen.dataset.labels import (
     LABELS_SCHEMA_VERSION,
     LabelMarker,
-    check_label_id,
     class_ids,
     class_names,
-    description_name,
     is_labeled,
     labels_marker_bytes,
     labels_marker_name,
@@ -46,37 +43,11 @@ from synthgen.dataset.records import IMAGE_OPTIONS
 from synthgen.dataset.shards import ShardWriter, read_span, scan, spans
 from synthgen.progress import report
 from synthgen.run.batch import Made, Recipe, make_batch
-from synthgen.run.classes import check_methods, check_names, check_tokens
-from synthgen.run.identity import changed_keys, read_identity
-from synthgen.run.lifecycle import read_config
-from synthgen.run.replay import check_model
+from synthgen.run.label_plan import BYTES_PER_SAMPLE, LabelPlan, begin
 from synthgen.types import PlannedSample
 
+__all__ = ["LabelPlan", "begin", "conclude", "label", "label_shard", "side_members"]
 Progress = Callable[..., None]
-_BYTES_PER_SAMPLE = 10_000  # a semantic map, and labels of about 40 masks
-
-
-@dataclass(frozen=True, slots=True)
-class LabelPlan:
-    """Labels that were begun: what a worker needs to label a shard.
-
-    Args:
-        out: The dataset's folder or URL.
-        label_id: Their name in ``labels/``.
-        config: The dataset's configuration with the labels' settings and ks in it.
-        digest: Of all that determines the labels but the tars.
-        other_masks: The ks are not the dataset's, so masks are kept too.
-        shards: File stems of the shards to label.
-        samples: Samples in each of them.
-    """
-
-    out: str
-    label_id: str
-    config: Config
-    digest: str
-    other_masks: bool
-    shards: tuple[str, ...]
-    samples: tuple[int, ...]
 
 
 def label(
@@ -110,36 +81,6 @@ def label(
     return conclude(plan)
 
 
-def begin(
-    out: str | Path,
-    settings: LabelConfig,
-    ks: Sequence[int] | None = None,
-    label_id: str | None = None,
-    num: int | None = None,
-) -> LabelPlan:
-    """Claim a folder for labels, or check that the ones there are of the same settings."""
-    storage = open_storage(out)
-    shards = listed_shards(storage)
-    if settings.method == "none":
-        raise ValueError("method must be a labeler. Got 'none'; see 'synthgen label --help'.")
-    check_methods(settings)
-    check_names(class_ids(class_names(storage)))
-    standing = read_config(storage)
-    check_model(storage, standing)
-    config = _with_labels(standing, settings, ks)
-    content = _content(storage, config)
-    found = digest(content)
-    label_id = label_id or f"{_slug(settings.method)}-{found[:8]}"
-    _claim(storage, check_label_id(label_id), content)
-    counts = [shard.samples for shard in shards]
-    wanted = sum(counts) if num is None else max(1, num)
-    enough = next((i for i in range(len(shards)) if sum(counts[: i + 1]) >= wanted), len(shards))
-    chosen = shards[: enough + 1]
-    other = config.segmentation != standing.segmentation
-    stems = tuple(shard.stem for shard in chosen)
-    return LabelPlan(str(out), label_id, config, found, other, stems, tuple(counts[: len(stems)]))
-
-
 def label_shard(plan: LabelPlan, shard: str, progress: Progress = report) -> LabelMarker:
     """Label one shard, or find that it was; any number may do so at once.
 
@@ -153,7 +94,7 @@ def label_shard(plan: LabelPlan, shard: str, progress: Progress = report) -> Lab
     if standing is not None and labeled and standing.digest == plan.digest:
         progress("shard", name=shard, planned=listed.samples, reused=True)
         return standing
-    needed = _BYTES_PER_SAMPLE * listed.samples
+    needed = BYTES_PER_SAMPLE * listed.samples
     with clear_disk_errors(storage, needed, f"the labels of {shard}"):
         marker = _label(storage, plan, listed, progress)
     progress("shard", name=shard, planned=listed.samples, reused=False)
@@ -189,41 +130,6 @@ def conclude(plan: LabelPlan) -> dict[str, Any]:
     }
     storage.publish_bytes(dump_json(summary), summary_name(plan.label_id))
     return summary
-
-
-def _with_labels(config: Config, settings: LabelConfig, ks: Sequence[int] | None) -> Config:
-    """A dataset's configuration with other labels, and with other ks where they are given."""
-    tree = config.model_dump(mode="json") | {"labeling": settings.model_dump(mode="json")}
-    if ks is not None:
-        tree["segmentation"]["clusters"]["ks"] = list(ks)
-    return Config.model_validate(tree)
-
-
-def _content(storage: Storage, config: Config) -> dict[str, Any]:
-    """All that determines labels but the tars: what their digest covers."""
-    identity: Any = read_identity(storage)
-    content = {
-        "labeling": config.labeling.model_dump(mode="json"),
-        "segmentation": config.segmentation.model_dump(mode="json"),
-        "dataset": identity["digest"],
-        "versions": [ALGORITHM_VERSION, LABELING_VERSION],
-    }
-    return dict(json.loads(json.dumps(content)))
-
-
-def _claim(storage: Storage, label_id: str, content: Mapping[str, Any]) -> None:
-    standing = storage.read(description_name(label_id))
-    if standing is not None:
-        changed = changed_keys(json.loads(standing).get("settings", {}), content)
-        if changed:
-            raise ValueError(
-                f"The settings must be the ones that the labels {label_id} were begun with. Got "
-                f"a change of {', '.join(changed[:8])}. Undo it, or choose another --id."
-            )
-    tree = {"schema_version": LABELS_SCHEMA_VERSION, "id": label_id, "settings": content}
-    with clear_disk_errors(storage, _BYTES_PER_SAMPLE, f"the labels {label_id}"):
-        storage.publish_bytes(dump_json(tree), description_name(label_id))
-        storage.clear_stale_staging()
 
 
 def _label(
@@ -270,7 +176,6 @@ def _labeled(
 ) -> Iterator[tuple[Made, dict[str, bytes]]]:
     """The samples of a shard made again, with the members of their labels, in order."""
     rows = read_rows(storage, listed.stem)
-    check_tokens(plan.config, [row.as_prompt for row in rows if row.status == "ok"])
     marker = read_marker(storage, listed.stem)
     assert marker is not None, listed.stem
     ids = class_ids(class_names(storage))
@@ -333,13 +238,3 @@ def side_members(made: Made, standing: Mapping[str, bytes], other_masks: bool) -
     text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
     chosen = {"json": text.encode("utf-8"), "sem.png": members["sem.png"]}
     return {**chosen, "mask.png": members["mask.png"]} if other_masks else chosen
-
-
-def _slug(name: str) -> str:
-    """A method's name as the beginning of an id.
-
-    >>> _slug("mylab.mod:label_2")
-    'mylab-mod-label-2'
-    """
-    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
-    return "-".join(letters.replace("-", " ").split())[:60].rstrip("-") or "labels"
