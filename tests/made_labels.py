@@ -75,5 +75,6 @@ def write_side_labels(
             sha256=hashlib.sha256(content_bytes).hexdigest(),
             bytes=len(content_bytes),
             samples=len(samples),
+            statistics={"images": len(samples), "background": 0, "undecided": 0, "classes": {}},
         )
         storage.publish_bytes(labels_marker_bytes(marker), labels_marker_name(label_id, shard))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+
+from made_labels import make_labels
 
 from synthgen.bench.made_dataset import make_sample, write_audit, write_dataset
 from synthgen.dataset.metadata import Row
@@ -24,6 +27,25 @@ def write_made(root: Path) -> Path:
     """Five samples in two shards; the fourth has no preview."""
     samples = [make_sample(i, prompt, SIZE, preview=i != 3) for i, prompt in enumerate(PROMPTS)]
     write_dataset(root, samples, len(samples), shard_size=3, failures=[FAILURE])
+    return root
+
+
+CLASS_IDS = {"cat": 1, SCRIPT: 2, "never": 9}
+
+
+def write_labeled(root: Path) -> Path:
+    """Four labeled samples in two shards; the last has no preview; "never" is never found."""
+    samples = [make_sample(i, PROMPTS[i], SIZE, preview=i != 3) for i in range(4)]
+    labeled = []
+    for index, sample in enumerate(samples):
+        names = ("cat", SCRIPT, "never")
+        prompt = replace(sample.record.prompt, class_names=names)
+        record = replace(sample.record, prompt=prompt, class_ids=CLASS_IDS)
+        record = replace(record, labels=make_labels(record, names, seed=index))
+        labeled.append(replace(sample, record=record))
+    write_dataset(root, labeled, len(labeled), shard_size=3)
+    table = {0: "background", 255: "ignore"} | {i: name for name, i in CLASS_IDS.items()}
+    (root / "classes.json").write_text(json.dumps(table))
     return root
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
 import shutil
 import tarfile
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made_report import EMOJI, FAILURE, RTL, SCRIPT, verdict, write_made, write_made_audit
+from made_labels import write_side_labels
+from made_report import (
+    CLASS_IDS,
+    EMOJI,
+    FAILURE,
+    RTL,
+    SCRIPT,
+    verdict,
+    write_labeled,
+    write_made,
+    write_made_audit,
+)
 from pycocotools import mask as coco
 
 from synthgen.bench.made_dataset import KS, make_sample, write_audit, write_dataset
@@ -22,6 +35,7 @@ from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.publish import open_storage
+from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.report.audits import Audit, auditor_ious, pick_audit, read_audit, standing_audits
 from synthgen.report.overview import Histogram
@@ -130,9 +144,6 @@ def test_counts_are_those_of_the_loader(dataset: Path) -> None:
 
 
 def test_payload_masks_are_the_datasets(dataset: Path) -> None:
-    import base64
-    import zlib
-
     for payload, sample in zip(payloads(render(dataset)), open_dataset(dataset), strict=True):
         segments = json.loads(zlib.decompress(base64.b64decode(payload["masks"])))
         size = [payload["height"], payload["width"]]
@@ -140,6 +151,73 @@ def test_payload_masks_are_the_datasets(dataset: Path) -> None:
         masks = coco.decode(rles).transpose(2, 0, 1).astype(bool)
         np.testing.assert_array_equal(masks, sample["masks"])
         assert all(segment["iou"] == -1 for segment in segments)
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_labeled(tmp_path_factory.mktemp("labeled") / "made")
+    assert verify_dataset(root, deep=True) == []
+    return root
+
+
+def semantic_of(payload: dict[str, Any]) -> np.ndarray:
+    pixels = zlib.decompress(base64.b64decode(payload["semantic"]))
+    return np.frombuffer(pixels, np.uint8).reshape(payload["height"], payload["width"])
+
+
+def test_payloads_carry_classes_and_their_names(labeled: Path, dataset: Path) -> None:
+    names = {**{str(i): name for name, i in CLASS_IDS.items()}, "0": "background"}
+    for payload, sample in zip(payloads(render(labeled)), open_dataset(labeled), strict=True):
+        semantic = semantic_of(payload)
+        np.testing.assert_array_equal(semantic, sample["semantic"])
+        expected = {str(i): {**names, "255": "undecided"}[str(i)] for i in np.unique(semantic)}
+        assert payload["names"] == expected
+        assert payload["not_found"] == sample["json"]["not_found"] == ["never"]
+    for payload in payloads(render(dataset)):
+        assert (payload["semantic"], payload["names"], payload["not_found"]) == ("", {}, [])
+
+
+def test_the_class_table_counts_what_the_maps_hold(labeled: Path, dataset: Path) -> None:
+    page = Text(render(labeled))
+    maps = np.stack([sample["semantic"] for sample in open_dataset(labeled)])
+    for name, number in CLASS_IDS.items():
+        images, share = (maps == number).any((1, 2)).sum(), (maps == number).mean()
+        missed = len(maps) if name == "never" else 0
+        row = rf"{re.escape(name)} {100 * share:.2f} % {images} \d\.\d\d {missed} "
+        assert re.search(row, page.text), (row, page.text)
+    left, undecided = (maps == 0).mean(), (maps == 255).mean()
+    assert f"Background {100 * left:.1f} %, undecided {100 * undecided:.1f} %" in page.text
+    assert "over 4 images" in page.text
+    assert "Labeled 4 of 4" in page.text
+    assert "Labeled" not in Text(render(dataset)).text
+    assert "Labels none: see synthgen label" in Text(render(dataset)).text
+
+
+def test_labels_beside_a_dataset_are_shown_when_asked_for(tmp_path: Path) -> None:
+    root = write_labeled(tmp_path / "made")
+    members: dict[str, dict[str, dict[str, bytes]]] = {}
+    for sample in open_dataset(root):
+        shard = members.setdefault(f"train-{sample['key'][:6]}", {})
+        tree = {**sample["json"], "not_found": ["cat"], "instances": []}
+        tree["segments"] = [{**item, "label": "other"} for item in tree["segments"]]
+        flipped = encode_image(255 - sample["semantic"], "png")
+        content = json.dumps(tree).encode()
+        shard[sample["key"]] = {"json": content, "sem.png": flipped}
+    write_side_labels(root, "side", members)
+    with pytest.raises(ValueError, match=r"ids of classes.json. Got \[253, 254"):
+        render_report(open_storage(root), None, 60, "side")
+    table = json.loads((root / "classes.json").read_text())
+    table |= {str(255 - i): f"flipped {i}" for i in (1, 2)}
+    (root / "classes.json").write_text(json.dumps(table))
+    html = render_report(open_storage(root), None, 60, "side")
+    for payload, sample in zip(payloads(html), open_dataset(root, labels="side"), strict=True):
+        np.testing.assert_array_equal(semantic_of(payload), sample["semantic"])
+        assert payload["not_found"] == ["cat"]
+        segments = json.loads(zlib.decompress(base64.b64decode(payload["masks"])))
+        assert {item["label"] for item in segments} == {"other"}
+    assert "side , beside the dataset" in Text(html).text
+    with pytest.raises(ValueError, match="there: side"):
+        render_report(open_storage(root), None, 60, "sid")
 
 
 def test_large_images_are_shown_smaller_with_their_true_area(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from synthgen.dataset.audits import (
     table_name,
 )
 from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import (
     Marker,
@@ -252,12 +253,13 @@ def _encode(sample: MadeSample) -> _Encoded:
 
 
 def _row(sample: MadeSample) -> Row:
-    prompt = sample.record.prompt
+    prompt, labels = sample.record.prompt, sample.record.labels
     return Row(
         *("", "ok", "", "", prompt.id, prompt.text, prompt.class_names, 0, 1, 0),
         num_segments=len(sample.record.mask_set),
         seconds_generate=1.5,
         seconds_segment=0.25,
+        labels=None if labels is None else count_labels(labels),
     )
 
 

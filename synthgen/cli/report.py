@@ -11,9 +11,12 @@ Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
 
 
 def report(
-    directory: Folder,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")],
     audit: Annotated[
         str | None, typer.Option(help="Id of the audit to show; the last one if left out.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
     ] = None,
     num: Annotated[int, typer.Option(help="Samples in the contact sheet and explorer.")] = 60,
     out: Annotated[
@@ -23,7 +26,7 @@ def report(
     """Write the report of a dataset: one HTML file with charts and a mask explorer."""
     from synthgen.report.page import write_report
 
-    typer.echo(write_report(directory, audit=audit, num=num, out=out))
+    typer.echo(write_report(directory, audit=audit, num=num, out=out, labels=labels))
 
 
 def view(

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 
+from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import decode_image
+from synthgen.report.labels import Labels, is_labeled, relabel
 
 MAX_FAILURES = 200  # rows of the table; all are counted
 MASK_EDGES = np.arange(0.0, 66.0, 3.0)
@@ -67,6 +69,8 @@ class Overview:
         reasons: Failed samples per reason.
         classes: Samples per class named in their prompts.
         labels: Masks per label, where masks are labeled.
+        statistics: Statistics of the labels of each shard's tar, where samples are labeled.
+        num_labeled: Samples that show a class of their prompt.
         num_masks: Masks per image.
         coverage: Share of each image that lies in any mask.
         areas: Share of the image that each mask takes.
@@ -78,6 +82,8 @@ class Overview:
     reasons: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
+    statistics: list[Mapping[str, Any]] = field(default_factory=list)
+    num_labeled: int = 0
     num_masks: Histogram = field(default_factory=lambda: Histogram(MASK_EDGES))
     coverage: Histogram = field(default_factory=lambda: Histogram(SHARE_EDGES))
     areas: Histogram = field(default_factory=lambda: Histogram(AREA_EDGES))
@@ -95,6 +101,7 @@ class Overview:
                 if len(self.failures) < MAX_FAILURES:
                     self.failures.append(row)
         self.keys[shard] = [row.key for row in made]
+        self.statistics.append(summarize_counts(row.labels for row in made if row.labels))
         self.num_masks.add(float(row.num_segments) for row in made)
         self.seconds.add(row.seconds_generate + row.seconds_segment for row in made)
 
@@ -109,6 +116,7 @@ class Overview:
         self.areas.add(segment["area"] / pixels for segment in info["segments"])
         self.labels.update(s["label"] for s in info["segments"] if s["label"])
         self.coverage.add([coverage])
+        self.num_labeled += is_labeled(info)
 
     @property
     def num_samples(self) -> int:
@@ -116,11 +124,31 @@ class Overview:
         return sum(len(keys) for keys in self.keys.values())
 
 
-def read_sample(key: str, members: Mapping[str, bytes]) -> tuple[dict[str, Any], float]:
-    """The json of a sample, and the share of its pixels that lie in any mask.
+@dataclass(frozen=True, slots=True)
+class ReadSample:
+    """What is read of every sample.
+
+    Args:
+        info: Content of its json.
+        coverage: Share of its pixels in any mask.
+        semantic: Its semantic map; None without labels.
+    """
+
+    info: Mapping[str, Any]
+    coverage: float
+    semantic: UInt8[np.ndarray, "_height _width"] | None
+
+
+def read_sample(key: str, members: Mapping[str, bytes], labels: Labels) -> ReadSample:
+    """What the page needs of a sample, whether it is shown or only counted.
+
+    Args:
+        key: Its key.
+        members: Its tar members; the image is not read.
+        labels: The labels to show.
 
     Raises:
-        ValueError: If either member is missing or broken; the message names the key.
+        ValueError: If a member is missing or broken; the message names the key.
     """
     try:
         info = json.loads(members["json"])
@@ -129,7 +157,8 @@ def read_sample(key: str, members: Mapping[str, bytes]) -> tuple[dict[str, Any],
             info["segments"]
         ):
             raise ValueError("a json that does not describe its mask.png")
-        return info, float((mask > 0).mean())
+        info, mask, semantic = relabel(labels, members, {**info, "key": key}, mask)
+        return ReadSample(info, float((mask > 0).mean()), semantic)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Sample {key} must be readable. Got {error!r:.200}; see 'synthgen verify'."

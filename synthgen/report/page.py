@@ -36,6 +36,7 @@ from synthgen.report.audits import (
     standing_audits,
 )
 from synthgen.report.charts import Chart, grouped_chart, histogram_chart
+from synthgen.report.labels import Labels, class_table, open_labels
 from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_sample
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE
@@ -61,7 +62,11 @@ _PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
 
 
 def write_report(
-    url: str | Path, audit: str | None = None, num: int = 60, out: Path | None = None
+    url: str | Path,
+    audit: str | None = None,
+    num: int = 60,
+    out: Path | None = None,
+    labels: str | None = None,
 ) -> Path | str:
     """Write the report of a finished dataset.
 
@@ -70,17 +75,19 @@ def write_report(
         audit: Id of the audit to show; None: the one finished last, where there is one.
         num: Samples in the contact sheet and the explorer.
         out: Local file to write; None: ``report/index.html`` in the dataset.
+        labels: Id of labels beside the dataset to show; None: those in its tars, if any.
 
     Returns:
         Where it lies.
 
     Raises:
-        ValueError: If there is no finished dataset, no such audit, or a shard is broken.
+        ValueError: If there is no finished dataset, no such audit or labels, or a shard is
+            broken.
     """
     if num < 1:
         raise ValueError(f"num must be at least 1. Got {num}.")
     storage = open_storage(url)
-    content = render_report(storage, audit, num).encode("utf-8")
+    content = render_report(storage, audit, num, labels).encode("utf-8")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(content)
@@ -89,7 +96,9 @@ def write_report(
     return storage.local_root / PAGE if storage.local_root else storage.path(PAGE)
 
 
-def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
+def render_report(
+    storage: Storage, audit_id: str | None, num: int, label_id: str | None = None
+) -> str:
     """The page's HTML; see ``write_report``."""
     manifest = read_manifest(storage)
     if manifest is None:
@@ -103,6 +112,7 @@ def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
         overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
         with _named(preview_name(shard)):
             previewed |= set(preview_keys(storage, shard))
+    labels = open_labels(storage, label_id, _tar_hashes(manifest))
     audits = standing_audits(storage, _tar_hashes(manifest))
     picked = pick_audit(audits, audit_id)
     audit = read_audit(storage, picked) if picked else None
@@ -113,9 +123,13 @@ def render_report(storage: Storage, audit_id: str | None, num: int) -> str:
     shown = [
         sample
         for shard in shards
-        for sample in _read_shard(storage, shard, overview, set(chosen), audit, budget)
+        for sample in _read_shard(storage, shard, overview, set(chosen), audit, labels, budget)
     ]
     context = _context(storage, manifest, overview, audit, shown, (worst, best))
+    context["classes"] = class_table(
+        overview.statistics if labels.reader is None else labels.statistics
+    )
+    context["label_id"] = labels.label_id
     others = [standing for standing in audits if standing is not picked]
     return _template().render(**context, other_audits=others, audit_asked=audit_id is not None)
 
@@ -158,6 +172,7 @@ def _read_shard(
     overview: Overview,
     chosen: set[str],
     audit: Audit | None,
+    labels: Labels,
     budget: int,
 ) -> list[Shown]:
     """Count all samples of a shard, and prepare those that are shown."""
@@ -171,15 +186,15 @@ def _read_shard(
     with _named(name), storage.open(name) as stream:
         for span in spans(scan(stream)):
             members = read_span(stream, span if span.key in wanted else _without_image(span))
-            info, coverage = read_sample(span.key, members)
-            overview.add_sample(info, coverage)
+            read = read_sample(span.key, members, labels)
+            overview.add_sample(read.info, read.coverage)
             if span.key in wanted:
-                kept[span.key] = (members, info, coverage)
-    segments = {key: info["segments"] for key, (_, info, _) in kept.items()}
+                kept[span.key] = (members, read)
+    segments = {key: read.info["segments"] for key, (_, read) in kept.items()}
     ious = auditor_ious(storage, audit, shard, segments) if audit else {}
     previews: dict[str, Preview] = dict(shard_previews(storage, shard, wanted))
     return [
-        show(key, *content, previews.get(key), ious.get(key), budget)
+        show(key, *content, labels.names, previews.get(key), ious.get(key), budget)
         for key, content in kept.items()
     ]
 
@@ -195,8 +210,8 @@ def _named(name: str) -> Iterator[None]:
 
 def _without_image(span: Span) -> Span:
     """The part of a sample that is only counted."""
-    members = {name: span.members[name] for name in ("json", "mask.png") if name in span.members}
-    return Span(span.key, span.offset, span.size, members)
+    kept = {"json", "mask.png", "sem.png"} & span.members.keys()
+    return Span(span.key, span.offset, span.size, {name: span.members[name] for name in kept})
 
 
 def _context(

@@ -24,6 +24,8 @@ from PIL import Image
 from synthgen.dataset.previews import Preview
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image
 from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.report.labels import shown_names
+from synthgen.report.overview import ReadSample
 
 SIDE = 512  # pixels of the explorer's longer side; SD 2.1-base draws that many
 THUMB_SIDE = 144
@@ -92,8 +94,8 @@ def choose(
 def show(
     key: str,
     members: Mapping[str, bytes],
-    info: Mapping[str, Any],
-    coverage: float,
+    read: ReadSample,
+    names: Mapping[int, str],
     preview: Preview | None,
     ious: Sequence[float] | None,
     budget: int,
@@ -103,17 +105,19 @@ def show(
     Args:
         key: Its key.
         members: Its tar members; the image is read.
-        info: Content of its json.
-        coverage: Share of its pixels in any mask.
+        read: Its json and labels.
+        names: Classes by id.
         preview: Its preview, where there is one.
         ious: Best IoU of each mask with the auditor's masks, where there was an audit.
         budget: Bytes the payload should stay below; pictures get coarser, and the preview is
             left out, until it does.
     """
     image = decode_image(next(members[name] for name in IMAGE_OPTIONS if name in members))
+    info = read.info
     common = {
         **{name: info[name] for name in ("key", "prompt", "classes")},
         **_sizes(image),
+        **_semantic(read, names),
         "masks": _deflate(json.dumps(_segments(info, ious)).encode()),
     }
     for quality, kept in (*((q, preview) for q in QUALITIES), (QUALITIES[-1], None)):
@@ -127,7 +131,7 @@ def show(
             break
     slim = {name: value for name, value in info.items() if name != "segments"}
     thumbnail = data_uri(_thumbnail(image), 70)
-    return Shown(key, slim, coverage, kept is not None, thumbnail, payload)
+    return Shown(key, slim, read.coverage, kept is not None, thumbnail, payload)
 
 
 def embed_json(tree: Any) -> Markup:
@@ -189,6 +193,18 @@ def _segments(info: Mapping[str, Any], ious: Sequence[float] | None) -> list[dic
         }
         for index, (segment, rle) in enumerate(zip(info["segments"], rles, strict=True))
     ]
+
+
+def _semantic(read: ReadSample, names: Mapping[int, str]) -> dict[str, Any]:
+    """The semantic map, what its ids stand for, and what was not found; empty without labels."""
+    if read.semantic is None:
+        return {"semantic": "", "names": {}, "not_found": []}
+    small = np.ascontiguousarray(shrink(read.semantic, SIDE))
+    return {
+        "semantic": _deflate(small.tobytes()),
+        "names": shown_names(small, names),
+        "not_found": read.info["not_found"],
+    }
 
 
 def _inside(preview: Preview | None, quality: int) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_report import EMOJI, FAILURE, PROMPTS, RTL, SCRIPT, SIZE, write_made, write_made_audit
+from made_report import (
+    EMOJI,
+    FAILURE,
+    PROMPTS,
+    RTL,
+    SCRIPT,
+    SIZE,
+    write_labeled,
+    write_made,
+    write_made_audit,
+)
 from pycocotools import mask as coco
 
 from synthgen.bench.made_dataset import KS, make_sample, write_dataset
@@ -227,7 +237,7 @@ def test_tab_goes_down_the_page_and_the_focus_is_seen(page: Any) -> None:
 
 
 def test_a_screen_reader_hears_names_and_states(page: Any) -> None:
-    slider = page.get_by_role("slider", name="Clusters", exact=True)
+    slider = page.get_by_role("slider", name="Layer", exact=True)
     assert slider.get_attribute("aria-valuetext") == "merged hierarchy"
     slider.press("ArrowRight")
     assert slider.get_attribute("aria-valuetext") == f"k = {KS[0]}"
@@ -266,6 +276,39 @@ def test_the_chain_stays_while_the_pointer_goes_to_it(
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Pixel 30')")
     page.mouse.move(5, 5)
     assert chain(page) == chain_by_pycocotools(samples[0], 30, 30)
+
+
+def test_classes_are_a_layer_with_names(browser: Any, tmp_path: Path) -> None:
+    root = write_labeled(tmp_path / "made")
+    write_report(root)
+    found = list(open_dataset(root))
+    names = {0: "background", 1: "cat", 2: SCRIPT, 255: "undecided"}
+    for page in opened(browser, f"file://{root}/report/index.html"):
+        for index in (0, 3):  # the last one has no preview
+            sample = found[index]
+            open_sample(page, index, sample["key"])
+            shown = page.locator("#names li").all_inner_texts()
+            there = sorted(set(np.unique(sample["semantic"]).tolist()) - {0})
+            assert shown == [*(names[i] for i in there), "not found: never"]
+            for x, y in ((3, 3), (30, 12), (50, 40)):
+                hover(page, x, y)
+                name = names[int(sample["semantic"][y, x])]
+                expected = f"Pixel {x}, {y}:"
+                page.wait_for_function(
+                    f"document.getElementById('status').textContent.startsWith('{expected}')"
+                )
+                assert f"class {name}." in page.inner_text("#status")
+            texts = page.locator("#chain [data-mask]").all_inner_texts()
+            chosen = [sample["json"]["segments"][number - 1] for number in chain(page)]
+            for text, segment in zip(texts, chosen, strict=True):
+                score = f"label score {segment['label_score']:.2f}"
+                assert (score in text) == bool(segment["label"])
+            before = canvas_pixels(page)
+            page.locator("#k").press("End")
+            assert page.inner_text("#k-value") == "classes"
+            assert canvas_pixels(page) != before
+            page.locator("#k").press("Home")
+        assert page.get_by_role("list", name="Classes in this picture").count() == 1
 
 
 def test_a_dataset_without_a_sample_says_so(browser: Any, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 // The mask explorer: which masks contain this pixel? (Beyond Labels, figure 1, made alive.)
 //
 // Each sample is a JSON script element: pictures as data URIs; "masks", deflated JSON with one
-// COCO compressed RLE per mask; "labels", the deflated label maps of all k, one after the other.
+// COCO compressed RLE per mask; "labels", the deflated label maps of all k, one after the other;
+// "semantic", the deflated class of each pixel, with "names" of its values, where it is labeled.
 // Nothing is decoded before it is shown, and all text goes through textContent.
 (() => {
   const byId = (id) => document.getElementById(id);
@@ -75,13 +76,20 @@
 
   async function load(index) {
     const sample = JSON.parse(sources[index].textContent);
-    const [image, masks, labels] = await Promise.all([
-      picture(sample.image), inflate(sample.masks), sample.labels ? inflate(sample.labels) : null]);
+    const [image, masks, labels, semantic] = await Promise.all([
+      picture(sample.image), inflate(sample.masks), sample.labels ? inflate(sample.labels) : null,
+      sample.semantic ? inflate(sample.semantic) : null]);
     const { height, width } = sample;
     sample.segments = JSON.parse(new TextDecoder().decode(masks));
     for (const segment of sample.segments) segment.mask = decodeMask(segment.rle, height, width);
     sample.maps = [idMap(sample), ...sample.ks.map(
       (_, i) => labels.subarray(i * height * width, (i + 1) * height * width))];
+    sample.layers = ["merged hierarchy", ...sample.ks.map((k) => `k = ${k}`)];
+    sample.classes = semantic;
+    if (semantic) {
+      sample.maps.push(semantic);
+      sample.layers.push("classes");
+    }
     sample.pictures = { image };
     sample.scale = Math.max(1, Math.floor(512 / Math.max(height, width)));
     return sample;
@@ -92,6 +100,9 @@
   // Colors are 32-bit words in the order of ImageData's bytes.
   const rgba = (red, green, blue, alpha) => new Uint32Array(new Uint8ClampedArray([red, green, blue, alpha]).buffer)[0];
   const TINTS = Uint32Array.from({ length: 256 }, (_, value) => rgba(...COLORS[value % COLORS.length], 160));
+  const CLASS_TINTS = TINTS.slice();
+  CLASS_TINTS[0] = 0; // the background stays as it is, the undecided is gray
+  CLASS_TINTS[255] = rgba(128, 128, 128, 200);
   const DIM = Uint32Array.of(rgba(0, 0, 0, 130), 0);
   const HIDE = Uint32Array.of(rgba(16, 20, 24, 225), 0);
   const WHITE = rgba(255, 255, 255, 204), YELLOW = rgba(240, 228, 66, 255);
@@ -159,13 +170,14 @@
     const sample = state.sample;
     if (!sample) return;
     const view = document.querySelector('input[name="view"]:checked').value;
-    const map = sample.maps[+slider.value];
+    const map = sample.maps[+slider.value], classes = map === sample.classes;
     canvas.width = sample.width * sample.scale;
     canvas.height = sample.height * sample.scale;
     context.imageSmoothingEnabled = false;
     context.drawImage(sample.pictures[view] || sample.pictures.image, 0, 0, canvas.width, canvas.height);
-    if (byId("overlay").checked) {
-      const tints = +slider.value ? TINTS : Uint32Array.from(TINTS, (tint, value) => (value ? tint : 0));
+    if (classes || byId("overlay").checked) {
+      const bare = Uint32Array.from(TINTS, (tint, value) => (value ? tint : 0));
+      const tints = classes ? CLASS_TINTS : +slider.value ? TINTS : bare;
       context.drawImage(layer(sample, map, tints), 0, 0, canvas.width, canvas.height);
     }
     if (byId("boundaries").checked) context.drawImage(bordersAt(sample, +slider.value), 0, 0);
@@ -215,7 +227,7 @@
     words.append(element("span", `k = ${members}`));
     words.append(element("span", `area ${percent(segment.area / (sample.full_height * sample.full_width))}`
       + (segment.parent ? ` · inside mask ${segment.parent}` : "")
-      + (segment.label ? ` · mask ${segment.id}` : "")
+      + (segment.label ? ` · mask ${segment.id} · label score ${segment.label_score.toFixed(2)}` : "")
       + (segment.iou >= 0 ? ` · audit IoU ${segment.iou.toFixed(2)}` : "")));
     button.type = "button";
     button.dataset.mask = segment.id;
@@ -240,10 +252,12 @@
   }
 
   function describe(sample, chain) {
-    const [x, y] = state.pixel, smallest = chain[0];
+    const [x, y] = state.pixel, smallest = chain[0], p = y * sample.width + x;
     const words = [`Pixel ${x}, ${y}: ${chain.length} ${chain.length === 1 ? "mask" : "masks"}`];
     if (smallest) words.push(`smallest is ${smallest.label || `mask ${smallest.id}`}`);
-    if (+slider.value) words.push(`at k = ${sample.ks[slider.value - 1]} in cluster ${sample.maps[+slider.value][y * sample.width + x]}`);
+    const k = sample.ks[slider.value - 1];
+    if (k) words.push(`at k = ${k} in cluster ${sample.maps[+slider.value][p]}`);
+    if (sample.classes) words.push(`class ${sample.names[sample.classes[p]]}`);
     return `${words.join(", ")}${state.fixed ? " (fixed)" : ""}.`;
   }
 
@@ -260,19 +274,34 @@
   // ---- samples and controls ---------------------------------------------------------------
 
   function nameLayer() {
-    const k = +slider.value && state.sample.ks[slider.value - 1];
-    byId("k-value").textContent = k ? `k = ${k}` : "merged hierarchy";
+    byId("k-value").textContent = state.sample.layers[+slider.value];
     slider.setAttribute("aria-valuetext", byId("k-value").textContent);
+  }
+
+  // Name and color of each class in the picture, and what was asked for and is not there.
+  function showNames(sample) {
+    const rows = Object.entries(sample.names).filter(([value]) => value !== "0");
+    const items = rows.map(([value, name]) => {
+      const item = element("li"), swatch = element("i"), tint = CLASS_TINTS[value];
+      const [red, green, blue] = new Uint8Array(Uint32Array.of(tint).buffer);
+      swatch.style.background = `rgb(${red}, ${green}, ${blue})`;
+      item.append(swatch, name);
+      return item;
+    });
+    if (sample.not_found.length) items.push(element("li", `not found: ${sample.not_found.join(", ")}`));
+    byId("names").replaceChildren(...items);
+    byId("names").hidden = !items.length;
   }
 
   function showControls(sample) {
     const bare = !sample.ks.length;
-    slider.max = sample.ks.length;
+    slider.max = sample.layers.length - 1;
     slider.value = Math.min(slider.value, slider.max);
-    slider.disabled = bare;
+    slider.disabled = sample.layers.length < 2;
+    showNames(sample);
     for (const radio of document.querySelectorAll('input[name="view"]')) radio.disabled = bare && radio.value !== "image";
     if (bare) document.querySelector('input[value="image"]').checked = true;
-    byId("k-note").textContent = bare ? "No preview was kept of this sample: the hierarchy alone is shown." : "";
+    byId("k-note").textContent = bare ? `No preview was kept of this sample: the hierarchy ${sample.classes ? "and its classes are" : "alone is"} shown.` : "";
     byId("which").textContent = `Sample ${state.index + 1} of ${sources.length}: ${sample.key}`;
     byId("prompt").textContent = sample.prompt || "(no prompt)";
     for (const tile of document.querySelectorAll("[data-sample]")) {
