@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,7 +76,7 @@ def export(
     counts = done["counts"]
     splits = ", ".join(f"{name} {count}" for name, count in counts["splits"].items())
     typer.echo(f"{sum(counts['splits'].values())} images ({splits}) as {format} in {out}")
-    typer.echo(f"How to load it: {Path(out) / 'README.md'}")
+    typer.echo(f"How to load it: {out}/README.md")
 
 
 def push(
