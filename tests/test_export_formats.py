@@ -11,26 +11,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from made_export import NAMES, make_dataset
+from made_export import make_dataset
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_export import fill
+from tiny_run import tiny_config, write_prompts
 from torchvision.datasets import CocoDetection, VOCDetection, VOCSegmentation
 
+from synthgen import run
+from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.rle import decode_masks
 from synthgen.export.export import export
 
 SPLIT = "0.6/0.4"
+LABELING = (
+    *("labeling.method=clusters", "labeling.presence=0.05"),
+    *("labeling.margin=0.001", "labeling.background=0.05"),
+)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten labeled samples in three shards."""
+@pytest.fixture(scope="module", params=["drawn", "model"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labeled samples in three shards: ten of drawn shapes, or eight that a model made."""
     out = tmp_path_factory.mktemp("formats") / "data"
-    make_dataset(out)
+    if request.param == "drawn":
+        make_dataset(out)
+        return out
+    prompts = write_prompts(out.parent / "prompts.jsonl")
+    pipeline = request.getfixturevalue("tiny_pipeline")
+    run.generate(tiny_config(pipeline, prompts, *LABELING), out)
+    counts = [len(sample["json"]["instances"]) for sample in open_dataset(out)]
+    assert max(counts) > 2, "labels must be worth exporting"
+    assert min(counts) == 0, "and one image must have none"
     return out
+
+
+def named(world: Path) -> dict[int, str]:
+    """Classes by id, without background and undecided."""
+    return {i: name for i, name in class_names(world).items() if i not in (0, 255)}
+
+
+def never_seen(world: Path) -> list[int]:
+    """Ids of classes that no object has."""
+    seen = {item["label"] for s in open_dataset(world) for item in s["json"]["instances"]}
+    return [i for i, name in named(world).items() if name not in seen]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +102,7 @@ def test_coco_is_read_by_pycocotools_and_torchvision(
             seen.add(sample["key"])
             np.testing.assert_array_equal(np.array(image), sample["image"])
             expected = instance_masks(sample)
-            assert len(annotations) == len(expected) == 2
+            assert len(annotations) == len(expected)
             for annotation, (label, mask) in zip(annotations, expected, strict=True):
                 np.testing.assert_array_equal(data.coco.annToMask(annotation), mask)
                 assert data.coco.loadCats(annotation["category_id"])[0]["name"] == label
@@ -88,11 +114,10 @@ def test_coco_is_read_by_pycocotools_and_torchvision(
         ids.append(sorted(data.coco.anns))
     assert seen == set(samples)
     assert ids == [list(range(1, len(found) + 1)) for found in ids]
-    assert {c["name"] for c in data.coco.loadCats(data.coco.getCatIds())} == {
-        NAMES[number] for number in (1, 2, 7)
-    }
-    never = data.coco.getCatIds(catNms=["never|seen"])
-    assert data.coco.getAnnIds(catIds=never) == []
+    categories = data.coco.loadCats(data.coco.getCatIds())
+    assert {item["id"]: item["name"] for item in categories} == named(world)
+    for number in never_seen(world):
+        assert data.coco.getAnnIds(catIds=[number]) == []
 
 
 @pytest.mark.parametrize("labeled", [True, False])
@@ -109,8 +134,8 @@ def test_coco_evaluation_of_perfect_predictions_is_one(
         evaluation.accumulate()
         evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(1.0)
-    if labeled:
-        shifted = [{**{key: item[key] for key in keys}, "category_id": 7} for item in results]
+    for never in never_seen(world)[:labeled]:
+        shifted = [{**{key: item[key] for key in keys}, "category_id": never} for item in results]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(truth, truth.loadRes(shifted), "segm")
             evaluation.evaluate()
@@ -142,7 +167,7 @@ def test_panoptic_obeys_the_formats_rules(
     categories = {item["id"]: item for item in tree["categories"]}
     assert {item["isthing"] for item in categories.values()} == {0, 1}
     images = {item["id"]: item for item in tree["images"]}
-    assert len(tree["annotations"]) == len(images) == 10
+    assert len(tree["annotations"]) == len(images) == len(samples)
     for annotation in tree["annotations"]:
         sample = samples[Path(images[annotation["image_id"]]["file_name"]).stem]
         png = Image.open(tmp_path / "annotations/panoptic_train" / annotation["file_name"])
@@ -163,7 +188,12 @@ def test_panoptic_obeys_the_formats_rules(
             stuff = category["name"] == "background"
             assert category["isthing"] == (not stuff)
             classes[mask] = 0 if stuff else category["id"]
-        np.testing.assert_array_equal(classes, sample["semantic"])
+        specks = (classes == 255) & (sample["semantic"] != 255)  # no object, so no segment
+        kept = np.any([mask for _, mask in instance_masks(sample)] or [np.zeros_like(specks)], 0)
+        assert not (specks & (kept | (sample["semantic"] == 0))).any()
+        np.testing.assert_array_equal(
+            np.where(specks, sample["semantic"], classes), sample["semantic"]
+        )
 
 
 def test_panoptic_ids_above_255_and_specks_without_a_segment(tmp_path: Path) -> None:
@@ -194,9 +224,17 @@ def test_panoptic_ids_above_255_and_specks_without_a_segment(tmp_path: Path) -> 
 @pytest.mark.parametrize("image_format", ["jpg", "png"])
 def test_voc_is_read_by_torchvision(image_format: str, tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", num=6, image_format=image_format)
-    samples = {sample["key"]: sample for sample in open_dataset(tmp_path / "data")}
-    out = tmp_path / "out"
-    export(tmp_path / "data", out, "voc", split=SPLIT)
+    check_voc(tmp_path / "data", tmp_path / "out", exact=image_format == "jpg")
+
+
+def test_voc_of_every_world_is_read_by_torchvision(world: Path, tmp_path: Path) -> None:
+    check_voc(world, tmp_path, exact=True)
+
+
+def check_voc(world: Path, out: Path, exact: bool) -> None:
+    """Images (exact where they are copied), maps and boxes, by torchvision's two readers."""
+    samples = {sample["key"]: sample for sample in open_dataset(world)}
+    export(world, out, "voc", split=SPLIT)
     seen: list[str] = []
     for split in ("train", "val"):
         data = VOCSegmentation(str(out), year="2012", image_set=split)
@@ -208,7 +246,7 @@ def test_voc_is_read_by_torchvision(image_format: str, tmp_path: Path) -> None:
             assert target.mode == "P"
             np.testing.assert_array_equal(np.array(target), sample["semantic"])
             error = np.abs(np.array(image).astype(int) - sample["image"]).mean()
-            assert error == 0 if image_format == "jpg" else error < 8
+            assert error == 0 if exact else error < 8
             assert Path(data.images[index]).read_bytes()[:2] == b"\xff\xd8"
             check_voc_objects(out, sample, boxes[index][1]["annotation"])
     assert sorted(seen) == sorted(samples)
@@ -221,9 +259,9 @@ def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
     path = out / f"VOCdevkit/VOC2012/SegmentationObject/{sample['key']}.png"
     numbers = np.array(Image.open(path))
     expected = instance_masks(sample)
-    assert len(annotation["object"]) == len(expected)
+    assert len(annotation.get("object", [])) == len(expected)
     for number, ((label, mask), item) in enumerate(
-        zip(expected, annotation["object"], strict=True), start=1
+        zip(expected, annotation.get("object", []), strict=True), start=1
     ):
         np.testing.assert_array_equal(numbers == number, mask)
         assert item["name"] == label
@@ -231,9 +269,13 @@ def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
         rows, columns = np.nonzero(mask)
         assert (box["xmin"], box["xmax"]) == (columns.min() + 1, columns.max() + 1)
         assert (box["ymin"], box["ymax"]) == (rows.min() + 1, rows.max() + 1)
-    np.testing.assert_array_equal(numbers == 255, sample["semantic"] == 255)
-    np.testing.assert_array_equal(numbers == 0, sample["semantic"] == 0)
-    assert annotation["size"] == {"width": "64", "height": "48", "depth": "3"}
+    semantic, objects = sample["semantic"], np.zeros(numbers.shape, dtype=bool)
+    for _, mask in expected:
+        objects |= mask
+    np.testing.assert_array_equal(numbers == 255, ~objects & (semantic != 0))  # specks, too
+    np.testing.assert_array_equal(numbers == 0, semantic == 0)
+    height, width = sample["mask"].shape
+    assert annotation["size"] == {"width": str(width), "height": str(height), "depth": "3"}
 
 
 def test_the_palette_is_vocs() -> None:
@@ -277,7 +319,7 @@ def test_ade_gives_the_ids_back_with_reduce_zero_label(
         "Idx": "Name",
         "0": "other (ignored)",
         "1": "background",
-        **{str(number + 1): NAMES[number] for number in (1, 2, 7)},
+        **{str(number + 1): name for number, name in named(world).items()},
     }
 
 
@@ -323,7 +365,7 @@ def test_yolo_lines_give_every_mask_back(
 ) -> None:
     export(world, tmp_path, "yolo-seg", split=SPLIT)
     data = yaml.safe_load((tmp_path / "data.yaml").read_text())
-    assert data["names"] == {0: "car", 1: NAMES[2], 2: "never|seen"}
+    assert data["names"] == dict(enumerate(named(world).values()))
     seen = set()
     for split in ("train", "val"):
         for image in sorted((tmp_path / data[split]).iterdir()):
