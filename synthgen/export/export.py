@@ -283,8 +283,11 @@ def _difference(standing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     for part, new in asked.items():
         old = standing.get(part) or {}
         for name in sorted(new):
-            if old.get(name) != new[name]:
-                return f"begun with {name} {old.get(name)!r:.40}, not {new[name]!r:.40}"
+            what = f"class {name}" if part == "classes" else name
+            if name not in old:
+                return f"begun without {what} {new[name]!r:.40}"
+            if old[name] != new[name]:
+                return f"begun with {what} {old[name]!r:.40}, not {new[name]!r:.40}"
     return "begun with other classes"
 
 
