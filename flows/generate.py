@@ -28,6 +28,7 @@ from flows.limits import slot
 from flows.runners import completed, task_runner
 from synthgen import run
 from synthgen.config import AuditConfig, Config
+from synthgen.dataset.redaction import redact
 from synthgen.report.page import write_report
 from synthgen.types import ShardReport, ShardSpec
 
@@ -126,9 +127,9 @@ def _result(spec: ShardSpec, future: PrefectFuture[dict[str, Any]]) -> dict[str,
     try:
         return future.result()
     except Exception as error:
-        get_run_logger().error("%s crashed: %s", spec.name, error)
+        get_run_logger().error("%s crashed: %s", spec.name, redact(str(error)))
         lost = ShardReport(spec.name, len(spec.samples), {}, 0, "")
-        return {**dataclasses.asdict(lost), "error": f"{type(error).__name__}: {error}"}
+        return {**dataclasses.asdict(lost), "error": redact(f"{type(error).__name__}: {error}")}
 
 
 def _worker() -> str:

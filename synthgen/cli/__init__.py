@@ -23,6 +23,7 @@ from synthgen.cli import (
     study,
     train,
 )
+from synthgen.dataset.redaction import redact
 from synthgen.progress import Stopped
 
 app = typer.Typer(
@@ -72,5 +73,5 @@ def _die(error: BaseException | None, code: int) -> None:
     if os.environ.get("SYNTHGEN_TRACEBACK") and error is not None:
         raise error
     message = "interrupted; the shard in flight was dropped, run again to go on"
-    print(f"synthgen: {error or message}", file=sys.stderr)
+    print(f"synthgen: {redact(str(error or message))}", file=sys.stderr)
     sys.exit(code)

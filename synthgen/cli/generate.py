@@ -41,9 +41,9 @@ def generate(
     source: Annotated[
         str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
     ],
-    out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
-        "synthgen-out"
-    ),
+    out: Annotated[
+        str, typer.Option(help="Output folder or URL (s3://bucket/folder); run again to go on.")
+    ] = "synthgen-out",
     num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
     overrides: Set = None,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
@@ -77,7 +77,7 @@ def generate(
     """
     config = read_config(source, overrides or [], num)
     if dry_run:
-        print_estimate(config, out if out.exists() else None)
+        print_estimate(config, out)
         return
     manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     if audit is not None:
@@ -123,7 +123,7 @@ def read_config(source: str, overrides: list[str], num: int | None) -> Config:
 
 def execute(
     config: Config,
-    out: Path,
+    out: str | Path,
     engine: Engine,
     runner: str,
     workers: int,
@@ -133,7 +133,9 @@ def execute(
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
+    from synthgen.dataset.publish import open_storage
 
+    open_storage(out)  # a URL with a secret must not become a parameter of a flow
     stop_on_signals()
     specs = run.plan(config)
     planned = sum(len(spec.samples) for spec in specs)
@@ -150,7 +152,7 @@ def execute(
     return manifest
 
 
-def print_estimate(config: Config, out: Path | None) -> None:
+def print_estimate(config: Config, out: str) -> None:
     """Print what a run would make and take; shards that stand in ``out`` are the better basis."""
     from synthgen import run
 
@@ -164,7 +166,7 @@ def signal_exit_code() -> int:
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
-def _audit(out: Path, auditor: str, json_logs: bool) -> None:
+def _audit(out: str | Path, auditor: str, json_logs: bool) -> None:
     """Audit a dataset that was just finished, with the audit's defaults."""
     from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
 
@@ -190,7 +192,7 @@ def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
 
 
 def _run_flow(
-    config: Config, out: Path, runner: str, workers: int, strict: bool, address: str | None
+    config: Config, out: str | Path, runner: str, workers: int, strict: bool, address: str | None
 ) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows.generate import generate as flow
@@ -213,7 +215,7 @@ def request_stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
 
-def _announce(manifest: dict[str, Any], made: int, out: Path, seconds: float) -> None:
+def _announce(manifest: dict[str, Any], made: int, out: str | Path, seconds: float) -> None:
     totals = manifest["totals"]
     if made == 0:
         typer.echo(f"{out} is already complete: nothing was done.")
@@ -222,13 +224,14 @@ def _announce(manifest: dict[str, Any], made: int, out: Path, seconds: float) ->
     typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
 
 
-def conclude(manifest: dict[str, Any], out: Path) -> None:
+def conclude(manifest: dict[str, Any], out: str | Path) -> None:
+    """Exit with code 3 when samples failed; their reasons are in the dataset."""
     totals = manifest["totals"]
     failed = totals["planned"] - totals["samples"]
     if failed:
         typer.echo(
             f"{failed} of {totals['planned']} planned samples failed; reasons are in "
-            f"{out / 'metadata'}.",
+            f"{out}/metadata.",
             err=True,
         )
         raise typer.Exit(3)

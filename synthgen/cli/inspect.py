@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from synthgen.cli.generate import read_config
 from synthgen.config import ModelConfig, dump
 
 config_app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
-Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="section.key=value (repeatable).")
 ]

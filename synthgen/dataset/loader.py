@@ -110,14 +110,14 @@ class _Opener:
 
     def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for source in sources:
-            name = source["url"]
-            size = self.storage.size(name)
+            storage, name = self.storage.in_this_process(), source["url"]
+            size = storage.size(name)
             if size != self.sizes[name]:
                 raise ValueError(
-                    f"{self.storage.path(name)} must have {self.sizes[name]} bytes. Got {size}; "
+                    f"{storage.path(name)} must have {self.sizes[name]} bytes. Got {size}; "
                     f"see 'synthgen verify'."
                 )
-            with self.storage.open(name) as stream:
+            with storage.open(name) as stream:
                 yield {**source, "stream": stream}
 
 

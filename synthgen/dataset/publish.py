@@ -1,8 +1,8 @@
 """Everything goes to disk here: local staging under a unique name, then one atomic step.
 
 A file is staged, synced, and moved into its place by ``os.replace`` (local) or ``put_file``
-(any other fsspec file system); a name in the dataset therefore always stands for a whole file.
-Nothing is ever opened for writing at its final name.
+(any other fsspec file system, see `synthgen.urls`); a name in the dataset therefore always stands
+for a whole file. Nothing is ever opened for writing at its final name.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from synthgen import urls
 from synthgen.types import ByteStream
 
 STAGING = ".synthgen/staging"
 LOCKS = ".synthgen/locks"
-SCHEMES = ("file", "memory")
-"""Known file systems. memory serves the tests: it goes the way that object stores will go."""
+PART_BYTES = 16 * 2**20
+"""Parts in which s3 gets a tar of twice this size or more: a cut connection costs one part. S3
+takes at least 5 MiB, and at most 10,000 parts: tars of 160 GB."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
 _FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
 
@@ -58,10 +59,15 @@ class Storage:
         """Full path of a name."""
         return f"{self.root}/{name}"
 
+    def in_this_process(self) -> Storage:
+        """The same folder for a forked process, which clients of object stores do not survive."""
+        return Storage(type(self.fs)(*self.fs.storage_args, **self.fs.storage_options), self.root)
+
     def read(self, name: str) -> bytes | None:
         """Content of a file, None where there is none."""
         try:
-            content: bytes = self.fs.cat_file(self.path(name))
+            with self._reaching():
+                content: bytes = self.fs.cat_file(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return content
@@ -69,7 +75,8 @@ class Storage:
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""
         try:
-            return int(self.fs.info(self.path(name))["size"])
+            with self._reaching():
+                return int(self.fs.info(self.path(name))["size"])
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -77,7 +84,8 @@ class Storage:
         """Names of the files directly in a folder, sorted; none where there is no folder."""
         where = self.path(folder).rstrip("/")
         try:
-            found = self.fs.ls(where, detail=True)
+            with self._reaching():
+                found = self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         prefix = f"{folder}/" if folder else ""
@@ -86,7 +94,8 @@ class Storage:
 
     def open(self, name: str) -> ByteStream:
         """A file opened for reading."""
-        stream: ByteStream = self.fs.open(self.path(name), "rb")
+        with self._reaching():
+            stream: ByteStream = self.fs.open(self.path(name), "rb")
         return stream
 
     def publish(self, staged: Path, name: str) -> None:
@@ -94,7 +103,7 @@ class Storage:
         with staged.open("rb") as stream:
             os.fsync(stream.fileno())
         if self.local_root is None:
-            self.fs.put_file(str(staged), self.path(name))
+            self._put(staged, name)
             staged.unlink()
             return
         target = self.local_root / name
@@ -116,7 +125,8 @@ class Storage:
     def remove(self, name: str) -> None:
         """Delete a file; one that is already gone is no error."""
         try:
-            self.fs.rm_file(self.path(name))
+            with self._reaching():
+                self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
 
@@ -130,11 +140,32 @@ class Storage:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _new_staging(self) -> Path:
-        if self.local_root is None:
-            return Path(tempfile.mkdtemp(prefix="synthgen-"))
-        folder = self.local_root / STAGING / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+        folder = self._staging_root() / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         return folder
+
+    def _staging_root(self) -> Path:
+        """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
+        return _own_temporary_folder() if self.local_root is None else self.local_root / STAGING
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        """What the client of a remote store raises becomes one line."""
+        remote = set(_protocols(self.fs)).isdisjoint(urls.LOCAL)
+        return urls.reaching(self.root) if remote else nullcontext()
+
+    def _put(self, staged: Path, name: str) -> None:
+        parts = {"chunksize": PART_BYTES} if self._is_s3 else {}
+        try:
+            with self._reaching():
+                self.fs.put_file(str(staged), self.path(name), **parts)
+        except FileNotFoundError as error:
+            raise OSError(
+                f"The bucket of {self.root} must exist. Got: {error}. Make it, or choose another."
+            ) from None
+
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in _protocols(self.fs)
 
     @contextmanager
     def locked(self, name: str, what: str) -> Iterator[None]:
@@ -166,34 +197,63 @@ class Storage:
 
     def clear_stale_staging(self) -> list[str]:
         """Remove the staging folders of processes that are gone; returns their names."""
-        if self.local_root is None or not (self.local_root / STAGING).is_dir():
+        root = self._staging_root()
+        if not root.is_dir():
             return []
-        stale = sorted(path for path in (self.local_root / STAGING).iterdir() if _is_stale(path))
+        stale = sorted(path for path in root.iterdir() if _is_stale(path))
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return [f"{STAGING}/{path.name}" for path in stale]
+
+    def clear_partial_uploads(self, seconds: float) -> list[str]:
+        """Abort the multipart uploads below this folder that began ``seconds`` ago or earlier.
+
+        A killed process leaves them; no reader sees them, but stores charge for them.
+
+        Returns:
+            The names of the files that they would have become.
+        """
+        if not self._is_s3:
+            return []
+        with self._reaching():
+            stale = [
+                (bucket, upload["Key"], upload["UploadId"])
+                for bucket, upload in self._partial_uploads()
+                if time.time() - upload["Initiated"].timestamp() >= seconds
+            ]
+            for upload in stale:
+                self.fs.abort_mpu(*upload)
+        prefix = self.root.partition("/")[2]
+        return sorted(key.removeprefix(f"{prefix}/") for _, key, _ in stale)
+
+    def _partial_uploads(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        bucket, _, prefix = self.root.partition("/")
+        where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/"}
+        while True:
+            page = self.fs.call_s3("list_multipart_uploads", **where)
+            # a server may ignore the prefix; nobody else's upload is ours to abort
+            found = page.get("Uploads", [])
+            yield from ((bucket, item) for item in found if item["Key"].startswith(f"{prefix}/"))
+            if not page.get("IsTruncated"):
+                return
+            where["KeyMarker"] = page["NextKeyMarker"]
+            where["UploadIdMarker"] = page["NextUploadIdMarker"]
 
 
 def open_storage(url: str | Path) -> Storage:
     """The storage of a dataset: a local path, or a URL of a known scheme.
 
     Raises:
-        ValueError: For ``pipe:`` and every other scheme that is not known.
+        ValueError: For ``pipe:`` and every other scheme that is not known, and for credentials in
+            a URL.
 
     >>> open_storage("some/folder").local_root.is_absolute()
     True
     """
     text = str(url)
-    scheme = _SCHEME.match(text)
-    if scheme is None:
+    if urls.scheme_of(text) is None:
         return Storage(fsspec.filesystem("file"), str(Path(text).absolute()))
-    if scheme[1].lower() not in SCHEMES:
-        raise ValueError(
-            f"A dataset must be a local folder or a URL with one of the schemes "
-            f"{', '.join(SCHEMES)}. Got {scheme[1]!r}."
-        )
-    fs, root = fsspec.core.url_to_fs(text)
-    return Storage(fs, str(root).rstrip("/"))
+    return Storage(*urls.open_url(text))
 
 
 def sha256_file(stream: ByteStream) -> str:
@@ -241,6 +301,15 @@ def _disk_full(storage: Storage, needed_bytes: int, what: str) -> OSError:
 
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB"
+
+
+def _own_temporary_folder() -> Path:
+    """A folder for staging that no other user of this machine may have made."""
+    folder = Path(tempfile.gettempdir()) / f"synthgen-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+        raise OSError(f"{folder} must be ours. Got another owner; set TMPDIR to another folder.")
+    return folder
 
 
 def _sync_folder(folder: Path) -> None:

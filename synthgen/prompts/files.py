@@ -23,6 +23,7 @@ from synthgen.prompts.mentions import mentioned_classes
 from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
 from synthgen.registry import near_miss
 from synthgen.types import Prompt
+from synthgen.urls import read_url
 
 PACKAGED = ("scenes", "voc")
 """Prompt files that come with the project, by name."""
@@ -41,26 +42,26 @@ def load_prompts(
     id; the n-th exact copy of it gets the suffix ``-n``.
 
     Args:
-        source: ``scenes``, ``voc``, a ``.jsonl``, ``.json`` or ``.txt`` file, or a COCO pair
-            ``captions.json+instances.json``.
+        source: ``scenes``, ``voc``, a ``.jsonl``, ``.json`` or ``.txt`` file or its URL, or a
+            COCO pair ``captions.json+instances.json`` of local files.
         class_table: Names that classes must come from; None accepts all. Lines of a ``.txt``
             file get the classes of this table that they mention.
         max_bytes: Largest file that is read.
 
     Raises:
         ValueError: In one line, for the first thing that is wrong.
+        OSError: In one line, if the store of a URL cannot be reached.
     """
     name = str(source)
     if name in PACKAGED:
         entries = _read_jsonl(decode(_packaged(name), f"{name}.jsonl"), f"{name}.jsonl")
         return to_prompts(entries, class_table)
-    path = Path(source)
-    if _PAIR in name and not path.exists():
+    if _PAIR in name and not Path(source).exists():
         captions, _, instances = name.partition(_PAIR)
         return load_coco(f"{captions}.json", instances, class_table, max_bytes)
-    prompts = to_prompts(_read_entries(path, class_table, max_bytes), class_table)
+    prompts = to_prompts(_read_entries(name, class_table, max_bytes), class_table)
     if not prompts:
-        raise ValueError(f"{path}: must hold at least one prompt. Got an empty file.")
+        raise ValueError(f"{name}: must hold at least one prompt. Got an empty file.")
     return prompts
 
 
@@ -74,22 +75,24 @@ def _packaged(name: str) -> bytes:
 
 
 def _read_entries(
-    path: Path, class_table: Collection[str] | None, max_bytes: int
+    source: str, class_table: Collection[str] | None, max_bytes: int
 ) -> Iterator[Entry]:
+    path, remote = Path(source), "://" in source
     suffix = path.suffix.lower()
-    if not path.exists() and not suffix:
+    if not remote and not path.exists() and not suffix:
         raise ValueError(
             f"prompts must be a packaged name ({', '.join(PACKAGED)}) or an existing file. "
-            f"Got {str(path)!r}.{near_miss(str(path), list(PACKAGED))}"
+            f"Got {source!r}.{near_miss(source, list(PACKAGED))}"
         )
     if suffix not in (".jsonl", ".json", ".txt"):
-        raise ValueError(f"{path}: prompts must be .jsonl, .json or .txt. Got {suffix!r}.")
-    text = decode(read_bytes(path, max_bytes), str(path))
+        raise ValueError(f"{source}: prompts must be .jsonl, .json or .txt. Got {suffix!r}.")
+    content = read_url(source, max_bytes) if remote else read_bytes(path, max_bytes)
+    text = decode(content, source)
     if suffix == ".jsonl":
-        return _read_jsonl(text, str(path))
+        return _read_jsonl(text, source)
     if suffix == ".json":
-        return _read_list(text, str(path))
-    return _read_lines(text, str(path), class_table)
+        return _read_list(text, source)
+    return _read_lines(text, source, class_table)
 
 
 def _numbered_lines(text: str, name: str) -> Iterator[tuple[str, str]]:

@@ -195,8 +195,8 @@ def gc(out: str | Path, orphan_seconds: float = _ORPHAN_SECONDS) -> list[str]:
         orphan_seconds: Age from which a file of a shard without a marker is an orphan.
 
     Returns:
-        Names of what was removed: staging of processes that are gone, files of shards without a
-        marker, markers without their tar.
+        Names of what was removed: staging of processes that are gone, uploads that were cut off,
+        files of shards without a marker, markers without their tar.
     """
     storage = open_storage(out)
     if read_identity(storage) is None:
@@ -204,7 +204,8 @@ def gc(out: str | Path, orphan_seconds: float = _ORPHAN_SECONDS) -> list[str]:
     orphans = [name for name in _orphans(storage) if _age(storage, name) >= orphan_seconds]
     for name in orphans:
         storage.remove(name)
-    return [*storage.clear_stale_staging(), *orphans]
+    partial = storage.clear_partial_uploads(orphan_seconds)
+    return [*storage.clear_stale_staging(), *partial, *orphans]
 
 
 def read_config(storage: Storage) -> Config:

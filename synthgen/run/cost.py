@@ -1,0 +1,62 @@
+"""What a run costs on a fleet: GPU hours, bytes, requests and rows, for a known throughput.
+
+Requests and rows per shard are counted, not guessed: ``tests/test_s3.py`` counts the requests of
+a shard before a real server, and the rows of a flow in the server's database.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from synthgen.config import Config
+from synthgen.run.estimate import estimate
+
+PUTS_PER_SHARD = 3
+"""Tar, metadata and marker, of a tar below two parts (`dataset.publish.PART_BYTES`)."""
+
+REQUESTS_PER_SHARD = 10
+"""Those three, and reads: identity, marker, classes, what stands at metadata's and marker's."""
+
+ROWS_PER_SHARD = 8
+"""In the Prefect server's database: a task run, its states, their events."""
+
+
+def cost(
+    config: Config, rate: float, workers: int = 1, out: str | Path | None = None
+) -> dict[str, Any]:
+    """What a configuration takes at a throughput.
+
+    Shards are whole: with more workers than shards the others have nothing to do, and the last
+    round of shards may leave some idle.
+
+    Args:
+        config: The dataset's configuration.
+        rate: Images per second of one GPU.
+        workers: GPUs.
+        out: A dataset that was begun; its shards are then the basis of the bytes.
+
+    Returns:
+        ``shards``, ``samples``, ``bytes``, ``gpu_hours``, ``hours``, ``requests``,
+        ``database_rows``.
+
+    Raises:
+        ValueError: If the rate is not positive, or there is no worker.
+    """
+    if not rate > 0 or not math.isfinite(rate):
+        raise ValueError(f"rate must be a positive number of images per second. Got {rate}.")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1. Got {workers}.")
+    planned = estimate(config, out)
+    shards, samples = int(planned["shards"]), int(planned["samples"])
+    rounds = math.ceil(shards / workers)
+    return {
+        "shards": shards,
+        "samples": samples,
+        "bytes": planned["bytes"],
+        "gpu_hours": round(samples / rate / 3600, 4),
+        "hours": round(rounds * min(config.dataset.shard_size, samples) / rate / 3600, 4),
+        "requests": shards * REQUESTS_PER_SHARD,
+        "database_rows": shards * ROWS_PER_SHARD,
+    }
