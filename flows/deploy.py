@@ -28,6 +28,7 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.settings import get_current_settings
 
 from flows.automations import crash_zombies, pause_after_failed_audits, put_automation
+from synthgen.dataset.redaction import redact
 from synthgen.registry import near_miss
 
 FOLDER = Path(__file__).parent
@@ -76,7 +77,7 @@ def deploy(
 
     Raises:
         ValueError: For an unknown time zone, or without a server.
-        RuntimeError: If Prefect refuses a deployment.
+        RuntimeError: If the server does not answer, or refuses a deployment.
     """
     check_timezone(timezone)
     check_server()
@@ -103,11 +104,20 @@ def check_server() -> None:
 
     Raises:
         ValueError: If PREFECT_API_URL is not set; the ephemeral server runs no schedules.
+        RuntimeError: If the server does not answer.
     """
-    if get_current_settings().api.url is None:
+    url = get_current_settings().api.url
+    if url is None:
         raise ValueError(
             "PREFECT_API_URL must name a Prefect server. Got none; start one with 'prefect server "
             "start', then 'export PREFECT_API_URL=http://127.0.0.1:4200/api'."
+        )
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise RuntimeError(
+            f"The Prefect server at {redact(url)} must answer. Got {redact(str(error))}; is it "
+            f"running?"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the child processes of the tests of growth run."""
+"""What the child processes of the tests of growth and merging run."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def extend(config: Config, out: Path, shards: int, ready: Event) -> None:
     load_backbone(config.model)
     ready.set()
     run.extend(out, shards)
+
+
+def merge(sources: list[Path], out: Path, ready: Event) -> None:
+    """Merge datasets."""
+    torch.set_num_threads(1)
+    ready.set()
+    run.merge(sources, out)

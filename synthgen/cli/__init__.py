@@ -19,7 +19,9 @@ from synthgen.cli import (
     generate,
     inspect,
     label,
+    merge,
     report,
+    serve,
     study,
     train,
 )
@@ -38,6 +40,8 @@ app = typer.Typer(
 app.command()(generate.demo)
 app.command()(generate.generate)
 app.command()(extend.extend)
+app.command()(merge.merge)
+app.command()(serve.serve)
 app.command()(audit.audit)
 app.command()(label.label)
 app.command()(study.study)

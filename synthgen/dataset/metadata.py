@@ -2,7 +2,7 @@
 
 The rows say what became of each sample and where it lies in its tar. They are enough to make a
 sample again: they hold its prompt, seed and batch, and those of its neighbors in the batch.
-Where samples are labeled there is one column more, ``labels``.
+Where samples are labeled there is one column more, ``labels``; in a merged dataset ``origin``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,28 @@ LABELS = pa.struct(
         )
     ]
 )
-LABELED_SCHEMA = SCHEMA.append(pa.field("labels", LABELS))
+ORIGIN = pa.struct([pa.field(name, pa.string(), nullable=False) for name in ("dataset", "key")])
+
+
+def _schema(labeled: bool, merged: bool) -> pa.Schema:
+    extra = [pa.field("labels", LABELS)] * labeled + [pa.field("origin", ORIGIN)] * merged
+    return pa.schema([*SCHEMA, *extra])
+
+
+_SCHEMAS = [_schema(labeled, merged) for labeled in (False, True) for merged in (False, True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a sample of a merged dataset came from.
+
+    Args:
+        dataset: Digest of its dataset; identity.json knows the name.
+        key: Its key there.
+    """
+
+    dataset: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +101,7 @@ class Row:
         byte_offset: Where it begins in the tar, -1 where it failed.
         byte_size: Bytes that it takes in the tar, headers and padding included.
         labels: What its semantic map holds; None without labels.
+        origin: Where it came from; None in a dataset that was not merged.
     """
 
     key: str
@@ -98,6 +120,7 @@ class Row:
     byte_offset: int = -1
     byte_size: int = 0
     labels: LabelCounts | None = None
+    origin: Origin | None = None
 
     @property
     def as_prompt(self) -> Prompt:
@@ -108,7 +131,7 @@ class Row:
 def rows_bytes(rows: Sequence[Row]) -> bytes:
     """The rows as a parquet file."""
     labeled = any(row.labels is not None for row in rows)
-    schema = LABELED_SCHEMA if labeled else SCHEMA
+    schema = _schema(labeled, any(row.origin is not None for row in rows))
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="zstd")
@@ -123,7 +146,7 @@ def parse_rows(content: bytes) -> list[Row]:
     """
     try:
         table = pq.read_table(io.BytesIO(content))
-        if not any(table.schema.equals(known) for known in (SCHEMA, LABELED_SCHEMA)):
+        if not any(table.schema.equals(known) for known in _SCHEMAS):
             raise ValueError(f"columns {table.schema.names}")
         rows = table.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -149,4 +172,8 @@ def _row(row: dict[str, Any]) -> Row:
     if counts is not None:
         lists = {name: tuple(value) for name, value in counts.items() if isinstance(value, list)}
         counts = LabelCounts(**{**counts, **lists})
-    return Row(**{**row, "classes": tuple(row["classes"]), "labels": counts})
+    origin = row.pop("origin", None)
+    return Row(
+        **{**row, "classes": tuple(row["classes"]), "labels": counts},
+        origin=None if origin is None else Origin(**origin),
+    )

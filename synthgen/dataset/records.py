@@ -60,7 +60,7 @@ def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
         )
     members = {
         image_format: encode_image(record.image, image_format),
-        "json": _dump(sample_json(record)),
+        "json": dump_sample(sample_json(record)),
         "mask.png": encode_image(id_map(record.mask_set).astype(np.uint8), "png"),
         "txt": record.prompt.text.encode("utf-8"),
     }
@@ -248,5 +248,6 @@ def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) ->
         raise ValueError(f"Sample {key} must be readable. Got {error!r:.200}.") from None
 
 
-def _dump(content: Mapping[str, Any]) -> bytes:
+def dump_sample(content: Mapping[str, Any]) -> bytes:
+    """The bytes of KEY.json."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")

@@ -4,6 +4,7 @@
     initialize → make_shard … → finalize      each idempotent; generate does all three
     status · replay · gc · estimate   looking, repeating, cleaning, guessing
     extend                            more shards behind a finished dataset (`extend`)
+    merge                             several datasets into one (`merge`, `merge_plan`)
     label                             labels beside a finished dataset, by replaying it (`label`)
 
 A shard is a pure function of (configuration, index), staged, verified and published whole, its
@@ -15,6 +16,7 @@ from synthgen.run.estimate import estimate
 from synthgen.run.extend import extend, extension
 from synthgen.run.identity import config_digest
 from synthgen.run.lifecycle import DatasetStatus, finalize, gc, generate, initialize, status
+from synthgen.run.merge import merge
 from synthgen.run.plan import batches, plan, sample_seed
 from synthgen.run.replay import replay
 from synthgen.run.shard import make_shard
@@ -32,6 +34,7 @@ __all__ = [
     "generate",
     "initialize",
     "make_shard",
+    "merge",
     "plan",
     "replay",
     "sample_seed",

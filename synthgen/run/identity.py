@@ -114,6 +114,7 @@ def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:
     Raises:
         ValueError: If it is another one; the keys that differ are named.
     """
+    check_drawn(standing, root)
     content = identity_content(config)
     ours = digest(content)
     if ours == standing["digest"]:
@@ -124,6 +125,21 @@ def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:
         f"The configuration must be the one that {root} was begun with. Got a change of "
         f"{shown or 'hidden values'}. Undo it, or choose another output folder."
     )
+
+
+def check_drawn(standing: Mapping[str, Any], root: str) -> None:
+    """Refuse to draw for a merged dataset, which has no one model, prompts and plan.
+
+    Raises:
+        ValueError: With its sources.
+    """
+    merged = standing["content"].get("merged")
+    if merged:
+        names = ", ".join(str(source["name"]) for source in merged)
+        raise ValueError(
+            f"{root} was merged from {names} and nothing can be drawn for it again. Got such a "
+            f"request; repeat or extend its sources, and merge them into another folder."
+        )
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     storage = open_storage(out)
     check_labeling(config, load_prompts(config.prompts))
     here = environment(config)
-    standing = _standing_identity(storage)
+    standing = standing_identity(storage)
     if standing is None:
         content, environments = identity_content(config), [here]
     else:
@@ -168,7 +168,10 @@ def status(out: str | Path) -> DatasetStatus:
     storage = open_storage(out)
     config, identity = read_config(storage), read_identity(storage)
     assert identity is not None
-    wanted = {f"train-{i:06d}": len(span) for i, span in enumerate(shard_spans(config))}
+    merged = identity["content"].get("merged", [])
+    planned = [num for source in merged for num in source["planned"]]
+    planned = planned or [len(span) for span in shard_spans(config)]
+    wanted = {f"train-{i:06d}": num for i, num in enumerate(planned)}
     done = [
         marker
         for marker in read_markers(storage)
@@ -220,7 +223,7 @@ def read_config(storage: Storage) -> Config:
     return Config.model_validate(yaml.safe_load(raw))
 
 
-def _standing_identity(storage: Storage) -> dict[str, Any] | None:
+def standing_identity(storage: Storage) -> dict[str, Any] | None:
     """Identity of the dataset in a folder; None where the folder is empty.
 
     Raises:

@@ -130,7 +130,7 @@ def _draft_within_memory(
 
 def _draft(recipe: Recipe, spec: ShardSpec, folder: Path, progress: Progress) -> _Draft:
     draft = _Draft(folder / "shard.tar", folder / "previews.tar", recipe.batch_size)
-    with _writer(draft.tar) as tar, _writer(draft.previews) as previews:
+    with whole_tar(draft.tar) as tar, whole_tar(draft.previews) as previews:
         for number, batch in enumerate(batches(spec.samples, recipe.batch_size)):
             for made in make_batch(recipe, batch, number):
                 _append(draft, made, tar, previews)
@@ -139,7 +139,7 @@ def _draft(recipe: Recipe, spec: ShardSpec, folder: Path, progress: Progress) ->
 
 
 @contextlib.contextmanager
-def _writer(path: Path) -> Iterator[ShardWriter]:
+def whole_tar(path: Path) -> Iterator[ShardWriter]:
     """A tar that is completed only if the block succeeds."""
     writer = ShardWriter(path)
     try:

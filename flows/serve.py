@@ -1,0 +1,118 @@
+"""Serve a scheduled dataset from this machine: a schedule, and a process that makes its runs.
+
+The server keeps the schedule, this process makes one run after the other, each in a process of
+its own. When this process stops, the schedule goes on: what fell due meanwhile runs late, one of
+it at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import prefect
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+from pydantic import ValidationError
+
+from flows.automations import crash_zombies, put_automation
+from flows.deploy import check_server, check_timezone
+from flows.extend import extend
+from flows.generate import generate
+from synthgen.config import AuditConfig, Config
+
+
+def serve(
+    config: Config,
+    out: str,
+    cron: str,
+    timezone: str = "UTC",
+    shards: int | None = None,
+    audit: AuditConfig | None = None,
+    report: bool = False,
+    workers: int = 1,
+    name: str = "served",
+) -> None:
+    """Run the generation or the growth flow on a schedule until this process is stopped.
+
+    Args:
+        config: The dataset's configuration.
+        out: Its folder or URL.
+        cron: Five fields: minute, hour, day of month, month, day of week.
+        timezone: In which they are read.
+        shards: Extend the dataset by so many in each run; None: make it, and look after it.
+        audit: Then audit it.
+        report: Then write its report.
+        workers: Shards in flight at once.
+        name: Of the deployment.
+
+    Raises:
+        ValueError: In one line, for a bad schedule or time zone, or without a server.
+        RuntimeError: If the server does not answer.
+    """
+    check_schedule(cron, timezone)
+    with get_client(sync_client=True) as client:
+        put_automation(client, crash_zombies())
+    parameters = _parameters(config, out, audit, report, workers)
+    flow: Flow[Any, Any] = generate if shards is None else extend
+    deployment = RunnerDeployment.from_flow(
+        flow,
+        name=name,
+        schedule=Cron(cron, timezone=timezone),
+        parameters=parameters if shards is None else {**parameters, "shards": shards},
+        tags=["synthgen", "served"],
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    # not Flow.serve: it pickles the flow for its child, where annotations find no names
+    prefect.serve(deployment, pause_on_shutdown=False, limit=1, print_starting_message=False)
+
+
+def check_schedule(cron: str, timezone: str) -> None:
+    """Refuse what could never fire.
+
+    Raises:
+        ValueError: In one line, for a bad schedule or time zone, or without a server.
+        RuntimeError: If the server does not answer.
+    """
+    check_timezone(timezone)
+    check_cron(cron)
+    check_server()
+
+
+def check_cron(cron: str) -> None:
+    """Refuse what is no schedule.
+
+    Raises:
+        ValueError: In one line.
+
+    >>> check_cron("30 2 * * mon-fri")
+    >>> check_cron("nightly")
+    Traceback (most recent call last):
+    ValueError: cron must have five fields: minute, hour, day of month, month, day of week, ...
+    """
+    try:
+        CronSchedule(cron=cron)
+    except ValidationError:
+        raise ValueError(
+            "cron must have five fields: minute, hour, day of month, month, day of week, such as "
+            f"'0 2 * * *' for two o'clock every night. Got {cron!r:.60}."
+        ) from None
+
+
+def _parameters(
+    config: Config, out: str, audit: AuditConfig | None, report: bool, workers: int
+) -> dict[str, Any]:
+    return {
+        "config": config.model_dump(mode="json"),
+        "out": out,
+        "workers": workers,
+        "audit": None if audit is None else audit.model_dump(mode="json"),
+        "report": report,
+    }

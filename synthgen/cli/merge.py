@@ -1,0 +1,42 @@
+"""``synthgen merge``: several datasets become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthgen import progress
+from synthgen.cli.display import show_progress
+from synthgen.cli.generate import JsonLogs, stop_on_signals
+
+
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="DIR DIR...", help="Finished datasets, in order.")
+    ],
+    out: Annotated[Path, typer.Option(help="The new dataset; run again to go on.")],
+    json_logs: JsonLogs = False,
+) -> None:
+    """Write the samples of several datasets into a new one, under new keys.
+
+    Image format, ks and whether there are labels must be equal; models, prompts and sizes may
+    differ, and class ids are made to agree. Images and masks are copied byte for byte;
+    metadata/*.parquet names the old dataset and key of every sample. Audits are about their own
+    dataset: audit the new one.
+
+    Examples:
+
+      synthgen merge data/day data/night --out data/both
+    """
+    from synthgen import run
+    from synthgen.run.merge_plan import plan_merge
+
+    stop_on_signals()
+    plan = plan_merge(sources)
+    with show_progress(plan.planned, len(plan.shards), json_logs):
+        totals = run.merge(sources, out)["totals"]
+    if progress.stop_requested():
+        raise progress.Stopped
+    typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")

@@ -1,0 +1,81 @@
+"""``synthgen serve``: a dataset on a schedule, from this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthgen.cli.generate import Set, Workers, read_config
+from synthgen.config import load_audit
+
+RUN_SETTINGS = {  # read by Prefect in the runs, which are our child processes
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; without, nobody sees a killed run
+    "PREFECT_FLOWS_DEFAULT_RETRIES": "2",  # complete shards are kept: a retry finishes the rest
+    "PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS": "60",
+}
+
+
+def serve(
+    source: Annotated[
+        str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    cron: Annotated[
+        str, typer.Option(help="When: minute, hour, day of month, month, day of week.")
+    ],
+    timezone: Annotated[str, typer.Option(help="Of --cron, such as Europe/Berlin.")] = "UTC",
+    extend: Annotated[
+        int | None,
+        typer.Option(min=1, help="Add this many shards in each run; the first makes the dataset."),
+    ] = None,
+    num: Annotated[int | None, typer.Option(help="Samples of the dataset at first.")] = None,
+    overrides: Set = None,
+    audit: Annotated[
+        str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Then write its report.")] = False,
+    workers: Workers = 1,
+    name: Annotated[str, typer.Option(help="Of the deployment on the server.")] = "served",
+) -> None:
+    """Make or extend a dataset on a schedule, on this machine, until Ctrl-C.
+
+    It needs a Prefect server, which keeps the schedule also while this process is down; runs that
+    fall due while one is going on are canceled. Every run ends in a dataset that 'synthgen
+    verify' accepts, or is finished by the next.
+
+      prefect server start &                                  (dashboard: http://127.0.0.1:4200)
+
+      export PREFECT_API_URL=http://127.0.0.1:4200/api
+
+    Examples:
+
+      synthgen serve scenes --out data/scenes --cron "0 2 * * *" --timezone Europe/Berlin
+
+      synthgen serve config.yaml --out data/growing --extend 4 --cron "0 2 * * mon-fri" --report
+    """
+    config = read_config(source, overrides or [], num)
+    settings = None if audit is None else load_audit([f"auditor.name={audit}"])
+    for variable, value in RUN_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    from flows.serve import check_schedule
+    from flows.serve import serve as serve_flow
+    from synthgen import run
+
+    check_schedule(cron, timezone)
+    run.plan(config)  # an unreadable prompt file must be seen now, not at two in the morning
+    typer.echo(f"Serving {out} on '{cron}' ({timezone}); stop with Ctrl-C.")
+    serve_flow(
+        config,
+        str(out.absolute()),
+        cron,
+        timezone,
+        shards=extend,
+        audit=settings,
+        report=report,
+        workers=workers,
+        name=name,
+    )

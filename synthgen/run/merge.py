@@ -1,0 +1,188 @@
+"""Several datasets become one: every shard is written again, under new keys.
+
+Shard by shard and sample by sample, so that memory does not grow; a shard is published like one
+that was drawn (staged, verified, marker last), so that a merge that was cut off goes on where it
+stopped and ends in the same bytes. The rows in ``metadata`` say where each sample came from. What
+was made of the sources (audits, labels beside them) is about them and stays there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from synthgen.dataset.labels import class_ids, class_names
+from synthgen.dataset.manifest import (
+    Marker,
+    is_complete,
+    marker_bytes,
+    marker_name,
+    metadata_name,
+    preview_name,
+    read_marker,
+    tar_name,
+)
+from synthgen.dataset.metadata import Origin, Row, read_rows, rows_bytes
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.rekey import rekey, translate_ids
+from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.dataset.verify import verify_tar
+from synthgen.progress import report
+from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
+from synthgen.run.shard import Progress, whole_tar
+
+_TEXT_BYTES = 100_000
+
+
+def merge(
+    sources: Sequence[str | Path], out: str | Path, progress: Progress = report
+) -> dict[str, Any]:
+    """Write the samples of several datasets into a new one, or finish doing so.
+
+    Args:
+        sources: Finished datasets of equal schema (image format, labels or none, ks, library
+            versions that are recorded), in the order of their shards.
+        out: The new dataset's folder or URL.
+        progress: Told about samples and shards.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        ValueError: In one line, if the datasets differ in schema, are the same, or the folder
+            holds something else.
+        RuntimeError: If a source is broken.
+    """
+    plan = plan_merge(sources)
+    storage = open_storage(out)
+    with clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"):
+        describe(plan, storage)
+        storage.clear_stale_staging()
+    for index, item in enumerate(plan.shards):
+        merge_shard(plan, item, f"train-{index:06d}", storage, progress)
+    with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
+        return finish(plan, storage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One shard of a source on its way to another name."""
+
+    source: Source
+    stem: str
+    name: str
+    new_ids: dict[str, int]
+
+    def key(self, old: str) -> str:
+        """The new key of a sample: the new shard's number, and the old place in it."""
+        return self.name.removeprefix("train-") + old[6:]
+
+    def samples(self, tar: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """New key and members of every sample of a tar of this shard."""
+        old = class_ids(class_names(self.source.storage))
+        ids = translate_ids(old, self.new_ids)
+        with self.source.storage.open(tar) as stream:
+            for span in spans(scan(stream)):
+                key = self.key(span.key)
+                yield key, rekey(read_span(stream, span), key, ids)
+
+
+def merge_shard(
+    plan: MergePlan, item: tuple[Source, str], name: str, storage: Storage, progress: Progress
+) -> None:
+    """Write one shard of a source under another name; one that is complete is left alone."""
+    source, stem = item
+    marker = _source_marker(source, stem)
+    standing = read_marker(storage, name)
+    if standing and is_complete(storage, standing, plan.digest, marker.planned):
+        progress("shard", name=name, planned=marker.planned, reused=True)
+        return
+    copy = _Copy(source, stem, name, plan.class_ids)
+    with (
+        clear_disk_errors(storage, marker.bytes + _TEXT_BYTES, f"shard {name}"),
+        storage.staging() as folder,
+    ):
+        _publish(storage, copy, marker, plan.digest, folder, progress)
+    progress("shard", name=name, planned=marker.planned, reused=False)
+
+
+def _publish(
+    storage: Storage, copy: _Copy, old: Marker, config: str, folder: Path, progress: Progress
+) -> None:
+    started = time.perf_counter()
+    rows = [_row(copy, row) for row in read_rows(copy.source.storage, copy.stem)]
+    num_bytes, sha256 = 0, ""
+    if not old.skipped:
+        _check_source(copy.source, copy.stem)
+        _write(copy, tar_name(copy.stem), folder / "shard.tar", progress)
+        rows, num_bytes, sha256 = _verify(folder / "shard.tar", copy.name, rows)
+        storage.publish(folder / "shard.tar", tar_name(copy.name))
+    if copy.source.storage.size(preview_name(copy.stem)) is not None:
+        _write(copy, preview_name(copy.stem), folder / "previews.tar", None)
+        storage.publish(folder / "previews.tar", preview_name(copy.name))
+    storage.publish_bytes(rows_bytes(rows), metadata_name(copy.name))
+    marker = replace(
+        old,
+        name=copy.name,
+        config=config,
+        bytes=num_bytes,
+        sha256=sha256,
+        seconds={"write": round(time.perf_counter() - started, 3)},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    storage.publish_bytes(marker_bytes(marker), marker_name(copy.name))
+
+
+def _write(copy: _Copy, tar: str, path: Path, progress: Progress | None) -> None:
+    with whole_tar(path) as writer:
+        for key, members in copy.samples(tar):
+            writer.write(key, members)
+            if progress is not None:
+                progress("samples", count=1)
+
+
+def _row(copy: _Copy, row: Row) -> Row:
+    return replace(row, key=copy.key(row.key), origin=Origin(copy.source.digest, row.key))
+
+
+def _verify(path: Path, name: str, rows: list[Row]) -> tuple[list[Row], int, str]:
+    """Rows with their places in the new tar, its size and hash; the tar is checked whole."""
+    num_ok = sum(row.status == "ok" for row in rows)
+    with path.open("rb") as stream:
+        problems = verify_tar(stream, name, int(name.removeprefix("train-")), num_ok, deep=True)
+        if problems:
+            raise RuntimeError(f"A merged shard must be correct. Got {problems[0]}.")
+        places = {span.key: span for span in spans(scan(stream))}
+        placed = [
+            replace(row, byte_offset=places[row.key].offset, byte_size=places[row.key].size)
+            if row.key in places
+            else row
+            for row in rows
+        ]
+        num_bytes = stream.seek(0, 2)
+        stream.seek(0)
+        return placed, num_bytes, sha256_file(stream)
+
+
+def _check_source(source: Source, stem: str) -> None:
+    with source.storage.open(tar_name(stem)) as stream:
+        found = sha256_file(stream)
+    if found != source.hashes[stem]:
+        raise RuntimeError(
+            f"{source.storage.path(tar_name(stem))} must be the tar of its manifest. Got another "
+            f"one; see 'synthgen verify'."
+        )
+
+
+def _source_marker(source: Source, stem: str) -> Marker:
+    marker = read_marker(source.storage, stem)
+    if marker is None:
+        raise RuntimeError(
+            f"{source.storage.path(marker_name(stem))} must be readable. Got none; see "
+            f"'synthgen verify'."
+        )
+    return marker

@@ -1,0 +1,241 @@
+"""Which datasets may become one, what the new one is, and the files that describe it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from synthgen.config import Config, digest
+from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.label_statistics import summarize_counts
+from synthgen.dataset.labels import CLASSES, class_ids, class_names
+from synthgen.dataset.manifest import (
+    TAR_NAME,
+    build_manifest,
+    publish_manifest,
+    read_manifest,
+    read_marker,
+    tar_name,
+)
+from synthgen.dataset.metadata import read_rows
+from synthgen.dataset.publish import Storage, open_storage
+from synthgen.run.classes import check_names
+from synthgen.run.identity import IDENTITY, identity_bytes, read_identity
+from synthgen.run.lifecycle import CONFIG, read_config, standing_identity
+from synthgen.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A finished dataset that is merged.
+
+    Args:
+        storage: Where it is.
+        digest: Of what determines its bytes.
+        identity: Content of its identity.json.
+        config: Its configuration.
+        hashes: Hash of the tar by file stem of its shards, in order; empty for skipped ones.
+        planned: Samples planned of each.
+    """
+
+    storage: Storage
+    digest: str
+    identity: dict[str, Any]
+    config: Config
+    hashes: dict[str, str]
+    planned: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return Path(self.storage.root).name
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What a merged dataset will hold.
+
+    Args:
+        sources: In the order of their shards.
+        content: What its digest covers.
+        class_ids: Ids of its classes.json by name.
+    """
+
+    sources: tuple[Source, ...]
+    content: dict[str, Any]
+    class_ids: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        """Digest of what determines its bytes."""
+        return digest(self.content)
+
+    @property
+    def shards(self) -> list[tuple[Source, str]]:
+        """Source and file stem there of each of its shards."""
+        return [(source, stem) for source in self.sources for stem in source.hashes]
+
+    @property
+    def planned(self) -> int:
+        """Samples planned of all sources together."""
+        return sum(sum(source.planned) for source in self.sources)
+
+    @property
+    def config(self) -> Config:
+        """The first source's configuration, with the number of all samples."""
+        return self.sources[0].config.model_copy(update={"num": self.planned, "extended": 0})
+
+
+def plan_merge(sources: Sequence[str | Path]) -> MergePlan:
+    """The plan of a merge.
+
+    Raises:
+        ValueError: In one line, for fewer than two datasets, an unfinished one, the same one
+            twice, or another schema.
+    """
+    if len(sources) < 2:
+        raise ValueError(f"A merge must have at least two datasets. Got {len(sources)}.")
+    found = tuple(_source(url) for url in sources)
+    for position, source in enumerate(found[1:], start=1):
+        _check_schema(found[0], source)
+        twin = next((s for s in found[:position] if s.digest == source.digest), None)
+        if twin is not None:
+            raise ValueError(
+                f"Datasets that are merged must be different ones. Got {twin.storage.root} and "
+                f"{source.storage.root} with the same settings, prompts and seed: their samples "
+                f"are the same. Merge one of them."
+            )
+    names = {name for source in found for name in class_ids(class_names(source.storage))}
+    if found[0].config.labeling.method != "none":
+        check_names(names)
+    return MergePlan(found, _content(found), _ids(names))
+
+
+def describe(plan: MergePlan, storage: Storage) -> None:
+    """Claim the folder of a merged dataset, or check that it is this one's.
+
+    Raises:
+        ValueError: If something else is there.
+    """
+    standing = standing_identity(storage)
+    if standing is not None and standing["digest"] != plan.digest:
+        raise ValueError(
+            f"The output must be an empty folder or this merge begun before. Got another dataset "
+            f"in {storage.root}. Choose another folder."
+        )
+    identity = identity_bytes(plan.content, _environments(plan))
+    storage.publish_bytes(identity, IDENTITY)
+    storage.publish_bytes(config_yaml(plan.config, plan.digest).encode("utf-8"), CONFIG)
+    table = class_table([Prompt("", "", tuple(plan.class_ids))])
+    classes = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
+    storage.publish_bytes(classes.encode("utf-8"), CLASSES)
+    if read_manifest(storage) is None:
+        tars = [tar_name(f"train-{i:06d}") for i in range(len(plan.shards))]
+        card = readme(plan.config, json.loads(identity), tars, None)
+        storage.publish_bytes(card.encode("utf-8"), "README.md")
+
+
+def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
+    """Publish card and manifest of a merge whose shards are complete; returns the manifest."""
+    found = [read_marker(storage, f"train-{i:06d}") for i in range(len(plan.shards))]
+    markers = [marker for marker in found if marker is not None]
+    assert len(markers) == len(found), "every shard was just published"
+    models: list[dict[str, Any]] = []
+    for source in plan.sources:
+        model = source.identity["content"]["model"]
+        models += [] if model in models else [model]
+    times = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": dict(sum((Counter(marker.seconds) for marker in markers), Counter())),
+    }
+    manifest = build_manifest(markers, plan.digest, models, times)
+    tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
+    labels = None
+    if plan.config.labeling.method != "none":
+        rows = (row for marker in markers for row in read_rows(storage, marker.name))
+        labels = summarize_counts(row.labels for row in rows if row.labels is not None)
+    identity = read_identity(storage)
+    assert identity is not None
+    card = readme(plan.config, identity, tars, manifest, labels)
+    storage.publish_bytes(card.encode("utf-8"), "README.md")
+    return publish_manifest(storage, manifest)
+
+
+def _source(url: str | Path) -> Source:
+    storage = open_storage(url)
+    config, identity, manifest = read_config(storage), read_identity(storage), None
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise ValueError(
+            f"A dataset must be finished to be merged. Got no manifest.json in {storage.root}; "
+            f"finish it with 'synthgen generate'."
+        )
+    assert identity is not None
+    for row in manifest["shards"]:  # a manifest is data: it may not send us to other files
+        if not TAR_NAME.fullmatch(str(row["name"])):
+            raise ValueError(
+                f"A shard must be named data/train-000000.tar. Got {row['name']!r:.60}."
+            )
+    stems = [str(row["name"])[len("data/") : -len(".tar")] for row in manifest["shards"]]
+    hashes = {
+        stem: str(row["sha256"]) for stem, row in zip(stems, manifest["shards"], strict=True)
+    }
+    planned = tuple(int(row["planned"]) for row in manifest["shards"])
+    return Source(storage, identity["digest"], identity, config, hashes, planned)
+
+
+def _schema(source: Source) -> dict[str, Any]:
+    """What readers of samples rely on, by the name of its setting."""
+    config = source.config
+    return {
+        "dataset.image_format": config.dataset.image_format,
+        "labels (labeling.method)": "no" if config.labeling.method == "none" else "yes",
+        "segmentation.clusters.ks": list(config.segmentation.clusters.ks),
+        "recorded versions": sorted(source.identity["environments"][0]["versions"]),
+    }
+
+
+def _check_schema(first: Source, other: Source) -> None:
+    ours, theirs = _schema(first), _schema(other)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(
+                f"Datasets that are merged must have equal {name}. Got {value} in "
+                f"{first.storage.root} and {theirs[name]} in {other.storage.root}."
+            )
+
+
+def _content(sources: Sequence[Source]) -> dict[str, Any]:
+    """What determines the bytes of a merged dataset: its sources' tars, and the card's facts."""
+    models = [source.identity["content"]["model"] for source in sources]
+    ids = dict.fromkeys(str(model["id"]) for model in models)
+    same = all(model == models[0] for model in models)
+    return {
+        "merged": [
+            {
+                "dataset": source.digest,
+                "name": source.name,
+                "planned": list(source.planned),
+                "tars": digest(source.hashes),
+            }
+            for source in sources
+        ],
+        "model": models[0] if same else {"id": "`, `".join(ids), "revision": ""},
+    }
+
+
+def _environments(plan: MergePlan) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    for source in plan.sources:
+        kept += [item for item in source.identity["environments"] if item not in kept]
+    return kept
+
+
+def _ids(names: set[str]) -> dict[str, int]:
+    table = class_table([Prompt("", "", tuple(sorted(names)))])
+    return class_ids({int(index): name for index, name in table.items()})

@@ -1,0 +1,125 @@
+"""``synthgen serve`` on a real Prefect server: cron fires, and a verified dataset grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect_server import prefect_server, used
+from tiny_run import OVERRIDES, write_prompts
+
+from synthgen import run
+from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.verify import verify_dataset
+
+pytestmark = pytest.mark.timeout(1500)
+MAIN = (sys.executable, "-c", "from synthgen.cli import main; main()")
+EVERY_MINUTE = "* * * * *"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a server's clients."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as environment:
+        yield environment
+
+
+def versions(out: Path) -> list[int]:
+    """Planned samples of every published version."""
+    found = sorted((out / "manifests").glob("v*.json"))
+    return [json.loads(path.read_text())["totals"]["planned"] for path in found]
+
+
+def test_cron_makes_a_dataset_and_then_extends_it(
+    server: dict[str, str], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    settings = [*OVERRIDES, f"model.card={tiny_pipeline}", f"prompts={prompts}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = [*MAIN, "serve", str(prompts), "--out", str(out), "--cron", EVERY_MINUTE, *words]
+    with (tmp_path / "serve.log").open("wb") as log:
+        served = subprocess.Popen(
+            [*command, "--timezone", "Europe/Berlin", "--extend", "1", "--report"],
+            env={**os.environ, **server},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 900
+        while len(versions(out)) < 2:
+            said = (tmp_path / "serve.log").read_text()[-3000:]
+            assert served.poll() is None, said
+            assert "| ERROR" not in said, said
+            assert time.monotonic() < deadline, said
+            time.sleep(2)
+    finally:
+        served.send_signal(signal.SIGTERM)
+        try:
+            served.wait(60)
+        except subprocess.TimeoutExpired:
+            served.kill()
+            served.wait()
+    assert versions(out)[:2] == [8, 11]
+    assert sum(1 for _ in open_dataset(out, version=2)) == 11
+    if not run.status(out).finalized:  # a third run had begun
+        run.extend(out, 1)
+    assert verify_dataset(out, deep=True) == []
+    with used(server), get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("extend/served")
+        assert not deployment.paused
+        assert [item.active for item in deployment.schedules] == [True]  # pause_on_shutdown=False
+        assert deployment.schedules[0].schedule.timezone == "Europe/Berlin"
+        assert "Config" in deployment.parameter_openapi_schema["definitions"]
+        names = [item.name for item in client.read_automations()]
+        assert names == ["synthgen: crash zombie runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["--cron", "nightly"], "cron must have five fields", 2),
+        (["--cron", "61 2 * * *"], "cron must have five fields", 2),
+        (["--cron", EVERY_MINUTE, "--timezone", "Europe/Berlln"], "'Europe/Berlin'?", 2),
+        (["--cron", EVERY_MINUTE, "--set", "nun=4"], "nun must be a known setting", 2),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    words: list[str], said: str, code: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*MAIN, "serve", "scenes", "--out", str(tmp_path / "out"), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PREFECT_HOME": str(tmp_path)},
+    )
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "code"),
+    [(None, "prefect server start", 2), ("http://u:pw123@127.0.0.1:9/api", "must answer", 1)],
+)
+def test_without_a_server_it_says_how_to_start_one(
+    url: str | None, said: str, code: int, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    done = subprocess.run(
+        [*MAIN, "serve", "scenes", "--out", str(tmp_path / "out"), "--cron", EVERY_MINUTE],
+        capture_output=True,
+        text=True,
+        env=environment if url is None else {**environment, "PREFECT_API_URL": url},
+    )
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "pw123" not in done.stderr
+    assert not (tmp_path / "out").exists()
