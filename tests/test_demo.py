@@ -156,6 +156,8 @@ def test_readme_snippets_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(demo.parent)
     monkeypatch.syspath_prepend(str(demo.parent))
     assert CliRunner().invoke(app, ["audit", str(demo), "--id", "sam"]).exit_code == 0
+    labels = ["label", str(demo), "--id", "words", "--engine", "inline"]
+    assert CliRunner().invoke(app, labels).exit_code == 0
     snippets = blocks("python")
     assert len(snippets) >= 3
     for number, snippet in enumerate(snippets):
