@@ -22,7 +22,7 @@ from synthgen.registry import near_miss
 ALGORITHM_VERSION = 1
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 1
+LABELING_VERSION = 2
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -184,7 +184,11 @@ class LabelConfig(_Section):
         0.02, description="Least lead of the best share over the second; nearer ones are 255."
     )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
-    refiner: str = Field("none", description="Row of REFINERS or 'module:attribute'.")
+    refiner: str = Field(
+        "guided",
+        description="Row of REFINERS (none, upsampling-error, upsampling-color, guided, pcc) or "
+        "'module:attribute'.",
+    )
 
     @property
     def needs_self_map(self) -> bool:

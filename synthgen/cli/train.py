@@ -48,7 +48,7 @@ def train(
     epochs: Annotated[float, typer.Option(min=0.0, help="Rounds through the data.")] = 20.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
     batch: Batch = 16,
-    lr: Rate = 1e-3,
+    lr: Rate = 3e-3,
     size: Annotated[
         int | None, typer.Option(help="Side of the crops; default: 3/4 of the images'.")
     ] = None,
@@ -121,7 +121,7 @@ def downstream(
     model: Model = "segformer",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every training.")] = 1200,
     batch: Batch = 16,
-    lr: Rate = 1e-3,
+    lr: Rate = 3e-3,
     size: Size = 96,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -190,6 +190,30 @@ def refiners(
 
     result = measure_refiners(num, tuning)
     typer.echo(json.dumps(result) if as_json else refiner_table(result))
+
+
+@app.command()
+def labels(
+    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 100,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Tuning scenes, to choose settings.")
+    ] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Labels of every labeler with every refiner against the truth of scenes.
+
+    Examples:
+
+      synthgen evaluate labels --num 100
+
+      synthgen evaluate labels --tuning --num 60 --set labeling.background=1.2
+    """
+    from synthgen.config import load
+    from synthgen.evaluation.labels import label_table, measure_labels
+
+    result = measure_labels(num, tuning, load(overrides=overrides or []).labeling)
+    typer.echo(json.dumps(result) if as_json else label_table(result))
 
 
 def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:

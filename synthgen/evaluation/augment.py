@@ -31,8 +31,8 @@ class Augmentation:
     """
 
     flip: float = 0.5
-    scale: tuple[float, float] = (0.6, 1.0)
-    color: float = 0.15
+    scale: tuple[float, float] = (0.8, 1.0)
+    color: float = 0.1
 
 
 DEFAULT_AUGMENTATION = Augmentation()

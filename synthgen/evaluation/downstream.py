@@ -179,9 +179,9 @@ def compare(finals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     result["class_iou"] = {arm: _class_means(rows) for arm, rows in finals.items()}
     means = {arm: scores["miou"]["mean"] for arm, scores in arms.items()}
     if {"synthetic", "rendered"} <= arms.keys():
-        objects = [arms[arm]["object_miou"]["mean"] for arm in ("synthetic", "rendered")]
-        result["ratio"] = means["synthetic"] / means["rendered"]
-        result["object_ratio"] = objects[0] / objects[1]
+        objects = {arm: scores["object_miou"]["mean"] for arm, scores in arms.items()}
+        result["ratio"] = _ratio(means)
+        result["object_ratio"] = _ratio(objects)
         result["ratio_bar_met"] = result["ratio"] >= RATIO_BAR
     if {"few", "few+synthetic"} <= arms.keys():
         result["gain"] = means["few+synthetic"] - means["few"]
@@ -200,6 +200,11 @@ def _history(
     sources = [data[name] for name in ARMS[arm]]
     training = replace(settings.training, seed=seed)
     return finished_history(sources, data["test"], run_folder(out, arm, seed), training)
+
+
+def _ratio(scores: Mapping[str, float]) -> float:
+    """Synthetic by rendered; 0 where even truth has taught nothing."""
+    return scores["synthetic"] / scores["rendered"] if scores["rendered"] else 0.0
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

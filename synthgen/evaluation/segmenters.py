@@ -7,6 +7,8 @@ network knows it has learned from the labels it was given.
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -88,4 +90,20 @@ def _segformer(num_classes: int, **changes: object) -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(num_labels=num_classes, **changes)
-    return PixelClassifier(SegformerForSemanticSegmentation(config))
+    network = SegformerForSemanticSegmentation(config)
+    for module in network.modules():
+        initialize(module)
+    return PixelClassifier(network)
+
+
+def initialize(module: nn.Module) -> None:
+    """Weights of variance 1 / fan-in, biases of zero (LeCun et al. 1998, section 4.6).
+
+    The library's standard deviation of .02, meant for weights that are loaded afterwards, makes
+    all signals of a narrow network tiny: from scratch it learns foreground, but no class, in
+    1,200 steps (mIoU .16 on 200 tuning scenes, with these weights .70).
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

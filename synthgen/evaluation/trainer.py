@@ -54,7 +54,7 @@ class TrainSettings:
     model: str = "segformer"
     steps: int = 1200
     batch: int = 16
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     warm_up: int = 50
     size: int = 96

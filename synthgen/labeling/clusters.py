@@ -1,51 +1,66 @@
-"""LS method 3 on the mask hierarchy: a mask's class is that of the largest mean heat (eq. 3).
+"""LS method 3 on clusterings of several k: a cluster's class is that of the largest mean heat.
 
-    p_K[c] = (1 / |K|) sum over pixels j of K of CA[j, c],   class of K = argmax over c
+    p_K[c] = (1 / |K|) sum over pixels j of K of CA[j, c],   class of K = argmax over c     (eq. 3)
 
-LS labels the clusters of one k. Here masks of several k overlap, each with its own mean, so that
-a small mask may disagree with the one that contains it. A pixel takes the scores of the smallest
-mask around it that has an opinion: one whose two best rows differ by the margin.
+LS labels the clusters of one k. Here every clustering has its say: a pixel takes the mean, over
+all k, of the mean heat in the cluster that it belongs to, where a clustering weighs log k, the
+most that it can tell about a pixel. Coarse clusterings steady what fine ones resolve. Each mask of
+the hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
+
+Start-of-text heat is averaged geometrically, on the scale on which `evidence.middle` cuts it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 
 from synthgen.config import LabelConfig
-from synthgen.labeling.decide import lead
-from synthgen.labeling.evidence import ClassScores, Evidence, mask_means, shares, upsample
-from synthgen.types import MaskSet
+from synthgen.labeling.evidence import (
+    ClassScores,
+    Evidence,
+    middle,
+    score_classes,
+    score_masks,
+    upsample,
+)
 
 
 def label_by_clusters(evidence: Evidence, config: LabelConfig) -> ClassScores:
-    """Mean heat over each mask; pixels take it from the smallest opinionated mask around them."""
+    """Mean heat over the clusters of every k, and over each mask."""
+    segmentation = evidence.segmentation
     heat = upsample(evidence.heat, evidence.size)
-    masks = shares(mask_means(heat, evidence.segmentation).T).T
-    painted = paint_hierarchy(
-        shares(heat), masks, evidence.segmentation.mask_set, lead(masks.T) >= config.margin
-    )
-    return ClassScores(painted, masks)
+    logs = np.log(np.maximum(heat[:1], 1e-12))
+    means = cluster_means(np.concatenate([logs, heat[1:]]), segmentation.labels, segmentation.ks)
+    means[0] = np.exp(means[0])
+    between = middle(means[0])
+    pixels = score_classes(means, between, config.background)
+    return ClassScores(pixels, score_masks(heat, segmentation, between, config.background))
 
 
-def paint_hierarchy(
-    pixels: Float[np.ndarray, "row height width"],
-    masks: Float[np.ndarray, "mask row"],
-    mask_set: MaskSet,
-    opinionated: Bool[np.ndarray, " mask"],
+def cluster_means(
+    maps: Float[np.ndarray, "row height width"],
+    labels: UInt8[np.ndarray, "k height width"],
+    ks: Sequence[int],
 ) -> Float[np.ndarray, "row height width"]:
-    """Scores of pixels from those of the masks around them, the smallest one first.
+    """Eq. 3 for the cluster around each pixel, averaged over all k with weights log k.
 
     Args:
-        pixels: Scores where no mask is.
-        masks: Scores of the masks.
-        mask_set: Largest first; of equal masks the later one counts as smaller.
-        opinionated: Masks without an opinion are painted only where no larger one is.
+        maps: What is averaged.
+        labels: Cluster of each pixel, one map for each k.
+        ks: Numbers of clusters, at least 2.
+
+    >>> labels = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 1]]], np.uint8)
+    >>> cluster_means(np.array([[[0.0, 2.0, 4.0, 6.0]]]), labels, (2, 2)).tolist()
+    [[[1.5, 1.5, 3.5, 5.5]]]
     """
-    painted = pixels.copy()
-    covered = np.zeros(pixels.shape[1:], dtype=bool)
-    for mask, scores, sure in zip(mask_set.masks, masks, opinionated, strict=True):
-        where = mask if sure else mask & ~covered
-        painted[:, where] = scores[:, None]
-        covered |= mask
-    return painted
+    total = np.zeros(maps.shape, dtype=np.float64)
+    for clusters, k in zip(labels, ks, strict=True):
+        counts = np.maximum(np.bincount(clusters.ravel(), minlength=k), 1)
+        for row, plane in enumerate(maps):
+            sums = np.bincount(clusters.ravel(), weights=plane.ravel(), minlength=k)
+            total[row] += np.log(k) * (sums / counts)[clusters]
+    means: Float[np.ndarray, "row height width"] = total / np.log(ks).sum()
+    return means

@@ -12,15 +12,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthgen.config import LabelConfig
-from synthgen.labeling.decide import UNDECIDED, decide, not_found, nothing_prompted
+from synthgen.labeling.decide import UNDECIDED, contest, decide, not_found, nothing_prompted
 from synthgen.labeling.evidence import (
     ClassScores,
     Evidence,
     Labeler,
     class_heat,
-    mask_means,
-    shares,
-    upsample,
+    score_heat,
 )
 from synthgen.labeling.refine import refine
 from synthgen.registry import LABELERS, resolve
@@ -52,20 +50,19 @@ def label_sample(
     if heatmaps is None or not heatmaps.class_names:
         return nothing_prompted(segmentation)
     labeler: Labeler = resolve(config.method, LABELERS, "labeling.method")
-    heat = class_heat(heatmaps, config.background)
+    heat = class_heat(heatmaps)
     scores = labeler(Evidence(segmentation, heat, self_map, image), config)
     decided = decide(scores, heatmaps.class_names, config)
     if config.refiner == "none":
         return decided
-    evidence = dict(enumerate(scores.pixels))
+    evidence = dict(enumerate(contest(scores.pixels)))
     semantic = refine(config.refiner, decided.semantic, image, evidence, uncertainty)
     return _relabeled(decided, semantic, scores)
 
 
 def label_by_argmax(evidence: Evidence, config: LabelConfig) -> ClassScores:
     """LS method 1: each pixel takes the class of most heat (eq. 1); masks take their mean."""
-    heat = upsample(evidence.heat, evidence.size)
-    return ClassScores(shares(heat), shares(mask_means(heat, evidence.segmentation).T).T)
+    return score_heat(evidence, evidence.heat, config)
 
 
 def _relabeled(
@@ -73,7 +70,7 @@ def _relabeled(
 ) -> LabelMap:
     """The labels with another semantic map; a pixel's score is its share of what it became."""
     rows = np.where(semantic == UNDECIDED, decided.semantic, semantic).astype(np.int64)
-    rows = np.where(rows == UNDECIDED, scores.pixels.argmax(0), rows)
+    rows = np.where(rows == UNDECIDED, contest(scores.pixels).argmax(0), rows)
     became = np.take_along_axis(scores.pixels, rows[None], axis=0)[0]
     return LabelMap(
         class_names=decided.class_names,

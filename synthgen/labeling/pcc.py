@@ -21,7 +21,15 @@ from scipy import ndimage
 
 from synthgen.config import LabelConfig
 from synthgen.labeling.decide import present_classes
-from synthgen.labeling.evidence import ClassScores, Evidence, mask_means, shares, upsample
+from synthgen.labeling.evidence import (
+    ClassScores,
+    Evidence,
+    mask_means,
+    middle,
+    scale_rows,
+    score_classes,
+    upsample,
+)
 from synthgen.segmentation.packed import iou_matrix
 
 KS = (4, 7, 10)
@@ -36,7 +44,8 @@ _EIGHT = np.ones((3, 3), dtype=int)
 def label_by_votes(evidence: Evidence, config: LabelConfig) -> ClassScores:
     """The authors' 3 x 3 votes."""
     heat = upsample(evidence.heat, evidence.size)
-    there = present_classes(shares(heat), config.presence, config.presence_area)
+    scored = score_classes(heat, middle(heat[0]), config.background)
+    there = present_classes(scored, config.presence, config.presence_area)
     scaled = scale_rows(heat[1:]) * there[1:, None, None]
     maps = evidence.segmentation.labels
     chosen = [maps[i] for i in nearest_ks(evidence.segmentation.ks)]
@@ -64,17 +73,6 @@ def nearest_ks(ks: Sequence[int]) -> list[int]:
         taken.append(best)
         del left[best]
     return taken
-
-
-def scale_rows(
-    heat: Float[np.ndarray, "row height width"],
-) -> Float[np.ndarray, "row height width"]:
-    """Each row from 0 at its minimum to 1 at its maximum; a constant row is 0."""
-    low, high = heat.min((1, 2), keepdims=True), heat.max((1, 2), keepdims=True)
-    scaled: Float[np.ndarray, "row height width"] = (heat - low) / np.where(
-        high > low, high - low, 1
-    )
-    return scaled
 
 
 def class_masks(
