@@ -20,6 +20,7 @@ from synthgen.cli import (
     inspect,
     label,
     merge,
+    plan,
     report,
     serve,
     study,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(generate.demo)
 app.command()(generate.generate)
+app.command()(plan.plan)
 app.command()(extend.extend)
 app.command()(merge.merge)
 app.command()(serve.serve)

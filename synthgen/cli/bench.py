@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -92,6 +93,24 @@ def verdicts(
     from synthgen.bench.verdicts import bench_verdicts
 
     _show(bench_verdicts(num=num, auditor=auditor), as_json)
+
+
+@app.command()
+def scale(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A dataset whose shards were measured.")
+    ],
+    shards: Annotated[int, typer.Option(min=1, help="Shards of the simulated run.")] = 10_000,
+    startup: Annotated[
+        float, typer.Option(min=0.0, help="Seconds in which a worker loads the model.")
+    ] = 30.0,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulated: hours and stragglers for 1 to 512 workers, and what limits more."""
+    from synthgen.bench.scale import bench_scale
+
+    _show(bench_scale(directory, shards, startup=startup, plot=plot), as_json)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
