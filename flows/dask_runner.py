@@ -39,4 +39,6 @@ def dask_runner(workers: int, address: str | None = None) -> OneServerDaskTaskRu
     if address is not None:
         return OneServerDaskTaskRunner(address=address)
     processes = {"n_workers": workers, "threads_per_worker": 1, "processes": True}
-    return OneServerDaskTaskRunner(cluster_kwargs={**processes, "dashboard_address": "127.0.0.1:0"})
+    return OneServerDaskTaskRunner(
+        cluster_kwargs={**processes, "dashboard_address": "127.0.0.1:0"}
+    )

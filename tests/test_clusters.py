@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cluster_children import ORDERS, SEGMENTER
+from readme import readme_commands
 from tiny_run import tiny_config, tree_hashes, write_prompts
 
 from synthgen import run
@@ -182,6 +183,29 @@ def test_the_command_joins_a_cluster(
     assert said.returncode == 0, said.stderr[-3000:]
     assert "12 images in" in said.stdout  # the workers' progress reached us
     assert tree_hashes(out) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_readme_run(orders: Path, tmp_path: Path) -> None:
+    """Without a server of ours: Prefect's own, to which the workers of Ray report."""
+    pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install '.[ray]'")
+    commands = readme_commands("--runner ray")
+    assert [words[0] for words in commands] == ["generate", "plan", "bench"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, "-c", "from synthgen.cli import main; main()", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert verify_dataset(tmp_path / "data" / "ray", deep=True) == []
+    assert (tmp_path / "data" / "scale.png").exists()
 
 
 @pytest.mark.ray

@@ -17,11 +17,14 @@ import pytest
 from children import context
 from s3_children import finish_remote
 from s3_server import BUCKET, RCLONE, Proxy, environment, free_port, s3_server
+from readme import readme_commands
 from tiny_run import tiny_config, tree_hashes
+from typer.testing import CliRunner
 
 import synthgen
 from synthgen import run
 from synthgen.auditing import audit as auditing
+from synthgen.cli import app
 from synthgen.config import AuditorConfig, Config, dump, load_audit
 from synthgen.dataset import publish
 from synthgen.dataset.loader import decode_mask
@@ -159,6 +162,17 @@ def test_workers_of_a_loader_read_from_s3(bucket: Path, tiny_dataset: Path) -> N
 
 def _key(sample: dict[str, object]) -> object:
     return sample["key"]
+
+
+def test_the_commands_of_the_readme_run_on_s3(bucket: Path) -> None:
+    commands = readme_commands("s3://bucket")
+    assert [words[0] for words in commands][:2] == ["generate", "verify"]
+    for words in commands:
+        inline = ["--engine", "inline"] if words[0] == "generate" else []
+        done = CliRunner().invoke(app, [*words, *inline])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    assert (bucket / "scenes" / "report" / "index.html").exists()
+    assert (bucket / "coco" / "export.json").exists()
 
 
 # --- broken connections -------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from synthgen.run.estimate import estimate
 PUTS_PER_SHARD = 3
 """Tar, metadata and marker, of a tar below two parts (`dataset.publish.PART_BYTES`)."""
 
-REQUESTS_PER_SHARD = 10
-"""Those three, and reads: identity, marker, classes, what stands at metadata's and marker's."""
+REQUESTS_PER_SHARD = 13
+"""Those three, and five reads of two requests each: identity, marker, classes, and what stands
+where metadata and marker will."""
 
 ROWS_PER_SHARD = 8
 """In the Prefect server's database: a task run, its states, their events."""
