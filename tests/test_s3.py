@@ -15,9 +15,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from children import context
+from readme import readme_commands
 from s3_children import finish_remote
 from s3_server import BUCKET, RCLONE, Proxy, environment, free_port, s3_server
-from readme import readme_commands
 from tiny_run import tiny_config, tree_hashes
 from typer.testing import CliRunner
 
