@@ -20,13 +20,19 @@ from typer.testing import CliRunner
 from synthgen import progress
 from synthgen.bench.made_dataset import MadeSample, make_sample, write_dataset
 from synthgen.cli import app
+from synthgen.config import LabelConfig, ModelConfig
+from synthgen.diffusion.backbones import load_backbone
 from synthgen.evaluation.downstream import ARMS, DownstreamSettings, SyntheticData, compare
 from synthgen.evaluation.downstream import evaluate_downstream as evaluate
 from synthgen.evaluation.downstream_report import markdown, write_downstream
 from synthgen.evaluation.jobs import Job, run_jobs
 from synthgen.evaluation.labeled_images import SCENE_CLASSES, dataset_images, with_names
+from synthgen.evaluation.labels import label_table, labeled, recorded
+from synthgen.evaluation.refiners import NAMES
 from synthgen.evaluation.trainer import TrainSettings, load_averaged
-from synthgen.scenes.vocabulary import CLASSES
+from synthgen.registry import LABELERS, REFINERS
+from synthgen.scenes.render import render
+from synthgen.scenes.vocabulary import CLASSES, TUNING_SEEDS
 from synthgen.segmentation.metrics import IGNORE
 from synthgen.types import LabelMap, Prompt
 
@@ -251,3 +257,48 @@ def test_the_command_line_measures_refiners() -> None:
     assert shown.exit_code == 0, shown.output
     assert "1 tuning scenes, truth on a 32 x 32 grid" in shown.stdout
     assert "| guided |" in shown.stdout
+
+
+def test_the_command_line_measures_labels() -> None:
+    """Labels of a scene stand under the ids of the scenes; the table has every pair."""
+    command = ["evaluate", "labels", "--num", "1", "--tuning"]
+    shown = CliRunner().invoke(app, [*command, "--json"])
+    assert shown.exit_code == 0, shown.output
+    scores = json.loads(shown.stdout)["scores"]
+    assert {name: set(row) for name, row in scores.items()} == {
+        name: set(REFINERS) for name in LABELERS
+    }
+    found = scores["clusters"]["none"]
+    assert found["miou"] <= found["decided_miou"] <= 1
+    assert 0.5 < found["decided"] <= 1
+    table = label_table({"num": 1, "scenes": "tuning", "scores": scores})
+    assert f"| clusters | {found['decided']:.1%} | {found['miou']:.3f} (" in table
+
+
+def test_labels_of_a_scene_have_its_ids() -> None:
+    backbone, scene = load_backbone(ModelConfig()), render(TUNING_SEEDS[1])
+    (sample,) = recorded(backbone, [scene], LabelConfig())
+    (semantic,) = labeled(sample, LabelConfig(), ["clusters"], ["guided"]).values()
+    there = set(np.unique(scene.semantic).tolist())
+    assert set(np.unique(semantic).tolist()) <= there | {IGNORE}
+    assert {NAMES.index(name) for name in sample.prompt.class_names} == there - {0}
+
+
+def test_without_data_the_images_are_made_first(tmp_path: Path) -> None:
+    """The command alone: one-object prompts, labeled images, trainings, the table."""
+    arguments = ["evaluate", "downstream", "--out", str(tmp_path), "--num", "4", "--few", "2"]
+    arguments += ["--test", "2", "--tuning", "--seeds", "1", "--arms", "synthetic"]
+    arguments += ["--steps", "2", "--batch", "2", "--size", "32", "--workers", "0", "--json"]
+    steps = [
+        "--set",
+        "generation.num_inference_steps=2",
+        "--set",
+        "segmentation.clusters.ks=[2,5]",
+    ]
+    result = CliRunner().invoke(app, arguments + steps)
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)["arms"]) == {"synthetic"}
+    made = dataset_images(tmp_path / "synthetic")
+    assert len(made) == 4
+    prompts = [json.loads(row) for row in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [len(prompt["classes"]) for prompt in prompts] == [1] * 4

@@ -23,7 +23,7 @@ from synthgen.prompts import (
     truncated_words,
 )
 from synthgen.scenes.captions import parse_caption
-from synthgen.scenes.prompt_list import scene_prompts
+from synthgen.scenes.prompt_list import jsonl, scene_prompts
 from synthgen.scenes.tokenizer import SPLIT_WORDS, load_tokenizer, write_tokenizer
 from synthgen.scenes.vocabulary import BACKGROUNDS, CLASSES, COLORS, SIMILAR_COLORS
 from synthgen.types import Prompt
@@ -153,6 +153,13 @@ def test_scene_prompts_fit_the_embedded_tokenizer(tmp_path: Path) -> None:
         for name, span in spans.items():
             tokens = embedded.convert_ids_to_tokens([ids[i] for i in span])
             assert "|".join(tokens) == "|".join(SPLIT_WORDS.get(name, (name,))) + "</w>"
+
+
+def test_scene_prompts_of_one_object_are_a_prompt_file(tmp_path: Path) -> None:
+    prompts = scene_prompts(24, seed=1, object_counts={1: 1})
+    assert Counter(p.class_names for p in prompts) == {(name,): 2 for name in CLASSES}
+    (tmp_path / "one.jsonl").write_text(jsonl(prompts), encoding="utf-8")
+    assert list(load_prompts(tmp_path / "one.jsonl")) == prompts
 
 
 def test_the_generator_of_the_scene_prompts_is_deterministic() -> None:

@@ -35,6 +35,9 @@ FoundOnly = Annotated[
 Batch = Annotated[int, typer.Option(min=2, help="Samples a step.")]
 Rate = Annotated[float, typer.Option(min=0.0, help="Learning rate after warming up.")]
 Size = Annotated[int, typer.Option(help="Side of the crops that are learned from, pixels.")]
+PROMPT_SEED = 1
+"""Of the prompts of `evaluate downstream`, which are not those of the packaged list."""
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -261,11 +264,20 @@ def _images(
 
 
 def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> str:
-    """The labeled dataset that this comparison makes for itself, or finishes."""
+    """The labeled dataset that this comparison makes for itself, or finishes.
+
+    Its prompts name one object each: the embedded model draws those, but of longer prompts only
+    half of the objects, and labels are asked for what was prompted.
+    """
     from synthgen import run
     from synthgen.config import load
+    from synthgen.scenes.prompt_list import jsonl, scene_prompts
 
-    config = load(overrides=[f"num={num}", "labeling.method=clusters", *overrides])
+    prompts = out.with_name("prompts.jsonl")
+    prompts.parent.mkdir(parents=True, exist_ok=True)
+    prompts.write_text(jsonl(scene_prompts(num, seed=PROMPT_SEED, object_counts={1: 1})), "utf-8")
+    made = [f"num={num}", "labeling.method=clusters", f"prompts={prompts}"]
+    config = load(overrides=[*made, *overrides])
     specs = run.plan(config)
     with show_progress(sum(len(spec.samples) for spec in specs), len(specs), json_logs):
         run.generate(config, out)

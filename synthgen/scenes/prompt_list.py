@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -43,10 +43,10 @@ class _Deck(Generic[Card]):
 class _Dealer:
     """The decks of one prompt list."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, object_counts: Mapping[int, int]):
         rng = random.Random(seed)
         patterns = [name for name, share in PATTERNS.items() for _ in range(round(100 * share))]
-        counts = [number for number, times in OBJECT_COUNTS.items() for _ in range(times)]
+        counts = [number for number, times in object_counts.items() for _ in range(times)]
         self.counts, self.patterns = _Deck(counts, rng), _Deck(patterns, rng)
         self.classes, self.colors = _Deck(CLASSES, rng), _Deck(list(COLORS), rng)
         self.backgrounds = _Deck(list(BACKGROUNDS), rng)
@@ -70,14 +70,17 @@ class _Dealer:
         return (first, self.colors.deal(unlike))
 
 
-def scene_prompts(num: int = 600, seed: int = 0) -> list[Prompt]:
+def scene_prompts(
+    num: int = 600, seed: int = 0, object_counts: Mapping[int, int] = OBJECT_COUNTS
+) -> list[Prompt]:
     """Different prompts in the renderer's grammar, with ids ``scenes-0001`` and on.
 
     Args:
         num: How many.
         seed: Of the decks and of the wording.
+        object_counts: Number of objects to how often prompts name so many.
     """
-    dealer, wording = _Dealer(seed), np.random.default_rng(seed)
+    dealer, wording = _Dealer(seed, object_counts), np.random.default_rng(seed)
     meanings: dict[str, CaptionMeaning] = {}
     while len(meanings) < num:
         meaning = dealer.meaning()
@@ -88,15 +91,19 @@ def scene_prompts(num: int = 600, seed: int = 0) -> list[Prompt]:
     ]
 
 
+def jsonl(prompts: Iterable[Prompt]) -> str:
+    """Prompts as the lines of a prompt file."""
+    rows = ({"id": p.id, "prompt": p.text, "classes": list(p.class_names)} for p in prompts)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def main() -> None:
     """Print the list as JSONL."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--num", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for prompt in scene_prompts(args.num, args.seed):
-        row = {"id": prompt.id, "prompt": prompt.text, "classes": list(prompt.class_names)}
-        print(json.dumps(row))
+    print(jsonl(scene_prompts(args.num, args.seed)), end="")
 
 
 if __name__ == "__main__":
