@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
+from flows.artifacts import publish_audit
 from flows.limits import slot
 from flows.runners import completed, task_runner
 from synthgen.auditing import audit as auditing
@@ -40,7 +42,11 @@ def audit_shards(
     def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
         return audit_shard.submit(plan, shard, gpu_limit)
 
-    rows = [_result(*done) for done in completed(plan.shards, submit, workers)]
+    progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-audit-progress"))
+    rows = []
+    for done in completed(plan.shards, submit, workers):
+        rows.append(_result(*done))
+        update_progress_artifact(progress, progress=100.0 * len(rows) / len(plan.shards))
     return sorted(rows, key=lambda row: str(row["shard"]))
 
 
@@ -80,9 +86,7 @@ def audit(
             f"crashed ({names}): {crashed[0]['error']} Run the same command again."
         )
     summary = auditing.conclude(plan)
-    create_table_artifact(table=rows, key="synthgen-audit-shards", description=plan.audit_id)
-    totals = "\n".join(f"- {name}: {value}" for name, value in summary["totals"].items())
-    create_markdown_artifact(key="synthgen-audit", markdown=f"# Audit\n\n{totals}\n")
+    publish_audit(rows, summary)
     _check_share(summary["totals"], max_failed)
     return summary
 

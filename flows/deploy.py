@@ -84,7 +84,8 @@ def deploy(
     with get_client(sync_client=True) as client:
         name = put_pool(client, pool).name
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, gpus)
-        _deploy_all(prefect_file, {"POOL": name, "OUT": out, "TIMEZONE": timezone})
+        where = out if "://" in out else str(Path(out).absolute())  # workers run elsewhere
+        _deploy_all(prefect_file, {"POOL": name, "OUT": where, "TIMEZONE": timezone})
         put_automation(client, crash_zombies())
         condemned = _tagged(client, AUDITED)
         if condemned:

@@ -21,6 +21,7 @@ def extend(
     audit: AuditConfig | None = None,
     report: bool = False,
     gpu_limit: str | None = None,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Add whole shards to a dataset, with fresh seeds and the next prompts.
 
@@ -36,6 +37,7 @@ def extend(
         audit: Then audit what is there by now; shards are audited once.
         report: Then write ``report/index.html``.
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
+        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
 
     Returns:
         The new manifest.
@@ -49,5 +51,6 @@ def extend(
             audit=audit,
             report=report,
             gpu_limit=gpu_limit,
+            address=address,
         )
     return manifest

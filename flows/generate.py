@@ -14,15 +14,11 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
+from flows.artifacts import publish_dataset, publish_report
 from flows.audit import audit as audit_flow
 from flows.limits import slot
 from flows.runners import completed, task_runner
@@ -108,13 +104,13 @@ def generate(
             f"Run the same command again to make them."
         )
     manifest = run.finalize(config, out)
-    _report(rows, manifest, out)
+    publish_dataset(rows, manifest, out)
     if audit is not None:
         audit_flow(
             out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
         )
     if report:
-        write_report(out)
+        publish_report(write_report(out))
     return manifest
 
 
@@ -143,21 +139,3 @@ def _pass_on(row: dict[str, Any]) -> None:
         if not row["reused"]:
             run.emit("samples", count=row["planned"])
         run.emit("shard", name=row["name"], planned=row["planned"], reused=row["reused"])
-
-
-def _report(rows: Sequence[dict[str, Any]], manifest: dict[str, Any], out: str) -> None:
-    table = [
-        {
-            "shard": row["name"],
-            "planned": row["planned"],
-            **row["counts"],
-            "bytes": row["num_bytes"],
-            "reused": row["reused"],
-            "worker": row.get("worker", ""),
-            "sha256": row["sha256"][:12],
-        }
-        for row in rows
-    ]
-    create_table_artifact(table=table, key="synthgen-shards", description="Shards of this run")
-    totals = "\n".join(f"- {name}: {value}" for name, value in manifest["totals"].items())
-    create_markdown_artifact(key="synthgen-dataset", markdown=f"# Dataset\n\n{totals}\n")

@@ -59,13 +59,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 # --- what is there ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["generate/nightly", "audit/nightly"])
+@pytest.mark.parametrize("name", ["generate/nightly", "extend/nightly", "audit/nightly"])
 def test_deployments_have_schedules_limits_and_the_configuration_as_a_form(
     name: str, client: SyncPrefectClient
 ) -> None:
     found = client.read_deployment_by_name(name)
     (schedule,) = found.schedules
-    assert schedule.active
+    assert schedule.active == (name != "generate/nightly")
     assert schedule.schedule.timezone == "Europe/Berlin"
     assert found.work_pool_name == "synthgen-process"
     assert found.global_concurrency_limit is not None
@@ -77,7 +77,7 @@ def test_deployments_have_schedules_limits_and_the_configuration_as_a_form(
     assert found.enforce_parameter_schema
     assert found.pull_steps in (None, [])
     schema = found.parameter_openapi_schema
-    definition = "Config" if name.startswith("generate") else "AuditConfig"
+    definition = "AuditConfig" if name.startswith("audit") else "Config"
     assert definition in schema["definitions"]
     assert set(found.parameters) <= set(schema["properties"])
 
@@ -174,6 +174,7 @@ def test_a_failed_audit_pauses_what_it_condemns(client: SyncPrefectClient) -> No
     assert not client.read_deployment_by_name("generate/nightly").paused
     client.set_flow_run_state(run.id, Failed(message="too many rejected"), force=True)
     wait_for(lambda: client.read_deployment_by_name("generate/nightly").paused)
+    wait_for(lambda: client.read_deployment_by_name("extend/nightly").paused)
     assert not client.read_deployment_by_name("audit/nightly").paused
 
 

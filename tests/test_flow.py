@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +11,16 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from flows.artifacts import SIDE
+from flows.audit import audit
+from flows.extend import extend
 from flows.generate import generate
 from flows.runners import task_runner
 from synthgen import run
 from synthgen.config import AuditorConfig, Config, load, load_audit
+from synthgen.dataset.verify import verify_dataset
 from synthgen.types import Annotations
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
@@ -63,7 +70,12 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     tables = [str(table) for table in artifacts("synthgen-shards")]
     assert any("train-000001" in table for table in tables)
     assert "100" in str(artifacts("synthgen-progress"))
-    assert "samples: 4" in str(artifacts("synthgen-dataset"))
+    (page,) = (str(page) for page in artifacts("synthgen-dataset") if str(out) in str(page))
+    assert "samples: 4" in page
+    picture = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split(")")[0])
+    with Image.open(io.BytesIO(picture)) as sheet:  # two samples of the newest shard, in pairs
+        assert sheet.size == (4 * SIDE, SIDE)
+    assert len(picture) < 60_000
 
 
 class HalvesAuditor:
@@ -96,9 +108,37 @@ def test_the_flow_audits_and_reports_when_asked_to(config: Config, tmp_path: Pat
     (summary,) = out.glob("audit/*/summary.json")
     assert json.loads(summary.read_text())["totals"]["reasons"] == {"low_agreement": 4}
     assert "rejected: 4" in str(artifacts("synthgen-audit"))
+    assert "| Top-1 |" in str(artifacts("synthgen-audit"))
+    assert "100" in str(artifacts("synthgen-audit-progress"))
+    assert (out / "report" / "index.html").as_uri() in str(artifacts("synthgen-report"))
     page = (out / "report" / "index.html").read_text()
     assert summary.parent.name in page
     assert "<script>alert(1)" not in page
+
+
+@pytest.mark.usefixtures("server")
+def test_a_failed_audit_fails_its_run_and_stands(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run.generate(config, out)
+    settings = load_audit(["auditor.name=test_flow:load_halves", "verdict.min_top_n=1"])
+    with pytest.raises(RuntimeError, match=r"At most 50% of the samples may be rejected\. Got 4"):
+        audit(str(out), settings, max_failed=0.5)
+    assert list(out.glob("audit/*/summary.json"))
+
+
+@pytest.mark.usefixtures("server")
+def test_the_growth_flow_begins_extends_and_audits_what_is_new(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = load_audit(["auditor.name=test_flow:load_halves"])
+    planned = [extend(str(out), 1, config, audit=settings)["totals"]["planned"] for _ in range(2)]
+    assert planned == [4, 6]
+    assert verify_dataset(out, deep=True) == []
+    (summary,) = out.glob("audit/*/summary.json")
+    assert json.loads(summary.read_text())["totals"]["samples"] == 6
+    shards = [str(table) for table in artifacts("synthgen-shards")]
+    assert any("train-000002" in t and '"reused": true' in t for t in shards)
 
 
 @pytest.mark.usefixtures("server")
