@@ -60,13 +60,12 @@ def task_runner(name: str, workers: int, address: str | None = None) -> TaskRunn
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1. Got {workers}.")
-    make = resolve(name, RUNNERS, "runner")
     if address is not None and name != "threads" and not PREFECT_API_URL.value():
         raise ValueError(
             "With a cluster, PREFECT_API_URL must name a server that its workers reach. Got "
             "none; start one with 'prefect server start --host 0.0.0.0' and set it."
         )
-    runner: TaskRunner[Any] = make(workers, address)
+    runner: TaskRunner[Any] = resolve(name, RUNNERS, "runner")(workers, address)
     return runner
 
 
