@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from children import context, run_and_kill, run_to_end
-from label_children import finish_labels
+from label_children import SETTINGS, finish_labels
 
 from synthgen.dataset.labels import is_labeled, label_ids, read_labels_marker
 from synthgen.dataset.loader import open_dataset
@@ -102,3 +107,35 @@ def test_two_labels_beside_each_other_and_two_processes_on_one(
     tars = [name for name in found if name.endswith(".tar") and "labels/a" in name]
     assert all(found[name] == found[name.replace("labels/a", "labels/b")] for name in tars)
     assert staged(out) == []
+
+
+@pytest.mark.parametrize("engine", ["inline"])
+def test_sigterm_ends_the_command_and_the_same_command_goes_on(
+    engine: str, tiny_dataset: Path, labeled: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_dataset, tmp_path / "out")
+    changed = ("presence", "margin", "background")
+    words = [w for name in changed for w in ("-s", f"labeling.{name}={getattr(SETTINGS, name)}")]
+    code = "from synthgen.cli import main; main()"
+    options = ["label", str(out), "--id", "a", "--engine", engine, "--json-logs", *words]
+    home = {"PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", code, *options]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **home}
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{") and json.loads(line)["event"] == "samples":
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stderr.read()
+    assert process.wait(timeout=300) == 143, said
+    assert "run again to go on" in said
+    assert not (out / "labels/a/summary.json").exists()
+    check_nothing_half(out, labeled[0])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env={**os.environ, **home}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Labels a of 8 samples" in done.stdout
+    assert hashes(out) == labeled[0]
