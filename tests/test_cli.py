@@ -17,7 +17,7 @@ from synthgen.cli.display import Tally
 pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
 WORDS = ("car", "dog", "tree")
 COMMANDS = ["demo", "generate", "verify", "audit", "report", "view", "inspect"]
-COMMANDS += ["label", "export", "push", "study", "train", "evaluate"]
+COMMANDS += ["label", "extend", "merge", "serve", "export", "push", "study", "train", "evaluate"]
 COMMANDS += ["replay", "gc", "doctor", "config", "bench"]
 
 
