@@ -21,8 +21,8 @@ REQUESTS_PER_SHARD = 13
 where metadata and marker will."""
 
 ROWS_PER_SHARD = 23
-"""In the Prefect server's database, on 103 task runs (2026-11-21): the task run, 3 states, 3 events
-with 12 resources, and the event of the progress artifact with 3. A retry adds to them."""
+"""In the Prefect server's database, over 103 task runs (2026-11-21): the task run, 3 states,
+3 events with 12 resources, and the event of the progress artifact with 3. Retries add some."""
 
 
 def cost(
