@@ -33,7 +33,7 @@ def audit_shard(plan: AuditPlan, shard: str, gpu_limit: str | None = None) -> di
     return {"shard": shard, "samples": marker.samples, "rejected": marker.rejected}
 
 
-@flow(name="synthgen-audit-shards", persist_result=False)
+@flow(name="synthgen-audit-shards", retries=0, persist_result=False)  # the outer one is retried
 def audit_shards(
     plan: AuditPlan, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:

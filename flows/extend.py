@@ -43,7 +43,7 @@ def extend(
         The new manifest.
     """
     with run.extension(out, shards, config) as extended:
-        manifest: dict[str, Any] = generate(
+        manifest: dict[str, Any] = generate.with_options(retries=0)(  # ours are retried
             extended,
             out,
             runner=runner,

@@ -46,7 +46,7 @@ def make_shard(
     return {**dataclasses.asdict(report), "worker": _worker()}
 
 
-@flow(name="synthgen-shards", persist_result=False)
+@flow(name="synthgen-shards", retries=0, persist_result=False)  # the outer flow is retried
 def make_shards(
     config: Config, out: str, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def generate(
     manifest = run.finalize(config, out)
     publish_dataset(rows, manifest, out)
     if audit is not None:
-        audit_flow(
+        audit_flow.with_options(retries=0)(
             out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
         )
     if report:
