@@ -222,7 +222,7 @@ def test_storage_goes_the_same_way_on_other_file_systems(tmp_path: Path) -> None
     assert not list((tmp_path / "out" / ".synthgen" / "staging").iterdir())
 
 
-@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "s3://b/x", "http://h/x", "PIPE:x"])
+@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "file::s3://b/x", "http://h/x", "PIPE:x"])
 def test_unknown_schemes_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="one of the schemes file, memory"):
         open_storage(url)

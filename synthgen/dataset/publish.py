@@ -230,7 +230,10 @@ class Storage:
         bucket, _, prefix = self.root.partition("/")
         where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/"}
         while True:
-            page = self.fs.call_s3("list_multipart_uploads", **where)
+            try:
+                page = self.fs.call_s3("list_multipart_uploads", **where)
+            except FileNotFoundError:  # what rclone says of a bucket that never had any
+                return
             # a server may ignore the prefix; nobody else's upload is ours to abort
             found = page.get("Uploads", [])
             yield from ((bucket, item) for item in found if item["Key"].startswith(f"{prefix}/"))
