@@ -136,9 +136,9 @@ def test_audit_report_export_and_readers_on_s3(
     assert auditing.conclude(plan)["totals"]["samples"] == 8
     assert write_report(url) == f"{BUCKET}/done/report/index.html"
     assert "halves" in (bucket / "done" / "report" / "index.html").read_text()
-    export(url, f"s3://{BUCKET}/coco", "coco")
+    export(url, f"s3://{BUCKET}/coco-done", "coco")
     export(tiny_dataset, tmp_path / "coco", "coco")
-    remote, local = tree_hashes(bucket / "coco"), tree_hashes(tmp_path / "coco")
+    remote, local = tree_hashes(bucket / "coco-done"), tree_hashes(tmp_path / "coco")
     assert {n: h for n, h in remote.items() if n.endswith((".jpg", "annotations.json"))} == {
         n: h for n, h in local.items() if n.endswith((".jpg", "annotations.json"))
     }
