@@ -84,6 +84,15 @@ def resolve(name: str, table: Mapping[str, str], kind: str = "plug-in") -> Any:
         raise ValueError(f"{kind} {name!r} must be importable. Got: {error}.") from error
 
 
+def is_plug_in(name: str) -> bool:
+    """Whether a name has the form ``module:attribute``.
+
+    >>> is_plug_in("mylab.models:load"), is_plug_in("owner/name")
+    (True, False)
+    """
+    return _TARGET.fullmatch(name) is not None
+
+
 def near_miss(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """A hint " Did you mean 'x'?" for a misspelled name, empty where nothing is near.
 

@@ -5,37 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from synthgen.bench.planted import planted_heads, regions
 from synthgen.types import HeadFeatures, Prompt, Sample
 
-GRID, DIM = 16, 8
+GRID = 16
 PIXELS = 64
 
 
 def quadrants(size: int) -> np.ndarray:
     """Four regions, 0..3."""
-    half = np.arange(size) >= size // 2
-    return (half[:, None] * 2 + half[None, :]).astype(np.uint8)
+    return regions(size, size, size // 2, size // 2)
 
 
 def planted_sample(noise: float = 0.02, seed: int = 0) -> Sample:
-    """Six heads, one per pair of the four quadrants, whose mean over the heads is constant.
-
-    Head (i, j) is +u on region i, -u on region j, 0 elsewhere. The signs are chosen so that each
-    region meets as many + as - weights: averaged over the heads, every region has the same value.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    region = torch.from_numpy(quadrants(GRID).reshape(-1)).long()
-    u = torch.zeros(DIM)
-    u[0] = 1.0
-    heads = []
-    for i, j in [(0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (2, 0), (1, 3), (3, 1)]:
-        sign = (region == i).float() - (region == j).float()
-        heads.append(sign[:, None] * u)
-    values = torch.stack(heads)
-    assert values.mean(0).abs().max() == 0
-    values = values + noise * torch.randn(values.shape, generator=generator)
+    """Eight heads of the planted backbone; an image of one color, which gives nothing away."""
+    features = planted_heads(quadrants(GRID), noise, torch.Generator().manual_seed(seed))
     image = np.full((PIXELS, PIXELS, 3), 127, dtype=np.uint8)
-    features = HeadFeatures({"up.0": values}, {"up.0": (GRID, GRID)})
     return Sample(Prompt("planted", "four quadrants"), seed, image, features)
 
 

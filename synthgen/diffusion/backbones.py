@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from synthgen.diffusion.cards import (
     verify_sha256,
     weight_identity,
 )
+from synthgen.registry import is_plug_in, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Backbone:
         identity: ``id``, ``revision``, ``sha256`` of every weight file and, with LoRA, ``lora``.
         device: Where it runs.
         dtype: In which precision.
+        draw: Draws samples in place of the pipeline, from prompts, seeds and GenerationConfig;
+            None for a diffusers pipeline.
         lock: Held while the model runs: hooks see every call of the UNet, whoever makes it.
     """
 
@@ -54,6 +57,7 @@ class Backbone:
     identity: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
+    draw: Callable[..., Any] | None = None
     lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
@@ -100,6 +104,8 @@ _LOADING = threading.Lock()
 def load_backbone(config: ModelConfig) -> Backbone:
     """The model a configuration names; loaded once per process.
 
+    A card ``module:attribute`` names a function that makes the `Backbone` from the configuration.
+
     Raises:
         ValueError: In one line: an unknown card, weights that are not there (offline), a hash
             that differs, LoRA weights that do not fit.
@@ -110,6 +116,9 @@ def load_backbone(config: ModelConfig) -> Backbone:
 
 @functools.lru_cache(maxsize=2)
 def _load(config: ModelConfig) -> Backbone:
+    if is_plug_in(config.card):
+        made: Backbone = resolve(config.card, {}, "model.card")(config)
+        return made
     card, folder = find_card(config.card)
     folder = folder or _hub_folder(card, config.revision)
     verify_sha256(folder, card.sha256)

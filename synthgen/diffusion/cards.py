@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from synthgen.registry import near_miss
+from synthgen.registry import is_plug_in, near_miss
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
@@ -84,7 +84,8 @@ def find_card(name: str) -> tuple[Card, Path | None]:
     """The card that ``model.card`` names and, unless the weights are on the hub, their folder.
 
     Args:
-        name: Row of ``cards.yaml``, folder in diffusers' layout, or hub id.
+        name: Row of ``cards.yaml``, folder in diffusers' layout, hub id, or ``module:attribute``
+            of a function that makes the backbone.
 
     Raises:
         ValueError: If it is none of these, or the folder holds no pipeline.
@@ -97,6 +98,8 @@ def find_card(name: str) -> tuple[Card, Path | None]:
         return _local_card(card, _package_folder(card.package_folder))
     if Path(name).is_dir() or name.startswith(("/", "./", "../", "~")):
         return _local_card(Card(name="local"), Path(name).expanduser())
+    if is_plug_in(name):
+        return Card(name=name), None
     if not _HUB_ID.fullmatch(name):
         raise ValueError(
             f"model.card must be one of {', '.join(cards)}, a diffusers folder or a hub id "

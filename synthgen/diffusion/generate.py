@@ -113,6 +113,10 @@ def generate(
         raise ValueError(f"seeds must be one per prompt. Got {len(seeds)} for {len(prompts)}.")
     if not prompts:
         return []
+    if backbone.draw is not None:
+        with backbone.lock:
+            drawn: list[Sample | Failure] = backbone.draw(prompts, seeds, generation)
+            return drawn
     settings = settle(backbone, generation)
     texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
     latent_size = backbone.latent_size(settings.height, settings.width)
