@@ -17,7 +17,8 @@ from synthgen import progress
 from synthgen.evaluation.augment import (
     NO_AUGMENTATION,
     Augmentation,
-    augment,
+    crop,
+    crop_grid,
     draw_batch,
     pick,
     to_unit,
@@ -103,20 +104,23 @@ def test_a_wrong_network_is_one_line() -> None:
         TrainSettings(batch=1)
 
 
+def cropped(
+    data: LabeledImages, size: tuple[int, int], augmentation: Augmentation, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return crop(data, 0, crop_grid(size, augmentation, rng), augmentation, rng)
+
+
 def test_without_augmentation_a_sample_is_its_image() -> None:
     data = drawn(1)
-    image, semantic = augment(
-        data.images[0], data.semantics[0], (32, 48), NO_AUGMENTATION, np.random.default_rng(0)
-    )
+    image, semantic = cropped(data, (32, 48), NO_AUGMENTATION)
     torch.testing.assert_close(image, to_unit(data.images[0]), atol=1e-5, rtol=0)
     assert (semantic.numpy() == data.semantics[0]).all()
 
 
 def test_a_mirrored_sample_is_mirrored_in_image_and_labels() -> None:
     data, always = drawn(1), Augmentation(flip=1.0, scale=(1.0, 1.0), color=0.0)
-    image, semantic = augment(
-        data.images[0], data.semantics[0], (32, 48), always, np.random.default_rng(0)
-    )
+    image, semantic = cropped(data, (32, 48), always)
     torch.testing.assert_close(image, to_unit(data.images[0]).flip(2), atol=1e-5, rtol=0)
     assert (semantic.numpy() == data.semantics[0][:, ::-1]).all()
 
@@ -125,16 +129,50 @@ def test_image_and_labels_are_cropped_alike() -> None:
     """Images whose red is the label: away from edges, a crop's red is its label still."""
     semantic = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((16, 16), np.uint8))
     image = np.repeat(semantic[..., None] * 20, 3, axis=2)
+    data = LabeledImages((image,), (semantic,), tuple("abcdefghijkl"))
     zoom = Augmentation(flip=0.5, scale=(0.4, 0.8), color=0.0)
     seen = set()
     for seed in range(8):
-        got, labels = augment(image, semantic, (64, 64), zoom, np.random.default_rng(seed))
+        got, labels = cropped(data, (64, 64), zoom, seed)
         red = ((got[0] + 1) * 127.5 / 20).numpy()
         flat = np.abs(red - red.round()) < 1e-3
         assert flat.mean() > 0.6
         assert (red.round()[flat] == labels.numpy()[flat]).all()
         seen |= set(np.unique(labels.numpy()).tolist())
     assert seen == set(range(12)), "crops reach every corner"
+
+
+def test_objects_are_pasted_whole_with_their_labels_and_nothing_else() -> None:
+    """A flat gray image, over which green things of class 1 are pasted: green is 1, gray is 0."""
+    empty = np.zeros((32, 32), np.uint8)
+    thing = empty.copy()
+    thing[10:22, 8:24] = 1
+    thing[9], thing[22] = IGNORE, IGNORE
+    gray = np.full((32, 32, 3), 100, np.uint8)
+    green = np.where(thing[..., None] == 1, np.uint8([0, 250, 0]), np.uint8(7))
+    names = ("background", "thing")
+    sources = [LabeledImages((gray,), (empty,), names), LabeledImages((green,), (thing,), names)]
+    paste = Augmentation(0.5, (1.0, 1.0), 0.0, paste=0.8, paste_scale=(1.0, 2.0))
+    shares = []
+    for step in range(30):
+        batch = draw_batch(sources, 3, step, 2, (32, 32), paste)
+        pixels = ((batch.images[0] + 1) * 127.5).round().long()  # position 0 is gray
+        shown = batch.semantics[0] == 1
+        assert set(batch.semantics[0].unique().tolist()) <= {0, 1}, "no pixel to ignore"
+        assert (pixels[:, ~shown] == 100).all()
+        assert (pixels[1][shown] > pixels[0][shown]).all()
+        shares.append(float(shown.float().mean()))
+    assert min(shares) == 0.0, "some stay as they are"
+    assert max(shares) > thing.astype(bool).mean() / 4
+    assert len(set(shares)) > 10, "at many sizes and places"
+
+
+def test_without_pasting_a_batch_holds_its_rows_alone() -> None:
+    data = drawn(4)
+    batch = draw_batch([data], 0, 0, 4, (32, 48), NO_AUGMENTATION)
+    rows = [pick([data], 0, number)[1] for number in range(4)]
+    expected = torch.stack([to_unit(data.images[row]) for row in rows])
+    torch.testing.assert_close(batch.images, expected, atol=1e-5, rtol=0)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:

@@ -1,4 +1,4 @@
-"""Batches of augmented samples: mirrored, cropped and resized, off in color.
+"""Batches of augmented samples: mirrored, cropped and resized, off in color, pasted over.
 
 A sample is a function of seed, step and position in the batch, so that a run that was stopped
 sees what it would have seen. The same affine grid samples image (bilinear) and labels (nearest).
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from synthgen.evaluation.labeled_images import LabeledImages
+from synthgen.segmentation.metrics import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,26 @@ class Augmentation:
         scale: Smallest and largest share of the image's sides that a crop keeps; the crop is
             resized to the training size.
         color: Standard deviation of brightness, contrast and gain of each channel, cut at two.
+        paste: Chance that the objects of another sample are pasted over this one, and of those of
+            one more after it (Ghiasi et al. 2021, Simple Copy-Paste).
+        paste_scale: The same as ``scale`` for what is pasted; above 1 it becomes smaller.
     """
 
     flip: float = 0.5
     scale: tuple[float, float] = (0.8, 1.0)
     color: float = 0.1
+    paste: float = 0.5
+    paste_scale: tuple[float, float] = (1.0, 2.5)
 
 
+BACKGROUND = 0
 DEFAULT_AUGMENTATION = Augmentation()
-NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0)
+NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0)
+
+PASTE_REACH = 0.75
+"""How far from the center what is pasted may stand, in half sides of the sample."""
+
+Sample = tuple[Float[Tensor, "3 height width"], Int[Tensor, "height width"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,13 @@ def draw_batch(
     for position in range(batch):
         source, row = pick(sources, seed, step * batch + position)
         rng = np.random.default_rng((seed, step, position))
-        data = sources[source]
-        samples.append(augment(data.images[row], data.semantics[row], size, augmentation, rng))
+        sample = crop(sources[source], row, crop_grid(size, augmentation, rng), augmentation, rng)
+        while rng.random() < augmentation.paste:
+            other = sources[int(rng.integers(len(sources)))]
+            grid = paste_grid(size, augmentation, rng)
+            pasted = crop(other, int(rng.integers(len(other))), grid, augmentation, rng)
+            sample = paste_objects(sample, pasted)
+        samples.append(sample)
     images, semantics = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.stack(semantics))
 
@@ -94,20 +111,33 @@ def _order(seed: int, source: int, turn: int, num: int) -> Int[np.ndarray, " row
     return np.random.default_rng((seed, source, turn)).permutation(num)
 
 
-def augment(
-    image: UInt8[np.ndarray, "in_height in_width 3"],
-    semantic: UInt8[np.ndarray, "in_height in_width"],
-    size: tuple[int, int],
+def crop(
+    data: LabeledImages,
+    row: int,
+    grid: Float[Tensor, "1 height width 2"],
     augmentation: Augmentation,
     rng: np.random.Generator,
-) -> tuple[Float[Tensor, "3 height width"], Int[Tensor, "height width"]]:
-    """One sample, mirrored, cropped, resized and recolored at random."""
-    grid = crop_grid(size, augmentation, rng)
-    pixels = to_unit(image)
-    labels = torch.from_numpy(semantic.astype(np.float32))[None, None]
-    pixels = F.grid_sample(pixels[None], grid, padding_mode="border", align_corners=False)[0]
-    labels = F.grid_sample(labels, grid, "nearest", padding_mode="border", align_corners=False)
+) -> Sample:
+    """Image and labels of a row where the grid looks, recolored; background beyond the image."""
+    labels = torch.from_numpy(data.semantics[row].astype(np.float32))[None, None]
+    image = to_unit(data.images[row])[None]
+    pixels = F.grid_sample(image, grid, padding_mode="border", align_corners=False)[0]
+    labels = F.grid_sample(labels, grid, "nearest", padding_mode="zeros", align_corners=False)
     return recolor(pixels, augmentation.color, rng), labels[0, 0].long()
+
+
+def paste_objects(sample: Sample, other: Sample) -> Sample:
+    """The first sample, with those pixels of the other that show one of its classes.
+
+    >>> sample, other = torch.zeros(3, 1, 3), torch.ones(3, 1, 3)
+    >>> under, over = torch.tensor([[5, 0, 5]]), torch.tensor([[0, 2, 255]])
+    >>> image, labels = paste_objects((sample, under), (other, over))
+    >>> image[0].tolist(), labels.tolist()
+    ([[0.0, 1.0, 0.0]], [[5, 2, 5]])
+    """
+    (image, labels), (other_image, other_labels) = sample, other
+    shown = (other_labels != BACKGROUND) & (other_labels != IGNORE)
+    return torch.where(shown, other_image, image), torch.where(shown, other_labels, labels)
 
 
 def crop_grid(
@@ -115,8 +145,23 @@ def crop_grid(
 ) -> Float[Tensor, "1 height width 2"]:
     """Where in [-1, 1] each pixel of a crop looks: a random window, mirrored or not."""
     share = rng.uniform(*augmentation.scale)
-    right, down = (1.0 - share) * rng.uniform(-1.0, 1.0, 2)
-    across = -share if rng.random() < augmentation.flip else share
+    center = (1.0 - share) * rng.uniform(-1.0, 1.0, 2)
+    return _window(size, share, center, rng.random() < augmentation.flip)
+
+
+def paste_grid(
+    size: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+) -> Float[Tensor, "1 height width 2"]:
+    """The same for what is pasted: a window of any size, around any place."""
+    share = rng.uniform(*augmentation.paste_scale)
+    center = share * PASTE_REACH * rng.uniform(-1.0, 1.0, 2)
+    return _window(size, share, center, rng.random() < augmentation.flip)
+
+
+def _window(
+    size: tuple[int, int], share: float, center: Float[np.ndarray, " xy"], mirrored: bool
+) -> Float[Tensor, "1 height width 2"]:
+    (right, down), across = center.tolist(), -share if mirrored else share
     theta = torch.tensor([[[across, 0.0, right], [0.0, share, down]]], dtype=torch.float32)
     return F.affine_grid(theta, [1, 1, *size], align_corners=False)
 
