@@ -157,13 +157,13 @@ def _round(
 def _measure(method: Method, unet: Any, inputs: Mapping[str, Tensor]) -> _Run:
     on_gpu = inputs["sample"].is_cuda
     clock = time.perf_counter if on_gpu else time.process_time
-    before = _reset_peak(on_gpu)
+    before = reset_peak(on_gpu)
     wall, start = time.perf_counter(), clock()
     output, held = method(unet, inputs)
     if on_gpu:
         torch.cuda.synchronize()
     clock_s, wall_s = clock() - start, time.perf_counter() - wall
-    return _Run(clock_s, wall_s, _peak_bytes(on_gpu) - before, held, output)
+    return _Run(clock_s, wall_s, peak_bytes(on_gpu) - before, held, output)
 
 
 def _compare(name: str, rounds: Sequence[Mapping[str, _Run]]) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _recomputed(unet: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     return output, sum(kept.nbytes for kept in outputs)
 
 
-def _reset_peak(on_gpu: bool) -> int:
+def reset_peak(on_gpu: bool) -> int:
     """Start a new measurement of peak memory; returns what is in use now."""
     if on_gpu:
         torch.cuda.synchronize()
@@ -258,7 +258,8 @@ def _reset_peak(on_gpu: bool) -> int:
     return _status_bytes("VmRSS")
 
 
-def _peak_bytes(on_gpu: bool) -> int:
+def peak_bytes(on_gpu: bool) -> int:
+    """Most memory in use since `reset_peak`: of the GPU's allocator, or resident; 0: unknown."""
     return torch.cuda.max_memory_allocated() if on_gpu else _status_bytes("VmHWM")
 
 

@@ -14,6 +14,7 @@ import typer
 from synthgen.cli import (
     audit,
     bench,
+    doctor,
     export,
     extend,
     generate,
@@ -23,6 +24,7 @@ from synthgen.cli import (
     plan,
     report,
     serve,
+    soak,
     study,
     train,
 )
@@ -48,6 +50,7 @@ app.command()(audit.audit)
 app.command()(label.label)
 app.command()(study.study)
 app.command()(train.train)
+app.command()(soak.soak)
 app.command()(export.export)
 app.command()(export.push)
 app.command()(report.report)
@@ -56,7 +59,7 @@ app.command()(report.inspect)
 app.command()(inspect.verify)
 app.command()(inspect.replay)
 app.command()(inspect.gc)
-app.command()(inspect.doctor)
+app.command()(doctor.doctor)
 app.add_typer(inspect.config_app, name="config")
 app.add_typer(train.app, name="evaluate")
 app.add_typer(bench.app, name="bench")

@@ -1,24 +1,20 @@
-"""Commands that look at a dataset, a configuration or this machine."""
+"""Commands that look at a dataset or a configuration."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import shutil
 from typing import Annotated
 
 import typer
 
 from synthgen.cli.generate import read_config
-from synthgen.config import ModelConfig, dump
+from synthgen.config import dump
 
 config_app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="section.key=value (repeatable).")
 ]
-PACKAGES = ("torch", "diffusers", "transformers", "webdataset", "datasets", "prefect", "numpy")
 
 
 def verify(
@@ -59,22 +55,6 @@ def gc(directory: Folder) -> None:
     for path in removed:
         typer.echo(f"removed  {path}")
     typer.echo(f"{len(removed)} files removed.")
-
-
-def doctor() -> None:
-    """Say what this machine has: versions, device, memory, embedded weights, disk."""
-    import torch
-
-    from synthgen.diffusion.backbones import load_backbone
-
-    typer.echo(f"{'python':>14}  {platform.python_version()}")
-    for name in PACKAGES:
-        typer.echo(f"{name:>14}  {importlib.metadata.version(name)}")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    typer.echo(f"{'device':>14}  {device}, {torch.get_num_threads()} threads")
-    typer.echo(f"{'free disk':>14}  {shutil.disk_usage('.').free / 1e9:.1f} GB")
-    backbone = load_backbone(ModelConfig())
-    typer.echo(f"{'scenes model':>14}  ok, {len(backbone.identity['sha256'])} files verified")
 
 
 @config_app.command("show")

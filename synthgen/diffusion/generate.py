@@ -120,7 +120,7 @@ def generate(
     settings = settle(backbone, generation)
     texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
     latent_size = backbone.latent_size(settings.height, settings.width)
-    denoising = _text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
+    denoising = text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
     with backbone.lock, torch.no_grad():
         _warn_of_truncation(backbone, prompts, texts)
         recording, latents = run_recorded(
@@ -278,13 +278,14 @@ def _warn_of_truncation(
             )
 
 
-def _text_to_image(
+def text_to_image(
     backbone: Backbone,
     texts: list[str],
     seeds: Sequence[int],
     settings: Settings,
     negative_prompt: str,
 ) -> Denoising:
+    """The run that draws one image per text and seed; nothing has run when it returns."""
     guided = is_guided(backbone, settings.guidance_scale)
     if negative_prompt and not guided:
         warnings.warn("generation.negative_prompt has no effect without guidance.", stacklevel=3)
