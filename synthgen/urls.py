@@ -15,13 +15,14 @@ from typing import Any
 
 import fsspec
 
+from synthgen.untrusted import one_line, quote
+
 LOCAL = ("file", "memory")
 """memory serves the tests: it goes the way that object stores go."""
 
 SCHEMES = (*LOCAL, "s3", "gs", "gcs", "az", "abfs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_MAX_MESSAGE = 200
 
 
 def scheme_of(url: str) -> str | None:
@@ -51,7 +52,7 @@ def open_url(url: str) -> tuple[Any, str]:
     if scheme not in SCHEMES or "::" in url:
         raise ValueError(
             f"A dataset must be a local folder or a URL with one of the schemes "
-            f"{', '.join(SCHEMES)}. Got {scheme!r}."
+            f"{', '.join(SCHEMES)}. Got {quote(scheme, 40)}."
         )
     if scheme not in LOCAL and re.search(r"[@?#]", url):
         raise ValueError(
@@ -82,11 +83,12 @@ def read_url(url: str, max_bytes: int) -> bytes:
             size = int(fs.info(path)["size"])
         except FileNotFoundError:
             raise ValueError(
-                f"{url}: must be an existing file. Got none; check the URL."
+                f"{one_line(url)}: must be an existing file. Got none; check the URL."
             ) from None
         if size > max_bytes:
             raise ValueError(
-                f"{url}: must have at most {max_bytes:,} bytes. Got {size:,}; split the file."
+                f"{one_line(url)}: must have at most {max_bytes:,} bytes. Got {size:,}; "
+                f"split the file."
             )
         content: bytes = fs.cat_file(path)
     return content
@@ -106,9 +108,10 @@ def reaching(where: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:_MAX_MESSAGE] or "no message"
+        said = one_line(error) or "no message"
         raise OSError(
-            f"The store of {where} must answer and let us in. Got {type(error).__name__}: {said}. "
+            f"The store of {one_line(where)} must answer and let us in. "
+            f"Got {type(error).__name__}: {said}. "
             f"Check the endpoint, and the credentials in the environment or profile; then run "
             f"again: complete shards are kept."
         ) from None

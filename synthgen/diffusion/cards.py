@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from synthgen.registry import is_plug_in, near_miss
+from synthgen.untrusted import MAX_QUOTE, one_line, parse_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
@@ -185,13 +185,13 @@ def _local_card(card: Card, folder: Path) -> tuple[Card, Path]:
         return Card.model_validate(settings), folder
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{own}: {where} is not valid: {first['msg']}.") from None
+        where = one_line(".".join(map(str, first["loc"])), MAX_QUOTE)
+        raise ValueError(f"{own}: {where} is not valid: {one_line(first['msg'])}.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} must be readable JSON. Got {error}.") from None
     if not isinstance(stored, dict):

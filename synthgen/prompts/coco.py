@@ -10,6 +10,7 @@ from typing import Any
 from synthgen.prompts.entries import Entry, make_entry, to_prompts
 from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
 from synthgen.types import Prompt
+from synthgen.untrusted import one_line, quote
 
 
 def load_coco(
@@ -33,16 +34,18 @@ def load_coco(
     Raises:
         ValueError: In one line, if a file is not of COCO's form or is too large.
     """
-    names = _class_names(_load(Path(instances), max_bytes), str(instances))
-    rows = _rows(_load(Path(captions), max_bytes), "annotations", str(captions))
-    prompts = to_prompts(_entries(rows, names, str(captions)), class_table)
+    shown = one_line(captions)
+    names = _class_names(_load(Path(instances), max_bytes), one_line(instances))
+    rows = _rows(_load(Path(captions), max_bytes), "annotations", shown)
+    prompts = to_prompts(_entries(rows, names, shown), class_table)
     if not prompts:
-        raise ValueError(f"{captions}: must hold at least one caption. Got none.")
+        raise ValueError(f"{shown}: must hold at least one caption. Got none.")
     return prompts
 
 
 def _load(path: Path, max_bytes: int) -> Any:
-    return parse_json(decode(read_bytes(path, max_bytes), str(path)), str(path))
+    shown = one_line(path)
+    return parse_json(decode(read_bytes(path, max_bytes), shown), shown)
 
 
 def _rows(content: Any, key: str, name: str) -> list[dict[str, Any]]:
@@ -55,7 +58,7 @@ def _rows(content: Any, key: str, name: str) -> list[dict[str, Any]]:
 def _integer(row: dict[str, Any], key: str, where: str) -> int:
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{where}: {key} must be an integer. Got {str(value)[:40]!r}.")
+        raise ValueError(f"{where}: {key} must be an integer. Got {quote(value, 40)}.")
     return value
 
 
@@ -69,7 +72,9 @@ def _class_names(content: Any, name: str) -> dict[int, list[Any]]:
         where = f"{name}: annotation {i}"
         category = _integer(row, "category_id", where)
         if category not in table:
-            raise ValueError(f"{where}: category_id must be in categories. Got {category}.")
+            raise ValueError(
+                f"{where}: category_id must be in categories. Got {quote(category, 40)}."
+            )
         found[_integer(row, "image_id", where)].add(category)
     return {image: [table[c] for c in sorted(ids)] for image, ids in found.items()}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from synthgen.registry import near_miss
 from synthgen.types import Prompt
+from synthgen.untrusted import MAX_QUOTE, quote
 
 MAX_TEXT = 2000
 """Characters of a prompt; 77 CLIP tokens are about 300."""
@@ -129,7 +130,7 @@ def _identifier(raw: Any, where: str) -> str | None:
     if raw is None:
         return None
     if isinstance(raw, int) and not isinstance(raw, bool):
-        return str(raw)
+        return _string(str(raw), "id", MAX_NAME, where)
     if not isinstance(raw, str):
         raise ValueError(f"{where}: id must be a string or an integer. Got {_got(raw)}.")
     return _string(raw, "id", MAX_NAME, where)
@@ -175,5 +176,8 @@ def _warn_repeats(repeating: list[Entry]) -> None:
 
 
 def _got(raw: Any) -> str:
+    """A value as JSON, shortened; nested and long ones as Python has them."""
+    if isinstance(raw, dict | list) or (isinstance(raw, str) and len(raw) > MAX_QUOTE):
+        return quote(raw, 60)
     text = json.dumps(raw, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."

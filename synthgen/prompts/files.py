@@ -11,7 +11,6 @@ Every problem is one line that names file and line. See ``prompts/README.md``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import Any
 from synthgen.prompts.coco import load_coco
 from synthgen.prompts.entries import Entry, make_entry, parse_entry, to_prompts
 from synthgen.prompts.mentions import mentioned_classes
-from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
+from synthgen.prompts.reading import MAX_BYTES, decode, is_file, parse_json, read_bytes
 from synthgen.registry import near_miss
 from synthgen.types import Prompt
+from synthgen.untrusted import one_line, quote
 from synthgen.urls import read_url
 
 PACKAGED = ("scenes", "voc")
@@ -56,12 +56,12 @@ def load_prompts(
     if name in PACKAGED:
         entries = _read_jsonl(decode(_packaged(name), f"{name}.jsonl"), f"{name}.jsonl")
         return to_prompts(entries, class_table)
-    if _PAIR in name and not Path(source).exists():
+    if _PAIR in name and not is_file(Path(source)):
         captions, _, instances = name.partition(_PAIR)
         return load_coco(f"{captions}.json", instances, class_table, max_bytes)
     prompts = to_prompts(_read_entries(name, class_table, max_bytes), class_table)
     if not prompts:
-        raise ValueError(f"{name}: must hold at least one prompt. Got an empty file.")
+        raise ValueError(f"{one_line(name)}: must hold at least one prompt. Got an empty file.")
     return prompts
 
 
@@ -79,20 +79,23 @@ def _read_entries(
 ) -> Iterator[Entry]:
     path, remote = Path(source), "://" in source
     suffix = path.suffix.lower()
-    if not remote and not path.exists() and not suffix:
+    if not remote and not is_file(path) and not suffix:
         raise ValueError(
             f"prompts must be a packaged name ({', '.join(PACKAGED)}) or an existing file. "
-            f"Got {source!r}.{near_miss(source, list(PACKAGED))}"
+            f"Got {quote(source)}.{near_miss(source, list(PACKAGED))}"
         )
     if suffix not in (".jsonl", ".json", ".txt"):
-        raise ValueError(f"{source}: prompts must be .jsonl, .json or .txt. Got {suffix!r}.")
+        raise ValueError(
+            f"{one_line(source)}: prompts must be .jsonl, .json or .txt. Got {quote(suffix, 20)}."
+        )
     content = read_url(source, max_bytes) if remote else read_bytes(path, max_bytes)
-    text = decode(content, source)
+    shown = one_line(source)
+    text = decode(content, shown)
     if suffix == ".jsonl":
-        return _read_jsonl(text, source)
+        return _read_jsonl(text, shown)
     if suffix == ".json":
-        return _read_list(text, source)
-    return _read_lines(text, source, class_table)
+        return _read_list(text, shown)
+    return _read_lines(text, shown, class_table)
 
 
 def _numbered_lines(text: str, name: str) -> Iterator[tuple[str, str]]:
@@ -115,7 +118,7 @@ def _read_list(text: str, name: str) -> Iterator[Entry]:
             "captions.json+instances.json."
         )
     if not isinstance(content, list):
-        got = json.dumps(content)[:40]
+        got = quote(content, 40)
         raise ValueError(f"{name}: must be a list of {{id, prompt_sd, classes}}. Got {got}.")
     for number, raw in enumerate(content, start=1):
         where = f"{name}: entry {number}"

@@ -6,8 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from synthgen.untrusted import one_line
+
 MAX_BYTES = 512 * 2**20
 """Largest file that is read; COCO's ``instances_train2017.json`` has 448 MiB."""
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -17,16 +27,19 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         ValueError: If it is no such file; the message is one line.
     """
     try:
-        if not path.is_file():
-            raise ValueError(f"{path}: must be an existing file. Got none; check the path.")
+        if not is_file(path):
+            raise ValueError(
+                f"{one_line(path)}: must be an existing file. Got none; check the path."
+            )
         size = path.stat().st_size
         if size > max_bytes:
             raise ValueError(
-                f"{path}: must have at most {max_bytes:,} bytes. Got {size:,}; split the file."
+                f"{one_line(path)}: must have at most {max_bytes:,} bytes. Got {size:,}; "
+                f"split the file."
             )
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: must be readable. Got {error.strerror}.") from None
+        raise ValueError(f"{one_line(path)}: must be readable. Got {error.strerror}.") from None
 
 
 def decode(data: bytes, name: str) -> str:
@@ -60,4 +73,4 @@ def parse_json(text: str, where: str) -> Any:
             f"{place}: must be JSON. Got {error.msg} at column {error.colno}."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: must be plain JSON. Got {str(error)[:60]}.") from None
+        raise ValueError(f"{where}: must be plain JSON. Got {one_line(error, 60)}.") from None
