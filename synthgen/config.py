@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from synthgen.registry import near_miss
+from synthgen.untrusted import MAX_QUOTE, one_line, quote
 
 ALGORITHM_VERSION = 1
 """Raised whenever a change of ours changes the bytes of a dataset."""
@@ -28,8 +29,24 @@ LABELING_VERSION = 2
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+MAX_BYTES = 2**20
+"""Largest configuration that is read; a complete one has 3 KB."""
+
+MAX_DEPTH = 16
+"""Nesting of a configuration in YAML; the settings have 4 levels."""
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """Integers of 64 bits: larger ones can neither be written nor used."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number.bit_length() > 63:
+                raise ValueError("must be an integer below 2^63. Got a larger one.")
+        return value
 
 
 class ModelConfig(_Section):
@@ -113,7 +130,7 @@ class ClusterConfig(_Section):
     restarts: int = Field(1, ge=1, le=100)
     max_iterations: int = Field(50, ge=1, le=10_000)
     tolerance: float = Field(1e-4, ge=0.0, description="Relative centroid shift that stops Lloyd.")
-    seed: int = Field(0, ge=0, description="BL clusters with one fixed seed.")
+    seed: int = Field(0, ge=0, lt=2**63, description="BL clusters with one fixed seed.")
 
     @field_validator("ks")
     @classmethod
@@ -343,6 +360,19 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
     tree = _read(Path(path)) if path is not None else {}
     for assignment in overrides:
         _assign(tree, assignment)
+    return _validate(tree)
+
+
+def parse(content: bytes) -> Config:
+    """The configuration in the bytes of a YAML or JSON document, such as a dataset's.
+
+    Raises:
+        ValueError: In one line, as `load` does.
+    """
+    return _validate(_parse(content))
+
+
+def _validate(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -379,7 +409,7 @@ def describe(error: ValidationError, section: type[BaseModel] | None = None) -> 
     known = _known_keys(section or Config)
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
-        key = ".".join(str(part) for part in first["loc"])
+        key = one_line(".".join(str(part) for part in first["loc"]), MAX_QUOTE)
         show = _SHOW if section is None else "synthgen audit --help"
         hint = near_miss(key, sorted(known)) or f" See '{show}'."
         return f"{key} must be a known setting. Got an unknown key.{hint}"
@@ -387,8 +417,8 @@ def describe(error: ValidationError, section: type[BaseModel] | None = None) -> 
     about = [item for item in error.errors() if _setting(item["loc"], known) == key]
     wants = [item["msg"].removeprefix("Value error, ").rstrip(".") for item in about]
     message = " or ".join(dict.fromkeys(want[0].lower() + want[1:] for want in wants))
-    got = "" if "Got" in message else f". Got {first['input']!r:.80}"
-    return f"{key} is not valid: {message}{got}."
+    got = "" if "Got" in message else f". Got {quote(first['input'])}"
+    return f"{one_line(key, MAX_QUOTE)} is not valid: {one_line(message)}{got}."
 
 
 def _setting(loc: tuple[int | str, ...], known: set[str]) -> str:
@@ -412,12 +442,22 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> set[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as stream:
+            return _parse(stream.read(MAX_BYTES + 1))
+    except OSError as error:
         raise ValueError(f"The configuration must be a readable file. Got {error}.") from None
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise ValueError(f"The configuration must be valid YAML. Got {where}.") from None
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """The mapping that an untrusted YAML document is."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"The configuration must have at most {MAX_BYTES:,} bytes. Got more.")
+    try:
+        tree = _parse_yaml(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The configuration must be a readable file. Got {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"The configuration must be valid YAML. Got {error}.") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -425,16 +465,44 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _parse_yaml(text: str) -> Any:
+    """A value from YAML without aliases, of bounded depth.
+
+    An alias can stand for a tree of gigabytes (with ``<<`` PyYAML writes it out), and its loader
+    recurses; the events before it do neither.
+
+    Raises:
+        ValueError: In one line.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_DEPTH} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"an alias (*{one_line(event.anchor, 40)}); write it out")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(one_line(error)) from None
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # PyYAML's own, for "!!bool x", "!!timestamp x" and the like
+        raise ValueError(f"a value that is not of its tag ({one_line(repr(error), 60)})") from None
+
+
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"--set must have the form key=value. Got {assignment!r}.")
+        raise ValueError(f"--set must have the form key=value. Got {quote(assignment)}.")
     *sections, leaf = key.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
+            key, section = one_line(key, MAX_QUOTE), one_line(section, 40)
             raise ValueError(f"--set {key}: {section} must be a section. Got a value.")
     try:
-        tree[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {key}: the value must be YAML. Got {value!r}.") from None
+        tree[leaf] = _parse_yaml(value)
+    except ValueError:
+        key = one_line(key, MAX_QUOTE)
+        raise ValueError(f"--set {key}: the value must be YAML. Got {quote(value)}.") from None

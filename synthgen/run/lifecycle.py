@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from synthgen.config import Config
+from synthgen.config import Config, parse
 from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.manifest import (
@@ -220,7 +218,10 @@ def read_config(storage: Storage) -> Config:
     raw = storage.read(CONFIG)
     if raw is None or read_identity(storage) is None:
         raise ValueError(f"{storage.root} must be a dataset. Got no {CONFIG} or {IDENTITY} there.")
-    return Config.model_validate(yaml.safe_load(raw))
+    try:
+        return parse(raw)
+    except ValueError as error:
+        raise ValueError(f"{storage.root}/{CONFIG} must be one of ours. Got: {error}") from None
 
 
 def standing_identity(storage: Storage) -> dict[str, Any] | None:
