@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from synthgen.dataset.parquet_limits import read_parquet_schema
 from synthgen.dataset.publish import Storage
 from synthgen.types import Verdict
+from synthgen.untrusted import one_line, parse_record
 
 AUDIT_SCHEMA_VERSION = 1
 FOLDER = "audit"
@@ -139,8 +141,8 @@ def read_audit_marker(storage: Storage, audit_id: str, shard: str) -> AuditMarke
     """The marker of a shard's table, None where there is none or it cannot be read."""
     content = storage.read(audit_marker_name(audit_id, shard))
     try:
-        marker = AuditMarker(**json.loads(content or b""))
-    except (ValueError, TypeError):
+        marker = parse_record(AuditMarker, content or b"")
+    except ValueError:
         return None
     sound = marker.schema_version == AUDIT_SCHEMA_VERSION and marker.name == shard
     return marker if sound else None
@@ -221,16 +223,15 @@ def parse_table(
         ValueError: If it is no such file.
     """
     try:
-        names = pq.read_schema(io.BytesIO(content)).names
+        names = read_parquet_schema(content).names
         wanted = [name for name in names if annotations or name != "annotations"]
         table = pq.read_table(io.BytesIO(content), columns=wanted)
         if keys is not None:
             table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
         return [_row(row) for row in table.to_pylist()]
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        message = (str(error).splitlines() or [""])[0]
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise ValueError(
-            f"An audit's table must be a parquet file of ours. Got {message}."
+            f"An audit's table must be a parquet file of ours. Got {one_line(error)}."
         ) from None
 
 

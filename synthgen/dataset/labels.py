@@ -38,9 +38,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
-from synthgen.dataset.records import BACKGROUND, IGNORE, decode_image
+from synthgen.dataset.records import BACKGROUND, IGNORE, check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.untrusted import parse_object, parse_record, quote
 
 LABELS_SCHEMA_VERSION = 1
 FOLDER = "labels"
@@ -124,8 +125,8 @@ def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMark
     """The marker of a shard's labels, None where there is none or it cannot be read."""
     content = storage.read(labels_marker_name(label_id, shard))
     try:
-        marker = LabelMarker(**json.loads(content or b""))
-    except (ValueError, TypeError):
+        marker = parse_record(LabelMarker, content or b"")
+    except ValueError:
         return None
     sound = marker.schema_version == LABELS_SCHEMA_VERSION and marker.name == shard
     return marker if sound else None
@@ -165,8 +166,8 @@ def class_names(out: str | Path | Storage) -> dict[int, str]:
     if content is None:
         return {}
     try:
-        return {int(number): str(name) for number, name in json.loads(content).items()}
-    except (ValueError, AttributeError) as error:
+        return {int(number): str(name) for number, name in parse_object(content).items()}
+    except ValueError as error:
         raise ValueError(f"{CLASSES} must map ids to names. Got {error!r:.100}.") from None
 
 
@@ -269,19 +270,21 @@ def with_labels(sample: Mapping[str, Any], members: Mapping[str, bytes]) -> dict
     """
     key = sample["key"]
     try:
-        given = json.loads(members["json"])
+        given = parse_object(members["json"])
         if given["key"] != key:
-            raise ValueError(f"labels of {given['key']!r:.40}")
+            raise ValueError(f"labels of {quote(given['key'], 40)}")
         info = {**sample["json"], "not_found": given["not_found"], "instances": given["instances"]}
         result = {**sample, "semantic": decode_image(members["sem.png"], "L"), "json": info}
         if result["semantic"].shape != sample["mask"].shape:
             raise ValueError(f"sem.png of {result['semantic'].shape}")
         if "mask.png" in members:
-            return result | _other_masks(sample, info, given["segments"], members["mask.png"])
-        info["segments"] = [
-            {**segment, "label": label["label"], "label_score": label["label_score"]}
-            for segment, label in zip(info["segments"], given["segments"], strict=True)
-        ]
+            result |= _other_masks(sample, info, given["segments"], members["mask.png"])
+        else:
+            info["segments"] = [
+                {**segment, "label": label["label"], "label_score": label["label_score"]}
+                for segment, label in zip(info["segments"], given["segments"], strict=True)
+            ]
+        check_sample(result["json"])
         return result
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Labels of sample {key} must be readable. Got {error!r:.200}.") from None

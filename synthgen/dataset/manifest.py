@@ -16,14 +16,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import TypedDict  # of typing, pydantic takes it from 3.12 on
+
 from synthgen.dataset.publish import Storage
 from synthgen.types import ShardReport
+from synthgen.untrusted import check_shape, parse_object, parse_record, quote
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"train-([0-9]{6})")
 TAR_NAME = re.compile(rf"data/{SHARD_NAME.pattern}\.tar")
 _VERSION = re.compile(r"manifests/v([0-9]{4,})\.json")
+
+
+class _Shard(TypedDict):
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    planned: int
+    skipped: bool
+
+
+class _Manifest(TypedDict):
+    """What readers rely on; `build_manifest` writes it."""
+
+    config: str
+    totals: dict[str, Any]
+    shards: list[_Shard]
+    models: list[dict[str, Any]]
+    times: dict[str, Any]
 
 
 def tar_name(shard: str) -> str:
@@ -62,7 +84,7 @@ class Marker:
         batch_size: Images per UNet call; 1 after the device ran out of memory.
         seconds: Wall time per stage.
         created: Time of completion, ISO 8601, UTC.
-        environment: Versions, device and dtype.
+        environment: Device, dtype, and versions by package.
     """
 
     name: str
@@ -76,7 +98,7 @@ class Marker:
     batch_size: int
     seconds: Mapping[str, float]
     created: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def report(self, reused: bool) -> ShardReport:
@@ -105,16 +127,17 @@ def parse_marker(content: bytes, shard: str) -> Marker:
         ValueError: If it is not one of this schema version, or another shard's.
     """
     try:
-        tree = json.loads(content)
-        marker = Marker(**tree)
-    except (ValueError, TypeError) as error:
+        marker = parse_record(Marker, content)
+    except ValueError as error:
         raise ValueError(f"A marker must be readable. Got {error}.") from None
     if marker.schema_version != SCHEMA_VERSION:
         raise ValueError(
             f"A marker's schema_version must be {SCHEMA_VERSION}. Got {marker.schema_version}."
         )
     if marker.name != shard:
-        raise ValueError(f"The marker of {shard} must bear its name. Got {marker.name!r:.40}.")
+        raise ValueError(
+            f"The marker of {shard} must bear its name. Got {quote(marker.name, 40)}."
+        )
     return marker
 
 
@@ -235,11 +258,18 @@ def _read(storage: Storage, name: str) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        tree = json.loads(content)
+        tree = parse_object(content)
+        if tree.get("schema_version") == SCHEMA_VERSION:
+            check_shape(_Manifest, tree)
     except ValueError as error:
         raise ValueError(f"{name} must be readable. Got {error}.") from None
-    if not isinstance(tree, dict) or tree.get("schema_version") != SCHEMA_VERSION:
+    if tree.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{name} must have schema_version {SCHEMA_VERSION}. Got another one.")
+    for row in tree["shards"]:  # a manifest is data: it may not send us to other files
+        if not TAR_NAME.fullmatch(row["name"]):
+            raise ValueError(
+                f"A shard must be named data/train-000000.tar. Got {quote(row['name'], 60)}."
+            )
     return tree
 
 
@@ -262,8 +292,8 @@ def _totals(markers: Sequence[Marker]) -> dict[str, Any]:
     }
 
 
-def _distinct(items: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    kept: list[dict[str, str]] = []
+def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
     for item in items:
         if item not in kept:
             kept.append(item)

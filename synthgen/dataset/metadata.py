@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from synthgen.dataset.label_statistics import LabelCounts
 from synthgen.dataset.manifest import metadata_name
+from synthgen.dataset.parquet_limits import read_parquet_schema
 from synthgen.dataset.publish import Storage
 from synthgen.types import Prompt
+from synthgen.untrusted import one_line, quote
 
 SCHEMA = pa.schema(
     [
@@ -145,14 +147,14 @@ def parse_rows(content: bytes) -> list[Row]:
         ValueError: If it is not such a file.
     """
     try:
-        table = pq.read_table(io.BytesIO(content))
-        if not any(table.schema.equals(known) for known in _SCHEMAS):
-            raise ValueError(f"columns {table.schema.names}")
-        rows = table.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        message = str(error).splitlines()[0]
-        raise ValueError(f"Metadata must be a parquet file of ours. Got {message}.") from None
-    return [_row(row) for row in rows]
+        schema = read_parquet_schema(content)
+        if not any(schema.equals(known) for known in _SCHEMAS):
+            raise ValueError(f"columns {quote(schema.names)}")
+        return [_row(row) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise ValueError(
+            f"Metadata must be a parquet file of ours. Got {one_line(error)}."
+        ) from None
 
 
 def read_rows(storage: Storage, shard: str) -> list[Row]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling
 from synthgen.segmentation.interpolation import upsample
 from synthgen.types import Sample, Segmentation
 
-_MEMBER = re.compile(r"([0-9]{10,20})\.k([0-9]{2,3})\.png")
 _LABELS = re.compile(r"k([0-9]{2,3})\.png")
 
 
@@ -85,12 +83,13 @@ def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "he
     """Label maps by sample key and k, from every preview tar of a dataset."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for path in sorted((root / "previews").glob("train-*.tar")):
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match, file = _MEMBER.fullmatch(member.name), tar.extractfile(member)
-                if match and file:
-                    labels = np.asarray(Image.open(io.BytesIO(file.read())))
-                    found.setdefault(match[1], {})[int(match[2])] = labels
+        with path.open("rb") as stream:
+            for span in spans(scan(stream)):
+                members = read_span(stream, span)
+                for suffix, match in ((name, _LABELS.fullmatch(name)) for name in members):
+                    if match:
+                        labels = decode_image(members[suffix], "L")
+                        found.setdefault(span.key, {})[int(match[1])] = labels
     return found
 
 

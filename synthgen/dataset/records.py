@@ -15,17 +15,23 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
 from synthgen.types import LabelMap, MaskSet, Record
+from synthgen.untrusted import check_shape, one_line, parse_object, quote
 
 KEY = re.compile(r"[0-9]{10,20}")
 MAX_ID = 254
@@ -39,6 +45,50 @@ IMAGE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
 }
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_IMAGE_ERRORS = (  # what Pillow raises on damaged files, beside its own
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+_Number = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class _Rle(TypedDict):
+    size: Annotated[list[_Number], Field(min_length=2, max_length=2)]
+    counts: str
+
+
+class _Object(TypedDict):
+    """What masks and instances have in common."""
+
+    id: _Number
+    area: _Number
+    bbox_xywh: list[_Number]
+    label: str
+    label_score: float
+    rle: _Rle
+
+
+class _Segment(_Object):
+    members: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    parent: _Number
+
+
+class _Sample(TypedDict):
+    """The fixed schema of KEY.json; `sample_json` writes it."""
+
+    key: str
+    height: _Number
+    width: _Number
+    prompt: str
+    prompt_id: str
+    seed: int
+    image_index: int
+    classes: list[str]
+    num_segments: _Number
+    segments: list[_Segment]
+    provenance: dict[str, Any]
+    not_found: NotRequired[list[str]]
+    instances: NotRequired[list[_Object]]
 
 
 def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
@@ -92,6 +142,26 @@ def sample_json(record: Record) -> dict[str, Any]:
         **labels,
         "provenance": provenance,
     }
+
+
+def parse_sample(content: bytes) -> dict[str, Any]:
+    """The content of an untrusted KEY.json, every field of its type.
+
+    Raises:
+        ValueError: In one line, with the first field that is wrong.
+    """
+    info = parse_object(content)
+    check_sample(info)
+    return info
+
+
+def check_sample(info: Mapping[str, Any]) -> None:
+    """Refuse what is not the content of a KEY.json.
+
+    Raises:
+        ValueError: In one line, with the first field that is wrong.
+    """
+    check_shape(_Sample, info)
 
 
 def describe_segments(mask_set: MaskSet) -> list[dict[str, Any]]:
@@ -197,18 +267,24 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
     Raises:
         ValueError: If it is no such image, too large, or not ``L`` where that is asked for.
     """
+    with _readable():
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"An image must have at most {MAX_PIXELS} pixels. Got {image.width} x {image.height}."
+        )
+    if mode == "L" and image.mode != "L":
+        raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
+    with _readable():
+        return np.array(image.convert(mode))  # writable, as torch wants it
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"An image must have at most {MAX_PIXELS} pixels. "
-                    f"Got {image.width} x {image.height}."
-                )
-            if mode == "L" and image.mode != "L":
-                raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
-            return np.array(image.convert(mode))  # writable, as torch wants it
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"An image must be readable. Got {error}.") from None
+        yield
+    except _IMAGE_ERRORS as error:
+        raise ValueError(f"An image must be readable. Got {one_line(error)}") from None
 
 
 def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:
@@ -226,7 +302,7 @@ def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) ->
     """
     try:
         suffix = next(name for name in IMAGE_OPTIONS if name in members)
-        info = json.loads(members["json"])
+        info = parse_sample(members["json"])
         image = decode_image(members[suffix])
         sample = {
             "key": key,
@@ -243,9 +319,12 @@ def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) ->
             sample["masks"] = decode_masks(rles, height, width)
         return sample
     except StopIteration:
-        raise ValueError(f"Sample {key} must have an image. Got {sorted(members)}.") from None
+        got = quote(sorted(members))
+        raise ValueError(f"Sample {one_line(key, 40)} must have an image. Got {got}.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Sample {key} must be readable. Got {error!r:.200}.") from None
+        raise ValueError(
+            f"Sample {one_line(key, 40)} must be readable. Got {error!r:.200}."
+        ) from None
 
 
 def dump_sample(content: Mapping[str, Any]) -> bytes:

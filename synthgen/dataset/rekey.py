@@ -6,13 +6,13 @@ semantic map the ids of the new classes.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.records import BACKGROUND, IGNORE, decode_image, dump_sample, encode_image
+from synthgen.untrusted import parse_object
 
 
 def rekey(
@@ -33,7 +33,7 @@ def rekey(
     """
     changed = dict(members)
     if "json" in members:
-        info = json.loads(members["json"])
+        info = parse_object(members["json"])
         changed["json"] = dump_sample({**info, "key": key})
     if "sem.png" in members and ids is not None:
         changed["sem.png"] = encode_image(ids[decode_image(members["sem.png"], "L")], "png")

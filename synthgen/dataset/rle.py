@@ -13,6 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco
 
+from synthgen.untrusted import quote
+
+MAX_PIXELS = 2**30
+"""Pixels of all masks that are decoded at once, a byte each: 254 masks of 2048 x 2048."""
+
 
 def encode_masks(masks: Bool[np.ndarray, "mask height width"]) -> list[dict[str, Any]]:
     """One ``{size: [height, width], counts}`` per mask.
@@ -33,11 +38,17 @@ def decode_masks(
     """The masks of run-length encodings that must all have the given size.
 
     Raises:
-        ValueError: If an encoding has another size or its runs do not fill it.
+        ValueError: If an encoding has another size or its runs do not fill it, or all of them
+            have more than ``MAX_PIXELS`` pixels.
     """
+    if len(rles) * height * width > MAX_PIXELS:
+        raise ValueError(
+            f"Masks must have at most {MAX_PIXELS} pixels in all. Got {len(rles)} of "
+            f"{height} x {width}."
+        )
     for rle in rles:
         if list(rle["size"]) != [height, width]:
-            raise ValueError(f"rle.size must be [{height}, {width}]. Got {rle['size']}.")
+            raise ValueError(f"rle.size must be [{height}, {width}]. Got {quote(rle['size'])}.")
         run_lengths(rle)
     if not rles:
         return np.zeros((0, height, width), dtype=bool)
@@ -61,7 +72,7 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " run"]:
     counts = rle["counts"]
     codes = np.frombuffer(str(counts).encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
     if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError(f"rle.counts must be a COCO run-length string. Got {counts!r:.40}.")
+        raise ValueError(f"rle.counts must be a COCO run-length string. Got {quote(counts, 40)}.")
     runs = _undo_differences(_join_groups(codes))
     if runs.min() < 0 or int(runs.sum()) != height * width:
         raise ValueError(

@@ -16,8 +16,12 @@ from pathlib import Path
 import webdataset as wds
 
 from synthgen.types import ByteStream
+from synthgen.untrusted import one_line, quote
 
 BLOCK = tarfile.BLOCKSIZE
+MAX_MEMBER = 256 * 2**20
+"""Bytes of a member: four for every pixel of the largest image."""
+
 _EOF = b"\0" * (2 * BLOCK)
 
 
@@ -78,8 +82,8 @@ class BrokenShardError(ValueError):
     """A tar that is not what its writer closed.
 
     Args:
-        kind: ``truncated``, ``bad header``, ``foreign member``, ``duplicate member`` or
-            ``trailing data``.
+        kind: ``truncated``, ``bad header``, ``foreign member``, ``large member``,
+            ``duplicate member`` or ``trailing data``.
         message: What was found, and where.
     """
 
@@ -108,7 +112,7 @@ def scan(stream: ByteStream) -> Iterator[Member]:
         member = _parse_header(block, position)
         if member.end > total:
             raise BrokenShardError(
-                "truncated", f"{member.key}.{member.suffix} ends after the file"
+                "truncated", f"{quote(f'{member.key}.{member.suffix}')} ends after the file"
             )
         yield member
         position = member.end
@@ -119,19 +123,23 @@ def _parse_header(block: bytes, position: int) -> Member:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise BrokenShardError("bad header", f"at byte {position}: {error}") from None
+        raise BrokenShardError("bad header", f"at byte {position}: {one_line(error)}") from None
     if info.type != tarfile.REGTYPE:
-        raise BrokenShardError("foreign member", f"{info.name!r:.80} is no plain file")
+        raise BrokenShardError("foreign member", f"{quote(info.name)} is no plain file")
+    if info.size < 0:  # a scan would go back and never end
+        raise BrokenShardError("bad header", f"at byte {position}: a size of {info.size}")
+    if info.size > MAX_MEMBER:
+        raise BrokenShardError("large member", f"{quote(info.name)} has {info.size} bytes")
     key, _, suffix = info.name.partition(".")
     return Member(key, suffix, position, position + BLOCK, info.size)
 
 
 def _check_end(stream: ByteStream, position: int, total: int) -> None:
     stream.seek(position)
-    rest = stream.read(total - position)
+    rest = stream.read(len(_EOF) + tarfile.RECORDSIZE)  # never a sparse terabyte of zeros
     if not rest.startswith(_EOF):
         raise BrokenShardError("truncated", f"one end-of-file block at byte {position}, not two")
-    if rest.strip(b"\0"):
+    if rest.strip(b"\0") or position + len(rest) < total:
         raise BrokenShardError("trailing data", f"after the end-of-file blocks at byte {position}")
     if total % tarfile.RECORDSIZE:
         raise BrokenShardError("truncated", f"{total} bytes are no multiple of a tar record")
@@ -168,7 +176,7 @@ def spans(members: Iterator[Member]) -> Iterator[Span]:
             group = {}
         key = member.key
         if member.suffix in group:
-            raise BrokenShardError("duplicate member", f"{key}.{member.suffix}")
+            raise BrokenShardError("duplicate member", quote(f"{key}.{member.suffix}"))
         group[member.suffix] = member
     if group:
         yield _span(key, group)

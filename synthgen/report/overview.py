@@ -6,7 +6,6 @@ only the keys of its samples, and as many failures as a page can show, are kept.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.metadata import Row
-from synthgen.dataset.records import decode_image
+from synthgen.dataset.records import decode_image, parse_sample
 from synthgen.report.labels import Labels, is_labeled, relabel
 
 MAX_FAILURES = 200  # rows of the table; all are counted
@@ -151,7 +150,7 @@ def read_sample(key: str, members: Mapping[str, bytes], labels: Labels) -> ReadS
         ValueError: If a member is missing or broken; the message names the key.
     """
     try:
-        info = json.loads(members["json"])
+        info = parse_sample(members["json"])
         mask = decode_image(members["mask.png"], "L")
         if info["height"] * info["width"] != mask.size or info["num_segments"] != len(
             info["segments"]

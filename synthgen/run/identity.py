@@ -13,6 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from synthgen import __version__
 from synthgen.config import Config, digest
 from synthgen.dataset.publish import Storage
@@ -20,6 +22,7 @@ from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.prompts import load_prompts
 from synthgen.types import Prompt
+from synthgen.untrusted import check_shape, parse_object
 
 IDENTITY = "identity.json"
 CARD_DEFAULTS = {
@@ -30,6 +33,16 @@ CARD_DEFAULTS = {
     "scheduler",
     "capture_layers",
 }
+
+
+class _Identity(TypedDict):
+    """What readers rely on; `identity_bytes` writes it."""
+
+    digest: str
+    content: dict[str, Any]
+    environments: list[dict[str, Any]]
+
+
 PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
 
 
@@ -100,11 +113,10 @@ def read_identity(storage: Storage) -> dict[str, Any] | None:
     if raw is None:
         return None
     try:
-        tree = json.loads(raw)
-        if {"digest", "content", "environments"} <= tree.keys():
-            return dict(tree)
-        raise ValueError(f"keys {sorted(tree)}")
-    except (ValueError, AttributeError) as error:
+        tree = parse_object(raw)
+        check_shape(_Identity, tree)
+        return tree
+    except ValueError as error:
         raise ValueError(f"{IDENTITY} must be readable. Got {error}.") from None
 
 
