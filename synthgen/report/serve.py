@@ -7,6 +7,8 @@ another site can read the report through a name that resolves to this machine.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +22,12 @@ SERVED: Mapping[str, tuple[str, str]] = {
     "/index.html": ("index.html", "text/html; charset=utf-8"),
     "/contact-sheet.png": ("contact-sheet.png", "image/png"),
 }
+
+POLICY = (
+    "default-src 'none'; img-src 'self' data:; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Whoever wrote the page, for a dataset may bring its own: it sends nothing anywhere."""
 
 
 def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -66,10 +74,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
             self.send_error(403)
             return
         name, kind = SERVED.get(self.path.partition("?")[0], ("", ""))
-        try:
-            content = (self.root / name).read_bytes() if name else None
-        except FileNotFoundError:
-            content = None
+        content = _read(self.root / name) if name else None
         if content is None:
             self.send_error(404)
             return
@@ -78,7 +83,19 @@ class _ReportHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if with_body:
             self.wfile.write(content)
+
+
+def _read(path: Path) -> bytes | None:
+    """Content of a plain file; None for a link, which may lead out of the report, and the rest."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as stream:
+            return stream.read() if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
+    except OSError:
+        return None
