@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
-from synthgen.dataset.manifest import TAR_NAME, read_manifest
+from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
+from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.types import Verdict
 
 SUFFIXES = {"json", "mask.png", "sem.png", "txt", *IMAGE_OPTIONS}
@@ -92,8 +93,6 @@ def open_dataset(
         wds.split_by_node,
         wds.split_by_worker,
         _Opener(storage, dict(shards)),
-        wds.tariterators.tar_file_expander,
-        wds.tariterators.group_by_keys,
         _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
         *([] if transform is None else [_Transform(transform)]),
@@ -102,7 +101,11 @@ def open_dataset(
 
 
 class _Opener:
-    """Opens shards through our storage: webdataset's own would run ``pipe:`` URLs in a shell."""
+    """Reads the members of samples through our storage and `scan`.
+
+    webdataset's own opener would run ``pipe:`` URLs in a shell; its reader would unpack compressed
+    tars and fill up sparse members, gigabytes from kilobytes.
+    """
 
     def __init__(self, storage: Storage, sizes: dict[str, int]) -> None:
         self.storage = storage
@@ -118,7 +121,8 @@ class _Opener:
                     f"see 'synthgen verify'."
                 )
             with storage.open(name) as stream:
-                yield {**source, "stream": stream}
+                for span in spans(scan(stream)):
+                    yield {"__key__": span.key, **read_span(stream, span)}
 
 
 class _Decoder:
@@ -200,9 +204,6 @@ def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[tuple[s
             f"finish it with 'synthgen generate', or open one of its tars."
         )
     shards = [(row["name"], row["bytes"]) for row in manifest["shards"] if not row["skipped"]]
-    for name, _ in shards:  # a manifest is data: it may not send us to other files
-        if not TAR_NAME.fullmatch(str(name)):
-            raise ValueError(f"A shard must be named data/train-000000.tar. Got {name!r:.60}.")
     if not shards:
         raise ValueError(f"A dataset must have at least one sample. Got none in {str(url)!r}.")
     return storage, shards
