@@ -59,13 +59,14 @@ def examine_installation(folder: Path) -> list[Finding]:
     Args:
         folder: Where datasets would be written.
     """
+    places = {"the output folder": folder, "the temporary one": Path(tempfile.gettempdir())}
     checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("versions", check_versions),
         ("torch", check_torch),
         ("Prefect", check_prefect),
         ("embedded weights", check_weights),
         ("package data", check_data),
-        ("disk", lambda: check_disk((folder, Path(tempfile.gettempdir())))),
+        ("disk", lambda: check_disk(places)),
         ("offline", lambda: check_environment(os.environ)),
     )
     return [_guarded(name, check) for name, check in checks]
@@ -191,18 +192,14 @@ def check_data() -> Finding:
     )
 
 
-def check_disk(folders: Iterable[Path]) -> Finding:
-    """Free space where datasets are written and where shards are staged."""
-    free = {folder: shutil.disk_usage(folder).free for folder in folders}
-    shown = ", ".join(f"{size / 1e9:.1f} GB free in {_name(f)}" for f, size in free.items())
+def check_disk(places: Mapping[str, Path]) -> Finding:
+    """Free space where datasets are written and where shards are staged; name to folder."""
+    free = {name: shutil.disk_usage(folder).free for name, folder in places.items()}
+    shown = ", ".join(f"{size / 1e9:.1f} GB free in {name}" for name, size in free.items())
     least = min(free.values())
     if least < LEAST_FREE:
         return Finding("disk", "failed", f"{shown}; at least {LEAST_FREE / 1e9:.0f} GB is needed")
     return Finding("disk", "ok" if least >= SCANT_FREE else "note", shown)
-
-
-def _name(folder: Path) -> str:
-    return "this folder" if folder == Path() else shareable(str(folder))
 
 
 def check_environment(environment: Mapping[str, str]) -> Finding:

@@ -1,4 +1,4 @@
-"""The examination as one Markdown page that can be sent away: no secrets, no absolute paths."""
+"""The examination as one Markdown page that can be sent away: no secrets; paths only in errors."""
 
 from __future__ import annotations
 
