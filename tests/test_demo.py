@@ -142,7 +142,9 @@ def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.Monkey
         settings = [w for w in words if "=" in w]
         words = [w for w in words if w not in settings] + ["--dry-run"]
         words += [x for s in settings for x in ("--set", s)]
-    elif words[0] in {"bench", "study"}:
+    elif words[0] == "train":
+        words += ["--steps", "2", "--val-num", "2"]
+    elif words[0] in {"bench", "study", "evaluate"}:
         words = [*words[:2], "--help"]
     elif words[0] in {"serve", "extend", "merge", "verify"} and "scenes" not in line:
         words = [words[0], "--help"]  # test_schedule.py runs them
