@@ -6,15 +6,13 @@
     summary.json           totals and means over all shards; written last
 
 The table of a shard is done if and only if its marker carries the audit's digest and the tar's
-hash, and the table has the marker's size. Ids come from users and become paths, so they are
-checked wherever they enter.
+hash, and the table has the marker's size (`beside`).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from synthgen.dataset.beside import SideFolder
 from synthgen.dataset.parquet_limits import read_parquet_schema
 from synthgen.dataset.publish import Storage
 from synthgen.types import Verdict
 from synthgen.untrusted import one_line, parse_record
 
 AUDIT_SCHEMA_VERSION = 1
-FOLDER = "audit"
-MAX_ID = 80
-_ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _FIXED = ("key", "keep", "reason", "annotations")
 
 RECORD = pa.struct(
@@ -56,41 +52,11 @@ RECORD = pa.struct(
 """One annotation by SA-1B's names (bbox and crop_box are xywh in pixels), and its label."""
 
 
-def check_audit_id(audit_id: str) -> str:
-    """The id itself, if it may become the name of a folder.
-
-    Raises:
-        ValueError: If it is anything but lower-case words joined by one of ``. _ -``.
-
-    >>> check_audit_id("scenes-sam-0a1b2c3d")
-    'scenes-sam-0a1b2c3d'
-    """
-    if len(audit_id) > MAX_ID or not _ID.fullmatch(audit_id):
-        raise ValueError(
-            f"An audit's id must be lower-case letters and digits, joined by single '.', '_' or "
-            f"'-', at most {MAX_ID}. Got {audit_id!r:.90}."
-        )
-    return audit_id
-
-
-def description_name(audit_id: str) -> str:
-    """Where it is said what an audit is."""
-    return f"{FOLDER}/{check_audit_id(audit_id)}/audit.json"
-
-
-def table_name(audit_id: str, shard: str) -> str:
-    """Where the rows of a shard's samples lie."""
-    return f"{FOLDER}/{check_audit_id(audit_id)}/{shard}.parquet"
-
-
-def audit_marker_name(audit_id: str, shard: str) -> str:
-    """Where the marker of a shard's table lies."""
-    return f"{FOLDER}/{check_audit_id(audit_id)}/{shard}.json"
-
-
-def summary_name(audit_id: str) -> str:
-    """Where the totals of an audit lie."""
-    return f"{FOLDER}/{check_audit_id(audit_id)}/summary.json"
+AUDITS = SideFolder("audit", "audit.json", ".parquet", "An audit's id")
+check_audit_id = AUDITS.check_id
+description_name, summary_name = AUDITS.description_name, AUDITS.summary_name
+table_name, audit_marker_name = AUDITS.file_name, AUDITS.marker_name
+audit_ids, is_audited = AUDITS.ids, AUDITS.is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,31 +112,6 @@ def read_audit_marker(storage: Storage, audit_id: str, shard: str) -> AuditMarke
         return None
     sound = marker.schema_version == AUDIT_SCHEMA_VERSION and marker.name == shard
     return marker if sound else None
-
-
-def is_audited(
-    storage: Storage, audit_id: str, marker: AuditMarker | None, tar_sha256: str
-) -> bool:
-    """Whether a shard's table is complete and about the tar that stands there now."""
-    return (
-        marker is not None
-        and marker.tar_sha256 == tar_sha256
-        and storage.size(table_name(audit_id, marker.name)) == marker.bytes
-    )
-
-
-def audit_ids(storage: Storage) -> list[str]:
-    """Ids of the audits in a dataset, sorted, finished or not."""
-    try:
-        found = storage.fs.ls(storage.path(FOLDER), detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = (
-        str(item["name"]).rstrip("/").rsplit("/", 1)[-1]
-        for item in found
-        if item["type"] == "directory"
-    )
-    return sorted(name for name in names if len(name) <= MAX_ID and _ID.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)

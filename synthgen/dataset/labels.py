@@ -28,7 +28,6 @@ Labels made with other ks than the dataset's stand on other masks; then ``mask``
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from synthgen.dataset.beside import SideFolder
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import BACKGROUND, IGNORE, check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
@@ -44,47 +44,14 @@ from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.untrusted import parse_object, parse_record, quote
 
 LABELS_SCHEMA_VERSION = 1
-FOLDER = "labels"
 CLASSES = "classes.json"
-MAX_NAME = 80
-_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
-def check_label_id(label_id: str) -> str:
-    """The id itself, if it may become the name of a folder.
-
-    Raises:
-        ValueError: If it is anything but lower-case words joined by one of ``. _ -``.
-
-    >>> check_label_id("clusters-0a1b2c3d")
-    'clusters-0a1b2c3d'
-    """
-    if len(label_id) > MAX_NAME or not _NAME.fullmatch(label_id):
-        raise ValueError(
-            f"The id of labels must be lower-case letters and digits, joined by single '.', '_' "
-            f"or '-', at most {MAX_NAME}. Got {label_id!r:.90}."
-        )
-    return label_id
-
-
-def description_name(label_id: str) -> str:
-    """Where it is said what the labels are."""
-    return f"{FOLDER}/{check_label_id(label_id)}/labels.json"
-
-
-def labels_tar_name(label_id: str, shard: str) -> str:
-    """Where the labels of a shard's samples lie."""
-    return f"{FOLDER}/{check_label_id(label_id)}/{shard}.tar"
-
-
-def labels_marker_name(label_id: str, shard: str) -> str:
-    """Where the marker of a shard's labels lies."""
-    return f"{FOLDER}/{check_label_id(label_id)}/{shard}.json"
-
-
-def summary_name(label_id: str) -> str:
-    """Where the statistics over all shards lie."""
-    return f"{FOLDER}/{check_label_id(label_id)}/summary.json"
+LABELS = SideFolder("labels", "labels.json", ".tar", "The id of labels")
+check_label_id = LABELS.check_id
+description_name, summary_name = LABELS.description_name, LABELS.summary_name
+labels_tar_name, labels_marker_name = LABELS.file_name, LABELS.marker_name
+is_labeled = LABELS.is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +99,10 @@ def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMark
     return marker if sound else None
 
 
-def is_labeled(
-    storage: Storage, label_id: str, marker: LabelMarker | None, tar_sha256: str
-) -> bool:
-    """Whether a shard's labels are complete and about the tar that stands there now."""
-    return (
-        marker is not None
-        and marker.tar_sha256 == tar_sha256
-        and storage.size(labels_tar_name(label_id, marker.name)) == marker.bytes
-    )
-
-
 def label_ids(out: str | Path | Storage) -> list[str]:
     """Ids of the label folders in a dataset, sorted, finished or not."""
     storage = out if isinstance(out, Storage) else open_storage(out)
-    try:
-        found = storage.fs.ls(storage.path(FOLDER), detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    folders = (item for item in found if item["type"] == "directory")
-    names = (str(item["name"]).rstrip("/").rsplit("/", 1)[-1] for item in folders)
-    return sorted(name for name in names if len(name) <= MAX_NAME and _NAME.fullmatch(name))
+    return LABELS.ids(storage)
 
 
 def class_names(out: str | Path | Storage) -> dict[int, str]:
