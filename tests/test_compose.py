@@ -149,7 +149,8 @@ def test_the_server_asks_for_the_password_and_shows_its_dashboard(machine: Machi
     root = f"http://127.0.0.1:{machine.ports['4200']}"
     for path, code in (("/api/health", 200), ("/api/version", 401), ("/", 200)):
         assert answer(root + path) == code, path
-    assert answer(f"http://127.0.0.1:{machine.ports['9000']}/datasets") == 403
+    store = f"http://127.0.0.1:{machine.ports['9000']}/datasets"
+    assert answer(store) in (400, 403)  # rclone calls a request without a signature a bad one
 
 
 def answer(url: str) -> int:
