@@ -23,6 +23,7 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants as hub
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from synthgen.config import CaptureConfig, ModelConfig
@@ -187,7 +188,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"the model folder must load as a Stable Diffusion pipeline from safetensors. Got "
@@ -207,7 +208,7 @@ def _merge_lora(pipeline: Any, path: Path) -> str:
         pipeline.load_lora_weights(
             path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"model.lora must fit the model. Got {path.name}: {reason}") from None
     pipeline.fuse_lora()
