@@ -13,6 +13,7 @@ without an interruption is judged.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -35,11 +36,12 @@ from synthgen.dataset.verify import verify_dataset
 
 MEMORY_RATIO = 1.05  # most resident memory of the last quarter over that of the second
 SPEED_RATIO = 0.9  # least samples per second of CPU, likewise
+TELL_SECONDS = 30.0
 SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "900",
     "HF_HUB_OFFLINE": "1",
 }
 OVERRIDES = (
@@ -194,7 +196,7 @@ def _quarter(rows: Sequence[Reading], number: int) -> dict[str, float]:
 
 def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -> None:
     """Run the command to its end and write a reading whenever it says that a shard is done."""
-    made, started, said = 0, 0.0, time.monotonic()
+    made, started, said = 0, 0.0, -math.inf
     with _command(out) as (process, events), (out / "readings.jsonl").open("a") as file:
         file.write("\n")  # behind a line that was cut off
         for event in events:
@@ -205,7 +207,7 @@ def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -
             row = _read(process, out, stretch, made, event["time"] - started)
             file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
-            if time.monotonic() - said > 30:
+            if time.monotonic() - said > TELL_SECONDS:
                 said = time.monotonic()
                 tell(_line(row, samples))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +14,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by eve
 WINDOWS = 40  # over which speed is averaged
 
 
-def soak_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Resident memory, samples per second, and the server's database.
 
     Args:
@@ -46,6 +47,6 @@ def soak_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def save_figure(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+def save_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write ``soak_figure`` as a PNG."""
     soak_figure(rows).savefig(path, dpi=100)
