@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from synthgen import run
 from synthgen.config import Config
 from synthgen.diffusion.backbones import load_backbone
 
+PRELOADED = [__name__]
+"""Modules of children; one with long imports adds its name before the first child starts."""
+
 
 def context() -> ForkServerContext:
     """Processes that begin with everything imported and no thread running."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the server of 3.11 does not get it
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([__name__])
+    found.set_forkserver_preload(PRELOADED)
     return found
 
 
@@ -57,6 +61,18 @@ def finish(config: Config, out: Path, ready: Event) -> None:
     load_backbone(config.model)
     ready.set()
     run.generate(config, out)
+
+
+def finish_on_a_slow_disk(config: Config, out: Path, most: float, seed: int, ready: Event) -> None:
+    """Make or finish the dataset where a write reaches the disk after up to ``most`` seconds."""
+    real, rng = os.fsync, random.Random(seed)
+
+    def slow(handle: int) -> None:
+        time.sleep(rng.uniform(0, most))
+        real(handle)
+
+    os.fsync = slow
+    finish(config, out, ready)
 
 
 def make_shards(config: Config, out: Path, indices: tuple[int, ...]) -> None:

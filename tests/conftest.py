@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fault_table import faults, pytest_terminal_summary  # noqa: F401
 
 if TYPE_CHECKING:
     from synthgen.diffusion import Backbone

@@ -25,6 +25,62 @@ SETTINGS = {
 }
 
 
+class PrefectServer:
+    """A server that may be killed and started again, at the same port on the same database.
+
+    Args:
+        folder: Its database and its log.
+        settings: Of Prefect, beside ours.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._folder = folder
+        own = {**SETTINGS, **(settings or {}), "PREFECT_HOME": str(folder)}
+        self.environment = {**own, "PREFECT_API_URL": f"http://127.0.0.1:{self._port}/api"}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1")
+        environment = {**os.environ, **self.environment}
+        del environment["PREFECT_API_URL"]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--port", str(self._port)], env=environment, stdout=log, stderr=log
+            )
+        url = self.environment["PREFECT_API_URL"]
+        _wait_until_ready(url, self._process, self._folder / "server.log")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL where that does not help."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextmanager
+def running_server(
+    folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[PrefectServer]:
+    """A server that runs until the block ends."""
+    server = PrefectServer(folder, settings)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run a server until the block ends; gives the environment of its clients.
@@ -32,30 +88,8 @@ def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
     Args:
         folder: Its database and its log.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**SETTINGS, "PREFECT_HOME": str(folder)}
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}/api"
-        _wait_until_ready(url, server, folder / "server.log")
-        yield {**environment, "PREFECT_API_URL": url}
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with running_server(folder) as server:
+        yield server.environment
 
 
 @contextmanager

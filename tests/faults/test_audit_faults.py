@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from audit_children import finish_audit
 from children import context, run_and_kill, run_to_end
+from fault_table import Faults
 from truth_world import make_dataset
 
 from synthgen.dataset.audits import audit_ids, is_audited, parse_table, read_audit_marker
@@ -63,13 +64,14 @@ def check_nothing_half(out: Path) -> None:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_changes_no_byte(
-    kills: int, world: Path, audited: tuple[dict[str, str], float], tmp_path: Path
+    kills: int, world: Path, audited: tuple[dict[str, str], float], tmp_path: Path, faults: Faults
 ) -> None:
     (expected, seconds), rng, killed = audited, random.Random(kills), 0
     out = shutil.copytree(world, tmp_path / "out0")
     while killed < kills:
         if run_and_kill(rng.uniform(0, seconds), finish_audit, out, "a"):
             killed += 1
+            faults.inject("SIGKILL of an audit", out)
             check_nothing_half(out)
         else:  # it was faster than the kill: compare, and begin another audit
             assert hashes(out) == expected
@@ -77,6 +79,7 @@ def test_sigkill_at_random_moments_changes_no_byte(
     run_to_end(finish_audit, out, "a")
     assert hashes(out) == expected
     assert staged(out) == []
+    faults.survive()
 
 
 def test_two_audits_beside_each_other_and_two_processes_on_one(

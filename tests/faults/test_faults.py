@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from children import context, finish, run_and_kill, run_to_end
+from fault_table import Faults
 from tiny_run import tiny_config, tree_hashes
 
 from synthgen import run
@@ -37,7 +38,7 @@ def staged(out: Path) -> list[Path]:
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1500)
 def test_sigkill_at_random_moments_changes_no_byte(
-    kills: int, config: Config, tiny_dataset: Path, tmp_path: Path
+    kills: int, config: Config, tiny_dataset: Path, tmp_path: Path, faults: Faults
 ) -> None:
     expected, rng = tree_hashes(tiny_dataset), random.Random(kills)
     seconds = run_to_end(finish, config, tmp_path / "first")
@@ -46,6 +47,7 @@ def test_sigkill_at_random_moments_changes_no_byte(
     while killed < kills:
         if run_and_kill(rng.uniform(0, seconds), finish, config, out):
             killed += 1
+            faults.inject("SIGKILL of generation", out)
             with_debris += bool(staged(out))
         else:  # it was faster than the kill: compare, and begin another dataset
             assert tree_hashes(out) == expected
@@ -54,13 +56,15 @@ def test_sigkill_at_random_moments_changes_no_byte(
     assert tree_hashes(out) == expected
     assert verify_dataset(out, deep=True) == []
     assert staged(out) == []
+    faults.survive()
     print(f"{killed} kills, {with_debris} in the middle of a shard")
 
 
 def test_two_processes_on_one_output_at_once(
-    config: Config, tiny_dataset: Path, tmp_path: Path
+    config: Config, tiny_dataset: Path, tmp_path: Path, faults: Faults
 ) -> None:
     out = tmp_path / "out"
+    faults.inject("two processes on one output", out)
     ready = context().Event()
     children = [context().Process(target=finish, args=(config, out, ready)) for _ in range(2)]
     for child in children:
@@ -71,6 +75,7 @@ def test_two_processes_on_one_output_at_once(
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
     assert verify_dataset(out, deep=True) == []
     assert staged(out) == []
+    faults.survive()
 
 
 # --- interrupted in the middle of a shard -------------------------------------------------------
@@ -187,12 +192,13 @@ def _mount(*arguments: str) -> int:
 
 
 def test_a_full_disk_is_said_in_one_line_and_repaired_by_space(
-    small_disk: Path, config: Config, tiny_dataset: Path
+    small_disk: Path, config: Config, tiny_dataset: Path, faults: Faults
 ) -> None:
     out = small_disk / "out"
     (small_disk / "ballast").write_bytes(b"x" * 180_000)
     with pytest.raises(OSError, match=r"must have about .* MB free for shard train-00000") as full:
         run.generate(config, out)
+    faults.inject("disk full", out)
     assert len(str(full.value).splitlines()) == 1
     assert staged(out) == []
     assert run.status(out).finalized is False
@@ -200,6 +206,7 @@ def test_a_full_disk_is_said_in_one_line_and_repaired_by_space(
     assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
     run.generate(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
+    faults.survive()
 
 
 def test_a_read_only_output_is_said_in_one_line(small_disk: Path, config: Config) -> None:
@@ -212,13 +219,22 @@ def test_a_read_only_output_is_said_in_one_line(small_disk: Path, config: Config
 
 
 def test_an_output_that_became_read_only_is_said_too(
-    small_disk: Path, config: Config, tiny_dataset: Path
+    small_disk: Path, config: Config, tiny_dataset: Path, faults: Faults
 ) -> None:
     out = small_disk / "out"
+    assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
     run.initialize(config, out)
-    assert _mount("-o", "remount,ro", str(small_disk)) == 0
-    with pytest.raises(OSError, match="must be a writable folder"):
-        run.make_shard(config, run.plan(config)[0], out)
+    specs = run.plan(config)
+    for spec in specs[:2]:
+        assert _mount("-o", "remount,ro", str(small_disk)) == 0
+        with pytest.raises(OSError, match="must be a writable folder"):
+            run.make_shard(config, spec, out)
+        faults.inject("read-only output", out)
+        assert _mount("-o", "remount,rw", str(small_disk)) == 0
+        run.make_shard(config, spec, out)
+    run.generate(config, out)
+    assert tree_hashes(out) == tree_hashes(tiny_dataset)
+    faults.survive()
 
 
 def test_an_output_that_is_a_file_is_said_in_one_line(config: Config, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from children import context, run_and_kill, run_to_end
+from fault_table import Faults
 from label_children import SETTINGS, finish_labels
 
 from synthgen.dataset.labels import is_labeled, label_ids, read_labels_marker
@@ -71,13 +72,18 @@ def check_nothing_half(out: Path, expected: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_changes_no_byte(
-    kills: int, tiny_dataset: Path, labeled: tuple[dict[str, str], float], tmp_path: Path
+    kills: int,
+    tiny_dataset: Path,
+    labeled: tuple[dict[str, str], float],
+    tmp_path: Path,
+    faults: Faults,
 ) -> None:
     (expected, seconds), rng, killed = labeled, random.Random(kills), 0
     out = shutil.copytree(tiny_dataset, tmp_path / "out0")
     while killed < kills:
         if run_and_kill(rng.uniform(0, seconds), finish_labels, out, "a"):
             killed += 1
+            faults.inject("SIGKILL of labeling", out)
             check_nothing_half(out, expected)
         else:  # it was faster than the kill: compare, and begin other labels
             assert hashes(out) == expected
@@ -85,6 +91,7 @@ def test_sigkill_at_random_moments_changes_no_byte(
     run_to_end(finish_labels, out, "a")
     assert hashes(out) == expected
     assert staged(out) == []
+    faults.survive()
     assert all("semantic" in sample for sample in open_dataset(out, labels="a"))
 
 
