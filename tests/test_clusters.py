@@ -149,6 +149,7 @@ class TestRay:
         assert run.status(out).complete_shards == 5
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_command_joins_a_cluster(
@@ -185,6 +186,7 @@ def test_the_command_joins_a_cluster(
     assert tree_hashes(out) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_readme_run(orders: Path, tmp_path: Path) -> None:

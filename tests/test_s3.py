@@ -164,6 +164,7 @@ def _key(sample: dict[str, object]) -> object:
     return sample["key"]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_on_s3(bucket: Path) -> None:
     commands = readme_commands("s3://bucket")
     assert [words[0] for words in commands][:2] == ["generate", "verify"]
@@ -219,6 +220,7 @@ def test_a_shard_takes_the_requests_that_plans_count(
     assert (used["requests"], used["PUT"]) == (REQUESTS_PER_SHARD, PUTS_PER_SHARD), used
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_an_upload_leaves_no_tar(
     server: tuple[Path, int],
     bucket: Path,
