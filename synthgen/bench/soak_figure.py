@@ -43,6 +43,7 @@ def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for quarter in (0.25, 0.5, 0.75):
             axes.axvline(quarter * made[-1], color="#bbbbbb", linewidth=0.8)
         axes.set(xlabel="samples made")
+        axes.locator_params(axis="x", nbins=4)
         axes.legend(loc="lower right", frameon=False)
     return figure
 
