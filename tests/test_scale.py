@@ -93,7 +93,9 @@ def test_costs_are_those_of_whole_shards_on_whole_workers() -> None:
     found = cost(config, rate=2.0, workers=5)
     assert found["shards"] == len(plan(config)) == 16
     assert found["gpu_hours"] == pytest.approx(1000 / 2 / 3600, abs=1e-4)
-    assert found["hours"] == pytest.approx(math.ceil(16 / 5) * 64 / 2 / 3600, abs=1e-4)
+    assert found["hours"] == pytest.approx((3 * 64 + 40) / 2 / 3600, abs=1e-4)  # 40 are last
+    alone = cost(config, rate=2.0)
+    assert alone["hours"] == alone["gpu_hours"]
     assert found["requests"] == 16 * REQUESTS_PER_SHARD
     for rate in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="rate must be"):

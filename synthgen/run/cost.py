@@ -6,12 +6,15 @@ a shard before a real server; the rows were counted in the database of a Prefect
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
 from synthgen.run.estimate import estimate
+from synthgen.run.plan import shard_spans
 
 PUTS_PER_SHARD = 3
 """Tar, metadata and marker, of a tar below two parts (`dataset.publish.PART_BYTES`)."""
@@ -52,13 +55,25 @@ def cost(
         raise ValueError(f"workers must be at least 1. Got {workers}.")
     planned = estimate(config, out)
     shards, samples = int(planned["shards"]), int(planned["samples"])
-    rounds = math.ceil(shards / workers)
+    longest = _most_samples([len(span) for span in shard_spans(config)], workers)
     return {
         "shards": shards,
         "samples": samples,
         "bytes": planned["bytes"],
         "gpu_hours": round(samples / rate / 3600, 4),
-        "hours": round(rounds * min(config.dataset.shard_size, samples) / rate / 3600, 4),
+        "hours": round(longest / rate / 3600, 4),
         "requests": shards * REQUESTS_PER_SHARD,
         "database_rows": shards * ROWS_PER_SHARD,
     }
+
+
+def _most_samples(sizes: Sequence[int], workers: int) -> int:
+    """Samples of the busiest worker, if each shard goes to the one that has fewest.
+
+    >>> _most_samples([8, 8, 8, 2], 1), _most_samples([8, 8, 8, 2], 3), _most_samples([8, 2], 9)
+    (26, 10, 8)
+    """
+    taken = [0] * min(workers, len(sizes))
+    for size in sizes:
+        heapq.heapreplace(taken, taken[0] + size)
+    return max(taken)
