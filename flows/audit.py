@@ -12,10 +12,11 @@ from prefect.futures import PrefectFuture
 
 from flows.artifacts import publish_audit
 from flows.limits import slot
-from flows.runners import completed, task_runner
+from flows.runners import completed, inherited_tags, task_runner
 from synthgen.auditing import audit as auditing
 from synthgen.auditing.plan import AuditPlan
 from synthgen.config import AuditConfig
+from synthgen.dataset.redaction import redact
 
 
 @task(
@@ -77,7 +78,8 @@ def audit(
     """
     plan = auditing.begin(out, settings or AuditConfig(), audit_id, num=num)
     shards = audit_shards.with_options(task_runner=task_runner(runner, workers, address))
-    rows = shards(plan, workers, gpu_limit)
+    with inherited_tags():
+        rows = shards(plan, workers, gpu_limit)
     crashed = [row for row in rows if row.get("error")]
     if crashed:
         names = ", ".join(str(row["shard"]) for row in crashed[:5])
@@ -104,5 +106,5 @@ def _result(shard: str, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]
     try:
         return future.result()
     except Exception as error:
-        get_run_logger().error("%s crashed: %s", shard, error)
-        return {"shard": shard, "error": f"{type(error).__name__}: {error}"}
+        get_run_logger().error("%s crashed: %s", shard, redact(str(error)))
+        return {"shard": shard, "error": redact(f"{type(error).__name__}: {error}")}

@@ -11,8 +11,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
 from flows.limits import slot
-from flows.runners import completed, task_runner
+from flows.runners import completed, inherited_tags, task_runner
 from synthgen.config import LabelConfig
+from synthgen.dataset.redaction import redact
 from synthgen.run import label as labeling
 from synthgen.run.label import LabelPlan
 
@@ -81,7 +82,8 @@ def label(
     settings = settings or LabelConfig(method="clusters")
     plan = labeling.begin(out, settings, ks, label_id, num)
     shards = label_shards.with_options(task_runner=task_runner(runner, workers, address))
-    rows = shards(plan, workers, gpu_limit)
+    with inherited_tags():
+        rows = shards(plan, workers, gpu_limit)
     crashed = [row for row in rows if row.get("error")]
     if crashed:
         names = ", ".join(str(row["shard"]) for row in crashed[:5])
@@ -100,5 +102,5 @@ def _result(shard: str, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]
     try:
         return future.result()
     except Exception as error:
-        get_run_logger().error("%s crashed: %s", shard, error)
-        return {"shard": shard, "error": f"{type(error).__name__}: {error}"}
+        get_run_logger().error("%s crashed: %s", shard, redact(str(error)))
+        return {"shard": shard, "error": redact(f"{type(error).__name__}: {error}")}
