@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 from flows.generate import generate
+from flows.runners import inherited_tags
 from synthgen import run
 from synthgen.config import AuditConfig, Config
+
+TARGET = "synthgen.extended"
+"""Label of a flow run: how many extended shards the dataset has when it has ended."""
 
 
 @flow(name="extend", persist_result=False)
@@ -25,8 +31,9 @@ def extend(
 ) -> dict[str, Any]:
     """Add whole shards to a dataset, with fresh seeds and the next prompts.
 
-    An extension that was cut off is finished first, and nothing more is added then: a retry adds
-    no shard twice. The first run of a schedule makes the dataset itself, from ``config``.
+    An extension that was cut off is finished first, and nothing more is added then. A retry, also
+    of a run whose audit or report failed, adds no shard beside those of the first try. The first
+    run of a schedule makes the dataset itself, from ``config``.
 
     Args:
         out: The dataset's folder or URL.
@@ -42,7 +49,8 @@ def extend(
     Returns:
         The new manifest.
     """
-    with run.extension(out, shards, config) as extended:
+    with run.extension(out, shards, config, _first_target()) as extended, inherited_tags():
+        _remember(extended.extended)
         manifest: dict[str, Any] = generate.with_options(retries=0)(  # ours are retried
             extended,
             out,
@@ -54,3 +62,16 @@ def extend(
             address=address,
         )
     return manifest
+
+
+def _first_target() -> int | None:
+    """Extended shards that an earlier try of this flow run was to reach; None in the first."""
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(flow_run.id).labels.get(TARGET)
+    return None if found is None else int(found)
+
+
+def _remember(target: int) -> None:
+    """Tell later tries of this flow run, in whatever process; the server keeps it with the run."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {TARGET: target})

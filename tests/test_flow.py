@@ -142,6 +142,21 @@ def test_the_growth_flow_begins_extends_and_audits_what_is_new(
 
 
 @pytest.mark.usefixtures("server")
+def test_a_retry_after_the_extension_was_published_adds_nothing(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run.generate(config, out)
+    (out / "report").write_text("a file where the report's folder must be")
+    growing = extend.with_options(retries=2, retry_delay_seconds=0)
+    with pytest.raises(OSError, match="report"):
+        growing(str(out), 1, config, report=True)
+    assert run.status(out).planned == 6
+    (out / "report").unlink()
+    assert growing(str(out), 1, report=True)["totals"]["planned"] == 8
+
+
+@pytest.mark.usefixtures("server")
 def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
     config: Config, tmp_path: Path
 ) -> None:

@@ -44,7 +44,9 @@ def extend(
 
 
 @contextmanager
-def extension(out: str | Path, shards: int, config: Config | None = None) -> Iterator[Config]:
+def extension(
+    out: str | Path, shards: int, config: Config | None = None, until: int | None = None
+) -> Iterator[Config]:
     """The configuration to generate with; until the block ends no other extension may begin.
 
     An unfinished dataset or extension comes back as it is, to be finished first. On an object
@@ -55,6 +57,8 @@ def extension(out: str | Path, shards: int, config: Config | None = None) -> Ite
         shards: How many to add.
         config: Where there is no dataset yet, begins it. Otherwise it must be the dataset's; it
             says where prompts and model lie now. None: the dataset's own.
+        until: Never add beyond so many extended shards, those that an earlier try of the same run
+            was to reach. None: a first try.
 
     Raises:
         ValueError: If there is no dataset and no configuration, or ``num`` is another one.
@@ -66,10 +70,10 @@ def extension(out: str | Path, shards: int, config: Config | None = None) -> Ite
     if config is None:
         read_config(storage)  # no dataset: say so before a folder is made
     with storage.locked("extend", "extend a dataset"):
-        yield _extended(storage, shards, config)
+        yield _extended(storage, shards, config, until)
 
 
-def _extended(storage: Storage, shards: int, config: Config | None) -> Config:
+def _extended(storage: Storage, shards: int, config: Config | None, until: int | None) -> Config:
     if config is not None and (read_identity(storage) is None or storage.read(CONFIG) is None):
         return config
     standing = read_config(storage)
@@ -82,4 +86,6 @@ def _extended(storage: Storage, shards: int, config: Config | None) -> Config:
     manifest = read_manifest(storage)
     unfinished = manifest is None or manifest["totals"]["planned"] != standing.planned
     added = 0 if unfinished else shards
+    if until is not None:
+        added = max(0, min(added, until - standing.extended))
     return found.model_copy(update={"extended": standing.extended + added})
