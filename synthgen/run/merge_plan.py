@@ -167,7 +167,7 @@ def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
 
 def _source(url: str | Path) -> Source:
     storage = open_storage(url)
-    config, identity, manifest = read_config(storage), read_identity(storage), None
+    config, identity = read_config(storage), read_identity(storage)
     manifest = read_manifest(storage)
     if manifest is None:
         raise ValueError(
