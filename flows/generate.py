@@ -21,7 +21,7 @@ from prefect.futures import PrefectFuture
 from flows.artifacts import publish_dataset, publish_report
 from flows.audit import audit as audit_flow
 from flows.limits import slot
-from flows.runners import completed, task_runner
+from flows.runners import completed, inherited_tags, task_runner
 from synthgen import run
 from synthgen.config import AuditConfig, Config
 from synthgen.dataset.redaction import redact
@@ -95,7 +95,8 @@ def generate(
     """
     run.initialize(config, out, strict=strict)
     shards = make_shards.with_options(task_runner=task_runner(runner, workers, address))
-    rows = shards(config, out, workers, gpu_limit)
+    with inherited_tags():
+        rows = shards(config, out, workers, gpu_limit)
     crashed = [row["name"] for row in rows if row.get("error")]
     if crashed:
         raise RuntimeError(
@@ -106,9 +107,10 @@ def generate(
     manifest = run.finalize(config, out)
     publish_dataset(rows, manifest, out)
     if audit is not None:
-        audit_flow.with_options(retries=0)(
-            out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
-        )
+        with inherited_tags():
+            audit_flow.with_options(retries=0)(
+                out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
+            )
     if report:
         publish_report(write_report(out))
     return manifest

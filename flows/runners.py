@@ -13,8 +13,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -30,6 +32,13 @@ WINDOW = 32  # submissions in flight: a plan of a million shards must not flood 
 _STOP_SECONDS = 1.0  # how long a request to stop may wait for workers that do not hear of it
 
 Item = TypeVar("Item")
+
+
+@contextmanager
+def inherited_tags() -> Iterator[None]:
+    """Give flow runs that begin in the block the tags of ours: automations know them by these."""
+    with tags(*flow_run.tags):
+        yield
 
 
 def threads(workers: int, address: str | None = None) -> ThreadPoolTaskRunner[Any]:
