@@ -159,6 +159,7 @@ def test_top_n_is_eq_4_and_the_papers_row_stands_beside_it(
     assert float(rows["chance: k-means on RGB+XY"][2]) > 0
 
 
+@pytest.mark.slow
 def test_foreign_weights_fail_two_steps_and_the_others_go_on(
     tiny_pipeline: Path,
     tmp_path: Path,

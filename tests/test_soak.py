@@ -83,6 +83,7 @@ def test_the_figure_is_small(tmp_path: Path) -> None:
         assert picture.size == (900, 290)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_hundred_samples_through_the_real_flow_interrupted_once(tmp_path: Path) -> None:
     out = tmp_path / "soak"
