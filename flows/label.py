@@ -41,7 +41,7 @@ def label_shard(plan: LabelPlan, shard: str, gpu_limit: str | None = None) -> di
     return {"shard": shard, "samples": marker.samples, "classes": found, "bytes": marker.bytes}
 
 
-@flow(name="synthgen-label-shards", persist_result=False)
+@flow(name="synthgen-label-shards", retries=0, persist_result=False)  # the outer one is retried
 def label_shards(
     plan: LabelPlan, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:
