@@ -25,11 +25,14 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import WorkPool
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from flows.automations import crash_zombies, pause_after_failed_audits, put_automation
 from synthgen.dataset.redaction import redact
 from synthgen.registry import near_miss
+from synthgen.untrusted import one_line
+from synthgen.urls import check_url, scheme_of
 
 FOLDER = Path(__file__).parent
 GPU_LIMIT = "gpu"
@@ -76,21 +79,36 @@ def deploy(
         prefect_file: The deployments.
 
     Raises:
-        ValueError: For an unknown time zone, or without a server.
+        ValueError: For an unknown time zone, a URL with a secret, or without a server.
         RuntimeError: If the server does not answer, or refuses a deployment.
     """
+    where = place(out)
     check_timezone(timezone)
     check_server()
     with get_client(sync_client=True) as client:
         name = put_pool(client, pool).name
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, gpus)
-        where = out if "://" in out else str(Path(out).absolute())  # workers run elsewhere
         _deploy_all(prefect_file, {"POOL": name, "OUT": where, "TIMEZONE": timezone})
         put_automation(client, crash_zombies())
         condemned = _tagged(client, AUDITED)
         if condemned:
             put_automation(client, pause_after_failed_audits(condemned))
     return name
+
+
+def place(out: str) -> str:
+    """A dataset's folder or URL as the server may know it: absolute, for runs start elsewhere.
+
+    Raises:
+        ValueError: For a URL that is not opened, or that holds a secret.
+
+    >>> place("s3://bucket/nightly"), Path(place("nightly")).is_absolute()
+    ('s3://bucket/nightly', True)
+    """
+    if scheme_of(out) is None:
+        return str(Path(out).absolute())
+    check_url(out)
+    return out
 
 
 def put_pool(client: SyncPrefectClient, pool: Pool) -> WorkPool:
@@ -105,7 +123,7 @@ def check_server() -> None:
 
     Raises:
         ValueError: If PREFECT_API_URL is not set; the ephemeral server runs no schedules.
-        RuntimeError: If the server does not answer.
+        RuntimeError: If the server does not answer, or refuses our password.
     """
     url = get_current_settings().api.url
     if url is None:
@@ -114,12 +132,25 @@ def check_server() -> None:
             "start', then 'export PREFECT_API_URL=http://127.0.0.1:4200/api'."
         )
     with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
+        error = _refusal(client)
     if error is not None:
         raise RuntimeError(
-            f"The Prefect server at {redact(url)} must answer. Got {redact(str(error))}; is it "
-            f"running?"
+            f"The Prefect server at {redact(url)} must answer and let us in. Got "
+            f"{one_line(redact(str(error)))}; is it running, and is PREFECT_API_AUTH_STRING its "
+            f"password?"
         )
+
+
+def _refusal(client: SyncPrefectClient) -> Exception | None:
+    """Why we cannot work with a server; its health check asks for no password, a greeting does."""
+    error = client.api_healthcheck()
+    if error is not None:
+        return error
+    try:
+        client.hello()
+    except PrefectHTTPStatusError as refusal:
+        return refusal
+    return None
 
 
 def check_timezone(timezone: str) -> ZoneInfo:

@@ -20,7 +20,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows.automations import crash_zombies, put_automation
-from flows.deploy import check_server, check_timezone
+from flows.deploy import check_server, check_timezone, place
 from flows.extend import extend
 from flows.generate import generate
 from synthgen.config import AuditConfig, Config
@@ -51,13 +51,15 @@ def serve(
         name: Of the deployment.
 
     Raises:
-        ValueError: In one line, for a bad schedule or time zone, or without a server.
+        ValueError: In one line, for a bad schedule or time zone, a URL with a secret, or without
+            a server.
         RuntimeError: If the server does not answer.
     """
+    where = place(out)
     check_schedule(cron, timezone)
     with get_client(sync_client=True) as client:
         put_automation(client, crash_zombies())
-    parameters = _parameters(config, out, audit, report, workers)
+    parameters = _parameters(config, where, audit, report, workers)
     flow: Flow[Any, Any] = generate if shards is None else extend
     deployment = RunnerDeployment.from_flow(
         flow,

@@ -35,18 +35,16 @@ def scheme_of(url: str) -> str | None:
     return None if found is None else found[1].lower()
 
 
-def open_url(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it.
+def check_url(url: str) -> None:
+    """Refuse a URL that would not be opened; its package need not be installed.
 
     Raises:
         ValueError: In one line, for ``pipe:`` and every other scheme that is not known, a chain of
-            them, credentials in the URL, or a package that is not installed.
+            them, credentials in the URL, or a single slash, which would name a local folder.
 
-    >>> open_url("memory://a/b")[1]
-    '/a/b'
-    >>> open_url("s3://me:secret@bucket/data")
+    >>> check_url("s3:/bucket/data")
     Traceback (most recent call last):
-    ValueError: A URL must not hold credentials. Got one that does; use AWS_ACCESS_KEY_ID and ...
+    ValueError: A URL must have two slashes after s3:, such as s3://bucket/data. Got one or none.
     """
     scheme = scheme_of(url)
     if scheme not in SCHEMES or "::" in url:
@@ -54,11 +52,32 @@ def open_url(url: str) -> tuple[Any, str]:
             f"A dataset must be a local folder or a URL with one of the schemes "
             f"{', '.join(SCHEMES)}. Got {quote(scheme, 40)}."
         )
+    if not url[len(scheme) :].startswith("://"):
+        raise ValueError(
+            f"A URL must have two slashes after {scheme}:, such as {scheme}://bucket/data. "
+            f"Got one or none."
+        )
     if scheme not in LOCAL and re.search(r"[@?#]", url):
         raise ValueError(
             "A URL must not hold credentials. Got one that does; use AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or a profile and AWS_PROFILE."
         )
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it.
+
+    Raises:
+        ValueError: In one line, for what ``check_url`` refuses, or a package that is missing.
+
+    >>> open_url("memory://a/b")[1]
+    '/a/b'
+    >>> open_url("s3://me:secret@bucket/data")
+    Traceback (most recent call last):
+    ValueError: A URL must not hold credentials. Got one that does; use AWS_ACCESS_KEY_ID and ...
+    """
+    check_url(url)
+    scheme = scheme_of(url)
     fresh = {} if scheme in LOCAL else {"use_listings_cache": False}  # others write there too
     try:
         fs, root = fsspec.core.url_to_fs(url, **fresh)

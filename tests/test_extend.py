@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 from children import run_and_kill, run_to_end
 from extend_children import extend as extend_in_child
 from tiny_run import tiny_config, tree_hashes, write_prompts
+from typer.testing import CliRunner
 
 from synthgen import run
+from synthgen.cli import app
 from synthgen.config import Config
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import publish_manifest, read_manifest
@@ -104,6 +107,20 @@ def test_a_configuration_begins_the_dataset_and_then_extends_it(
     totals = [run.extend(out, 1, config)["totals"]["planned"] for _ in range(2)]
     assert totals == [8, 11]
     assert keys(out) == keys(extended, version=2)
+
+
+def test_the_command_extends_by_url(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = fsspec.filesystem("memory")
+    store.put(str(tiny_dataset), "/grown", recursive=True)
+    done = CliRunner().invoke(app, ["extend", "memory://grown", "--engine", "inline"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert run.status("memory://grown").planned == 11
+    assert verify_dataset("memory://grown", deep=True) == []
+    assert list(tmp_path.iterdir()) == []  # a URL never names a local folder
+    store.rm("/grown", recursive=True)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------

@@ -218,8 +218,13 @@ def test_nothing_is_drawn_for_a_merged_dataset(merged: Path) -> None:
         run.replay(merged, "0000000000")
 
 
-def test_the_command_merges_and_says_so(tiny_dataset: Path, other: Path, tmp_path: Path) -> None:
-    out = tmp_path / "both"
-    done = CliRunner().invoke(app, ["merge", str(tiny_dataset), str(other), "--out", str(out)])
+@pytest.mark.parametrize("out", ["both", "memory://both"])
+def test_the_command_merges_and_says_so(
+    out: str, tiny_dataset: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["merge", str(tiny_dataset), str(other), "--out", out])
     assert done.exit_code == 0, done.output
     assert "13 samples, 5 shards" in done.output
+    assert verify_dataset(out, deep=True) == []
+    assert [path.name for path in tmp_path.iterdir()] == ([] if "://" in out else ["both"])

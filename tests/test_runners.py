@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from flows.deploy import deploy
 from flows.runners import WINDOW, completed, task_runner
+from flows.serve import serve
 from synthgen import progress
+from synthgen.config import Config
 
 
 @pytest.mark.parametrize("workers", [1, 40])
@@ -69,6 +72,15 @@ def test_a_request_to_stop_does_not_wait_for_workers(monkeypatch: pytest.MonkeyP
 def test_what_cannot_run_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         task_runner(*arguments)
+
+
+@pytest.mark.parametrize("out", ["s3://me:hunter2@b/x", "s3:/b/x", "http://b/x"])
+def test_no_bad_url_becomes_a_parameter_of_a_deployment(out: str) -> None:
+    """Refused before the server, or the schedule, is looked at."""
+    for refuse in (lambda: deploy(out), lambda: serve(Config(), out, "nightly")):
+        with pytest.raises(ValueError, match="URL") as caught:
+            refuse()
+        assert "hunter2" not in str(caught.value)
 
 
 def test_ray_clients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

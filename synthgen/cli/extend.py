@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +10,16 @@ from synthgen.cli.generate import Engine, JsonLogs, Workers, conclude, execute
 
 
 def extend(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset of synthgen.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A dataset: folder or URL.")],
     shards: Annotated[int, typer.Option(min=1, help="Whole shards to add.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
-    runner: Annotated[str, typer.Option(help="Task runner of the flow.")] = "threads",
+    runner: Annotated[
+        str, typer.Option(help="Where shards are made: threads, ray, dask.")
+    ] = "threads",
     workers: Workers = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse other library versions.")
     ] = False,
@@ -36,5 +40,5 @@ def extend(
     from synthgen import run
 
     with run.extension(out, shards) as config:
-        manifest = execute(config, out, engine, runner, workers, strict, json_logs)
+        manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     conclude(manifest, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,12 @@ from synthgen.cli.generate import JsonLogs, stop_on_signals
 
 def merge(
     sources: Annotated[
-        list[str], typer.Argument(metavar="DIR DIR...", help="Finished datasets, in order.")
+        list[str],
+        typer.Argument(metavar="DIR DIR...", help="Finished datasets, folders or URLs, in order."),
     ],
-    out: Annotated[Path, typer.Option(help="The new dataset; run again to go on.")],
+    out: Annotated[
+        str, typer.Option(help="The new dataset, a folder or URL; run again to go on.")
+    ],
     json_logs: JsonLogs = False,
 ) -> None:
     """Write the samples of several datasets into a new one, under new keys.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ def serve(
     source: Annotated[
         str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
     ],
-    out: Annotated[Path, typer.Option(help="Output folder.")],
+    out: Annotated[str, typer.Option(help="Output folder or URL (s3://bucket/folder).")],
     cron: Annotated[
         str, typer.Option(help="When: minute, hour, day of month, month, day of week.")
     ],
@@ -70,7 +69,7 @@ def serve(
     typer.echo(f"Serving {out} on '{cron}' ({timezone}); stop with Ctrl-C.")
     serve_flow(
         config,
-        str(out.absolute()),
+        out,
         cron,
         timezone,
         shards=extend,
