@@ -2,7 +2,8 @@
 
 A flow run whose process is killed stays RUNNING for ever and holds its deployment's only slot.
 Runs therefore send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), and a run whose heart was
-heard once and then not for ``SILENCE`` is crashed.
+heard once and then not for ``SILENCE`` is crashed. So is a run of our deployments, which are known
+to send them, that says it is running and is not heard, or that never comes to run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
 SILENCE = timedelta(seconds=90)
 """Three heartbeats of 30 seconds, the shortest that Prefect allows."""
+STARTUP = timedelta(minutes=30)
+"""From when a worker has taken a run: a new node, the pull of an image of gigabytes, imports."""
+TAG = "prefect.tag.synthgen"
+"""On every deployment, and so on its runs and theirs: they are set to send heartbeats."""
+BEGUN = ("Running", "Retrying")
+PUT_BACK = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
+
+
+def zombie_automations() -> tuple[AutomationCore, ...]:
+    """All that end runs whose process is gone, wherever it was killed."""
+    return crash_zombies(), crash_unheard(), crash_unstarted()
 
 
 def crash_zombies(silence: timedelta = SILENCE) -> AutomationCore:
@@ -29,24 +41,76 @@ def crash_zombies(silence: timedelta = SILENCE) -> AutomationCore:
     Args:
         silence: Time without a heartbeat after which a run is taken for dead.
     """
+    return _crash(
+        "synthgen: crash zombie runs",
+        f"No heartbeat for {silence.total_seconds():.0f} s: the process is gone.",
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *_states(ENDED)},
+        within=silence,
+    )
+
+
+def crash_unheard(silence: timedelta = SILENCE) -> AutomationCore:
+    """The automation that crashes our deployments' runs killed before their first heartbeat.
+
+    Args:
+        silence: Time from the run's begin to its first heartbeat after which it is taken for dead.
+    """
+    return _crash(
+        "synthgen: crash runs never heard",
+        f"No heartbeat in the first {silence.total_seconds():.0f} s: the process is gone.",
+        after=_states(BEGUN),
+        expect={HEARTBEAT, *_states(ENDED)},
+        within=silence,
+        tag=TAG,
+    )
+
+
+def crash_unstarted(startup: timedelta = STARTUP) -> AutomationCore:
+    """The automation that crashes our deployments' runs that a worker took and that never began.
+
+    Args:
+        startup: Time from when a worker took a run to its begin after which it is taken for dead.
+    """
+    return _crash(
+        "synthgen: crash runs never started",
+        f"Not running {startup.total_seconds():.0f} s after a worker took it: nothing started.",
+        after=_states(("Pending",)),
+        expect={HEARTBEAT, *_states((*BEGUN, *PUT_BACK, *ENDED))},
+        within=startup,
+        tag=TAG,
+    )
+
+
+def _states(names: Iterable[str]) -> set[str]:
+    """The events of runs that enter these states."""
+    return {f"prefect.flow-run.{name}" for name in names}
+
+
+def _crash(
+    name: str,
+    message: str,
+    after: set[str],
+    expect: set[str],
+    within: timedelta,
+    tag: str | None = None,
+) -> AutomationCore:
+    """Crash a run of which nothing that was expected is heard in time."""
+    related = {} if tag is None else {"prefect.resource.role": "tag", "prefect.resource.id": tag}
     return AutomationCore(
-        name="synthgen: crash zombie runs",
+        name=name,
         description="A run whose process is gone ends as Crashed and frees its slot.",
         trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDED)},
+            after=after,
+            expect=expect,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(related),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=silence,
+            within=within,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No heartbeat for {silence.total_seconds():.0f} s: the process is gone.",
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
 
 

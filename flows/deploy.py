@@ -28,7 +28,7 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
-from flows.automations import crash_zombies, pause_after_failed_audits, put_automation
+from flows.automations import pause_after_failed_audits, put_automation, zombie_automations
 from synthgen.dataset.redaction import redact
 from synthgen.registry import near_miss
 from synthgen.untrusted import one_line
@@ -89,7 +89,8 @@ def deploy(
         name = put_pool(client, pool).name
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, gpus)
         _deploy_all(prefect_file, {"POOL": name, "OUT": where, "TIMEZONE": timezone})
-        put_automation(client, crash_zombies())
+        for automation in zombie_automations():
+            put_automation(client, automation)
         condemned = _tagged(client, AUDITED)
         if condemned:
             put_automation(client, pause_after_failed_audits(condemned))

@@ -19,7 +19,7 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows.automations import crash_zombies, put_automation
+from flows.automations import put_automation, zombie_automations
 from flows.deploy import check_server, check_timezone, place
 from flows.extend import extend
 from flows.generate import generate
@@ -38,6 +38,8 @@ def serve(
     name: str = "served",
 ) -> None:
     """Run the generation or the growth flow on a schedule until this process is stopped.
+
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY must be set, as the command does it: silent runs are crashed.
 
     Args:
         config: The dataset's configuration.
@@ -58,7 +60,8 @@ def serve(
     where = place(out)
     check_schedule(cron, timezone)
     with get_client(sync_client=True) as client:
-        put_automation(client, crash_zombies())
+        for automation in zombie_automations():
+            put_automation(client, automation)
     parameters = _parameters(config, where, audit, report, workers)
     flow: Flow[Any, Any] = generate if shards is None else extend
     deployment = RunnerDeployment.from_flow(

@@ -15,11 +15,18 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect_server import prefect_server, used
 
 from flows import deploy as deploying
-from flows.automations import crash_zombies, put_automation
+from flows.automations import (
+    TAG,
+    crash_unheard,
+    crash_unstarted,
+    crash_zombies,
+    put_automation,
+)
 from flows.limits import slot
 
 pytestmark = [pytest.mark.timeout(900)]
@@ -132,6 +139,8 @@ def test_every_pool_takes_its_job_template(
 
 def test_repeating_the_deployment_adds_nothing(client: SyncPrefectClient) -> None:
     assert sorted(item.name for item in client.read_automations()) == [
+        "synthgen: crash runs never heard",
+        "synthgen: crash runs never started",
         "synthgen: crash zombie runs",
         "synthgen: pause after a failed audit",
     ]
@@ -167,6 +176,29 @@ def test_a_run_whose_heart_stops_is_crashed(client: SyncPrefectClient) -> None:
         put_automation(client, crash_zombies())
 
 
+@pytest.mark.parametrize(
+    ("automation", "said"),
+    [(crash_unheard, "No heartbeat in the first"), (crash_unstarted, "Not running")],
+)
+def test_a_run_whose_process_never_spoke_is_crashed(
+    automation: Callable[..., AutomationCore], said: str, client: SyncPrefectClient
+) -> None:
+    """Killed before its first heartbeat, or before it ran."""
+    begin = _running if automation is crash_unheard else _pending
+    put_automation(client, automation(timedelta(seconds=10)))
+    try:
+        run, heard = (begin(client, "audit/nightly") for _ in range(2))
+
+        def crashed() -> Any:
+            _emit("prefect.flow-run.heartbeat", heard)
+            return _state(client, run) if _is(client, run, "CRASHED") else None
+
+        assert said in str(wait_for(crashed).message)
+        assert not _is(client, heard, "CRASHED")
+    finally:
+        put_automation(client, automation())
+
+
 def test_a_failed_audit_pauses_what_it_condemns(client: SyncPrefectClient) -> None:
     from prefect.states import Failed
 
@@ -186,6 +218,15 @@ def _running(client: SyncPrefectClient, name: str) -> FlowRun:
     return run
 
 
+def _pending(client: SyncPrefectClient, name: str) -> FlowRun:
+    """A run of a deployment that a worker took."""
+    from prefect.states import Pending
+
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id)
+    client.set_flow_run_state(run.id, Pending(), force=True)
+    return run
+
+
 def _is(client: SyncPrefectClient, run: FlowRun, kind: str) -> bool:
     return str(_state(client, run).type.value) == kind
 
@@ -197,7 +238,9 @@ def _state(client: SyncPrefectClient, run: FlowRun) -> Any:
 def _emit(event: str, run: FlowRun) -> None:
     from prefect.events import emit_event
 
-    emit_event(event=event, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+    tag = {"prefect.resource.id": TAG, "prefect.resource.role": "tag"}  # as in real ones
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    emit_event(event=event, resource=resource, related=[tag])
 
 
 # --- what is refused ----------------------------------------------------------------------------

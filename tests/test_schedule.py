@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect_server import prefect_server, used
 from tiny_run import OVERRIDES, write_prompts
 
+from flows.automations import zombie_automations
 from synthgen import run
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
@@ -78,8 +79,8 @@ def test_cron_makes_a_dataset_and_then_extends_it(
         assert [item.active for item in deployment.schedules] == [True]  # pause_on_shutdown=False
         assert deployment.schedules[0].schedule.timezone == "Europe/Berlin"
         assert "Config" in deployment.parameter_openapi_schema["definitions"]
-        names = [item.name for item in client.read_automations()]
-        assert names == ["synthgen: crash zombie runs"]
+        names = {item.name for item in client.read_automations()}
+        assert names == {item.name for item in zombie_automations()}
 
 
 @pytest.mark.parametrize(
