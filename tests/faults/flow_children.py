@@ -8,6 +8,7 @@ from pathlib import Path
 
 import children
 import torch
+from prefect import tags
 from prefect_server import used
 
 from flows.generate import generate
@@ -23,6 +24,6 @@ def finish_flow(
     """Make or finish the dataset by the flow, as a client of a server."""
     torch.set_num_threads(1)
     load_backbone(config.model)
-    with used(environment):
+    with used(environment), tags("synthgen"):  # as a deployment's run
         ready.set()
         generate(config, str(out), workers=workers)
