@@ -1,4 +1,4 @@
-"""Restarts of the server's database while flows run: nothing is lost.
+"""Kills of the server, and restarts of its database, while flows run: nothing is lost.
 
 Flows run in processes of their own; what they draw is planted. One that loses its server may fail,
 and is run again, as a schedule or a user would.
@@ -77,6 +77,24 @@ def strike_during_flows(
         run_to_end(finish_flow, config, out, environment, 2)
         check_whole(config, out, expected)
     return well
+
+
+def test_sigkill_of_the_server(
+    config: Config, expected: dict[str, str], tmp_path: Path, faults: Faults
+) -> None:
+    """Killed with its SQLite database open, and started again on it."""
+    with running_server(tmp_path / "server", CLIENT) as server:
+        put_zombie_automations(server.environment)
+
+        def strike(out: Path) -> None:
+            faults.inject("SIGKILL of the server", out)
+            server.kill()
+            server.start()
+
+        well = strike_during_flows(strike, config, expected, server.environment, tmp_path)
+        found = wait_for_true_states(server.environment)
+    print(f"{well} of {STRIKES} flows ended well by themselves: {found}")
+    faults.survive()
 
 
 @pytest.mark.postgres
