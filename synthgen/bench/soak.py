@@ -1,10 +1,10 @@
 """Thousands of planted samples through the real flow: do memory, speed and database stay flat?
 
 The command ``synthgen generate`` runs as a child with a Prefect server of its own and is watched
-from outside: its resident memory, its server's, their CPU time and the server's database, once
+from outside: its resident memory and CPU time, its server's memory and database, once
 per shard. What a run of days would show, the quarters of a long run show before: the last must
 not hold more memory than the second (the first warms up), nor be slower. Speed is judged per
-second of CPU: the wall clock belongs to whoever else uses the machine.
+second of the flow's CPU: the wall clock belongs to whoever else uses the machine.
 
 Everything is kept in one folder; interrupted, the same call goes on, and the longest stretch
 without an interruption is judged.
@@ -60,7 +60,7 @@ class Reading:
         seconds: Since its first shard.
         flow_bytes: Resident memory of the flow's process.
         server_bytes: Of its Prefect server.
-        cpu_seconds: Of both, since they began.
+        cpu_seconds: Of the flow, since it began; the server's loops run by the clock.
         database_bytes: Of the server's database and its log.
         database_rows: Of all tables.
     """
@@ -268,7 +268,7 @@ def _read(process: psutil.Popen, out: Path, stretch: int, made: int, seconds: fl
         seconds=seconds,
         flow_bytes=process.memory_info().rss,
         server_bytes=sum(server.memory_info().rss for server in servers),
-        cpu_seconds=sum(sum(p.cpu_times()[:2]) for p in (process, *servers)),
+        cpu_seconds=sum(process.cpu_times()[:2]),
         database_bytes=sum(path.stat().st_size for path in database.parent.glob("prefect.db*")),
         database_rows=sum(count_rows(database).values()),
     )
