@@ -26,6 +26,7 @@ STARTUP = timedelta(minutes=30)
 """From when a worker has taken a run: a new node, the pull of an image of gigabytes, imports."""
 TAG = "prefect.tag.synthgen"
 """On every deployment, and so on its runs and theirs: they are set to send heartbeats."""
+PAUSE = "synthgen: pause after a failed audit"
 BEGUN = ("Running", "Retrying")
 PUT_BACK = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 
@@ -115,20 +116,25 @@ def _crash(
 
 
 def pause_after_failed_audits(deployments: Iterable[UUID]) -> AutomationCore:
-    """The automation that pauses deployments once an audit run has failed.
+    """The automation that pauses deployments once an audit of ours has failed.
 
     Args:
         deployments: Ids of the deployments that make what is audited.
     """
     return AutomationCore(
-        name="synthgen: pause after a failed audit",
+        name=PAUSE,
         description="Nothing more is made until somebody has looked; resume it in the UI.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": ["flow"], "prefect.resource.name": ["audit"]}
-            ),
+            match_related=[
+                ResourceSpecification(
+                    {"prefect.resource.role": ["flow"], "prefect.resource.name": ["audit"]}
+                ),
+                ResourceSpecification(
+                    {"prefect.resource.role": ["tag"], "prefect.resource.id": [TAG]}
+                ),
+            ],
             posture=Posture.Reactive,
             threshold=1,
         ),
@@ -145,3 +151,9 @@ def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> Non
         client.update_automation(standing[0].id, whole)
     else:
         client.create_automation(whole)
+
+
+def drop_automation(client: SyncPrefectClient, name: str) -> None:
+    """Delete the automation of a name, if there is one."""
+    for standing in client.read_automations_by_name(name):
+        client.delete_automation(standing.id)

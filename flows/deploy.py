@@ -28,7 +28,13 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
-from flows.automations import pause_after_failed_audits, put_automation, zombie_automations
+from flows.automations import (
+    PAUSE,
+    drop_automation,
+    pause_after_failed_audits,
+    put_automation,
+    zombie_automations,
+)
 from synthgen.dataset.redaction import redact
 from synthgen.registry import near_miss
 from synthgen.untrusted import one_line
@@ -91,9 +97,7 @@ def deploy(
         _deploy_all(prefect_file, {"POOL": name, "OUT": where, "TIMEZONE": timezone})
         for automation in zombie_automations():
             put_automation(client, automation)
-        condemned = _tagged(client, AUDITED)
-        if condemned:
-            put_automation(client, pause_after_failed_audits(condemned))
+        _pause_after_audits(client)
     return name
 
 
@@ -189,6 +193,15 @@ def _deploy_all(prefect_file: Path, variables: dict[str, str]) -> None:
         raise RuntimeError(
             f"Every block of {prefect_file.name} must be deployable. Got: {' '.join(lines[-4:])}"
         )
+
+
+def _pause_after_audits(client: SyncPrefectClient) -> None:
+    """Let a failed audit pause what is tagged for it; without such, no old automation stays."""
+    condemned = _tagged(client, AUDITED)
+    if condemned:
+        put_automation(client, pause_after_failed_audits(condemned))
+    else:
+        drop_automation(client, PAUSE)
 
 
 def _tagged(client: SyncPrefectClient, tag: str) -> list[UUID]:

@@ -34,7 +34,9 @@ def serve(
     shards: int | None = None,
     audit: AuditConfig | None = None,
     report: bool = False,
+    runner: str = "threads",
     workers: int = 1,
+    address: str | None = None,
     name: str = "served",
 ) -> None:
     """Run the generation or the growth flow on a schedule until this process is stopped.
@@ -49,7 +51,9 @@ def serve(
         shards: Extend the dataset by so many in each run; None: make it, and look after it.
         audit: Then audit it.
         report: Then write its report.
+        runner: Where shards run: a row of RUNNERS or ``module:attribute``.
         workers: Shards in flight at once.
+        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
         name: Of the deployment.
 
     Raises:
@@ -62,7 +66,15 @@ def serve(
     with get_client(sync_client=True) as client:
         for automation in zombie_automations():
             put_automation(client, automation)
-    parameters = _parameters(config, where, audit, report, workers)
+    parameters = {
+        "config": config.model_dump(mode="json"),
+        "out": where,
+        "runner": runner,
+        "workers": workers,
+        "address": address,
+        "audit": None if audit is None else audit.model_dump(mode="json"),
+        "report": report,
+    }
     flow: Flow[Any, Any] = generate if shards is None else extend
     deployment = RunnerDeployment.from_flow(
         flow,
@@ -109,15 +121,3 @@ def check_cron(cron: str) -> None:
             "cron must have five fields: minute, hour, day of month, month, day of week, such as "
             f"'0 2 * * *' for two o'clock every night. Got {cron!r:.60}."
         ) from None
-
-
-def _parameters(
-    config: Config, out: str, audit: AuditConfig | None, report: bool, workers: int
-) -> dict[str, Any]:
-    return {
-        "config": config.model_dump(mode="json"),
-        "out": out,
-        "workers": workers,
-        "audit": None if audit is None else audit.model_dump(mode="json"),
-        "report": report,
-    }

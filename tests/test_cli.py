@@ -100,17 +100,13 @@ def test_dry_run_counts_and_makes_nothing(tiny_config: Path, tmp_path: Path) -> 
 def test_both_engines_and_any_number_of_workers_give_the_same_shards(
     tiny_config: Path, tmp_path: Path
 ) -> None:
-    engines = {
-        "inline": ["--engine", "inline"],
-        "flow": [],
-        "two": ["--workers", "2"],
-    }
+    engines = {"inline": ["--engine", "inline"], "flow": ["--workers", "2"]}
     for name, options in engines.items():
         done = synthgen("generate", tiny_config, "--out", tmp_path / name, *options)
         assert done.returncode == 0, done.stderr
     assert len(hashes(tmp_path / "inline")) == 3
-    assert hashes(tmp_path / "inline") == hashes(tmp_path / "flow") == hashes(tmp_path / "two")
-    again = synthgen("generate", tiny_config, "--out", tmp_path / "flow")
+    assert hashes(tmp_path / "inline") == hashes(tmp_path / "flow")
+    again = synthgen("generate", tiny_config, "--out", tmp_path / "flow", *engines["inline"])
     assert "nothing was done" in again.stdout
     checked = synthgen("verify", tmp_path / "flow", "--deep")
     assert checked.returncode == 0, checked.stdout

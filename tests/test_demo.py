@@ -146,7 +146,7 @@ def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.Monkey
         words += ["--steps", "2", "--val-num", "2"]
     elif words[0] in {"bench", "study", "evaluate"}:
         words = [*words[:2], "--help"]
-    elif words[0] in {"serve", "extend", "merge", "verify"} and "scenes" not in line:
+    elif words[0] in {"serve", "extend", "merge"} or "data/both" in words:
         words = [words[0], "--help"]  # test_schedule.py runs them
     elif words[0] == "view" or any(word.endswith(".pth") for word in words):
         words = [words[0], "--help"]  # serves until it is stopped; weights that are not here

@@ -66,13 +66,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 # --- what is there ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["generate/nightly", "extend/nightly", "audit/nightly"])
+@pytest.mark.parametrize(
+    "name", ["generate/nightly", "extend/nightly", "audit/nightly", "label/nightly"]
+)
 def test_deployments_have_schedules_limits_and_the_configuration_as_a_form(
     name: str, client: SyncPrefectClient
 ) -> None:
     found = client.read_deployment_by_name(name)
     (schedule,) = found.schedules
-    assert schedule.active == (name != "generate/nightly")
+    assert schedule.active == (name in ("extend/nightly", "audit/nightly"))
     assert schedule.schedule.timezone == "Europe/Berlin"
     assert found.work_pool_name == "synthgen-process"
     assert found.global_concurrency_limit is not None
@@ -84,7 +86,7 @@ def test_deployments_have_schedules_limits_and_the_configuration_as_a_form(
     assert found.enforce_parameter_schema
     assert found.pull_steps in (None, [])
     schema = found.parameter_openapi_schema
-    definition = "AuditConfig" if name.startswith("audit") else "Config"
+    definition = {"audit": "AuditConfig", "label": "LabelConfig"}.get(name.split("/")[0], "Config")
     assert definition in schema["definitions"]
     assert set(found.parameters) <= set(schema["properties"])
 
@@ -200,9 +202,17 @@ def test_a_run_whose_process_never_spoke_is_crashed(
 
 
 def test_a_failed_audit_pauses_what_it_condemns(client: SyncPrefectClient) -> None:
+    from prefect import flow
     from prefect.states import Failed
 
+    @flow(name="audit")
+    def stranger() -> None:
+        """A flow of somebody else on the same server, of the same name."""
+
+    other = client.create_flow_run(stranger)
+    client.set_flow_run_state(other.id, Failed(message="not ours"), force=True)
     run = _running(client, "audit/nightly")
+    time.sleep(5)  # long enough for the stranger's failure to have been dealt with
     assert not client.read_deployment_by_name("generate/nightly").paused
     client.set_flow_run_state(run.id, Failed(message="too many rejected"), force=True)
     wait_for(lambda: client.read_deployment_by_name("generate/nightly").paused)

@@ -16,6 +16,7 @@ from tiny_run import tiny_config, tree_hashes, write_prompts
 from typer.testing import CliRunner
 
 from synthgen import run
+from synthgen.bench.scale import bench_scale
 from synthgen.cli import app
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
@@ -88,6 +89,11 @@ def test_every_sample_is_there_once_and_is_what_it_was(
         assert all(np.array_equal(sample[n], before[n]) for n in ("image", "mask", "masks"))
     assert seen == old.keys()
     assert len(seen) == 13
+
+
+def test_shards_that_were_copied_say_nothing_about_making_them(merged: Path) -> None:
+    with pytest.raises(ValueError, match=r"At least 2 shards .* Got 0 "):
+        bench_scale(merged)
 
 
 def test_failed_samples_and_shard_sizes_are_kept(merged: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_fleet_is_simulated_from_the_markers_of_a_dataset(
     assert hours == sorted(hours, reverse=True)
     assert hours[0] == pytest.approx(600 * mean / 3600, rel=0.1)
     assert list(found["workers"]) == [str(count) for count in WORKERS]
-    assert all(0 < row["efficiency"] <= 1 for row in found["workers"].values())
+    assert all(0 < row["efficiency"] <= 1 + 1e-9 for row in found["workers"].values())
     assert found["workers"]["1"]["straggler_seconds"] == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
     per_hour = 512 / mean * ROWS_PER_SHARD * 3600
@@ -84,7 +84,7 @@ def test_a_fleet_is_simulated_from_the_markers_of_a_dataset(
 def test_too_few_measured_shards_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stats").mkdir()
     shutil.copy(tiny_dataset / "stats" / "train-000000.json", tmp_path / "stats")
-    with pytest.raises(ValueError, match="At least 2 shards"):
+    with pytest.raises(ValueError, match=r"At least 2 shards.* Got 1 "):
         bench_scale(tmp_path)
 
 

@@ -10,10 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from synthgen.bench.soak import Reading, judge, longest_stretch, read_readings
+from synthgen.bench.soak import OVERRIDES, Reading, judge, longest_stretch, read_readings
 from synthgen.bench.soak_figure import save_figure
+from synthgen.bench.yardstick import Yardstick
+from synthgen.config import load
 
 MAIN = (sys.executable, "-c", "from synthgen.cli import main; main()", "soak")
 
@@ -28,6 +31,7 @@ def flat(shards: int = 41, stretch: int = 1) -> list[Reading]:
             flow_bytes=1_000_000_000,
             server_bytes=200_000_000,
             cpu_seconds=30 + 1.0 * number,
+            yardstick_seconds=0.2 * (number + 1),
             database_bytes=5_000_000 + 60_000 * number,
             database_rows=1000 + 25 * number,
         )
@@ -42,6 +46,7 @@ def test_a_flat_run_passes_with_its_growth_stated() -> None:
     assert result["database"]["rows_per_shard"] == 25
     assert result["quarters"][3]["samples_per_second"] == pytest.approx(25)
     assert result["quarters"][3]["samples_per_cpu_second"] == pytest.approx(50)
+    assert result["quarters"][3]["samples_per_yardstick"] == pytest.approx(10)
     assert set(result["last_over_second"].values()) == {1.0}
 
 
@@ -54,7 +59,25 @@ def test_a_leak_and_a_slowdown_fail() -> None:
     assert said.startswith("flow_mb: the last quarter must be at most 1.05 of the second. Got 1.")
     slower = [replace(row, cpu_seconds=row.cpu_seconds**1.5) for row in flat()]
     (said,) = judge(slower)["failures"]
-    assert "samples_per_cpu_second" in said
+    assert "samples_per_yardstick" in said
+
+
+def test_a_machine_that_slows_down_is_no_slowdown_of_ours() -> None:
+    slow = [1.0 if row.samples < 1000 else 1.7 for row in flat()]
+    rows, cpu, yards = [], 0.0, 0.0
+    for row, factor in zip(flat(), slow, strict=True):
+        cpu, yards = cpu + factor, yards + 0.2 * factor
+        rows.append(replace(row, cpu_seconds=cpu, yardstick_seconds=yards))
+    result = judge(rows)
+    assert result["failures"] == []
+    assert result["last_over_second"]["samples_per_cpu_second"] < 0.7
+
+
+def test_a_yardstick_is_the_same_work_every_time() -> None:
+    threads = torch.get_num_threads()
+    measured = Yardstick(load(overrides=list(OVERRIDES)))
+    assert all(measured.seconds() > 0 for _ in range(2))
+    assert torch.get_num_threads() == threads
 
 
 def test_a_warm_up_is_no_leak() -> None:

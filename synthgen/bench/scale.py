@@ -25,6 +25,7 @@ from synthgen.run.cost import PUTS_PER_SHARD, REQUESTS_PER_SHARD, ROWS_PER_SHARD
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 REPLICATES = 20
+MADE = "generate"  # stage whose time only a marker of a shard that was made here has
 STARTUP_SECONDS = 30.0  # to import torch and load SD 2.1 from a local disk
 PUTS_PER_SECOND = 3500
 """What Amazon S3 promises for a prefix: 3,500 writing and 5,500 reading requests per second
@@ -87,14 +88,18 @@ def bench_scale(
         ``efficiency`` (work over workers times makespan), ``straggler_seconds``; ``limits``.
 
     Raises:
-        ValueError: If fewer than two shards were measured.
+        ValueError: If fewer than two shards were made and measured there; a merge makes none.
     """
-    markers = [marker for marker in read_markers(open_storage(out)) if marker.planned]
+    markers = [
+        marker
+        for marker in read_markers(open_storage(out))
+        if marker.planned and MADE in marker.seconds  # shards of a merge were only copied
+    ]
     measured = np.array([sum(marker.seconds.values()) for marker in markers])
     if len(measured) < 2 or not measured.min() > 0:
         raise ValueError(
-            f"At least 2 shards with times must be measured. Got {len(measured)} in {out}; make "
-            f"some with 'synthgen generate --set dataset.shard_size=8'."
+            f"At least 2 shards must have been made and timed. Got {len(measured)} in {out}; "
+            f"make some with 'synthgen generate --set dataset.shard_size=8'."
         )
     drawn = [bootstrap(measured, shards, seed) for seed in range(REPLICATES)]
     rows = {str(count): _row(drawn, count, startup) for count in workers}
@@ -139,15 +144,17 @@ def scale_figure(rows: dict[str, dict[str, float]], shards: int) -> Figure:
     figure = Figure(figsize=(8.0, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    left.loglog(counts, hours, "o-", base=2, color="#0072B2", label=f"{shards:,} shards")
+    left.loglog(counts, hours, "o-", color="#0072B2", label=f"{shards:,} shards")
     straight = [ideal * counts[0] / count for count in counts]
-    left.loglog(counts, straight, "--", base=2, color="#666666", label="ideal")
+    left.loglog(counts, straight, "--", color="#666666", label="ideal")
     left.set(xlabel="workers", ylabel="hours")
+    left.yaxis.set_major_formatter("{x:g}")
     left.legend()
-    right.semilogx(
-        counts, [row["efficiency"] for row in rows.values()], "o-", base=2, color="#D55E00"
-    )
+    right.semilogx(counts, [row["efficiency"] for row in rows.values()], "o-", color="#D55E00")
     right.set(xlabel="workers", ylabel="work / (workers x makespan)", ylim=(0.0, 1.02))
+    for axes in (left, right):
+        axes.set_xticks(counts, labels=[str(count) for count in counts], rotation=45)
+        axes.minorticks_off()
     return figure
 
 

@@ -3,8 +3,9 @@
 The command ``synthgen generate`` runs as a child with a Prefect server of its own and is watched
 from outside: its resident memory and CPU time, its server's memory and database, once
 per shard. What a run of days would show, the quarters of a long run show before: the last must
-not hold more memory than the second (the first warms up), nor be slower. Speed is judged per
-second of the flow's CPU: the wall clock belongs to whoever else uses the machine.
+not hold more memory than the second (the first warms up), nor be slower. Speed is samples per
+CPU time of a yardstick, a fixed piece of work that is timed beside every shard: the wall clock
+belongs to whoever else uses the machine, and so does half of the speed of its cores.
 
 Everything is kept in one folder; interrupted, the same call goes on, and the longest stretch
 without an interruption is judged.
@@ -31,11 +32,12 @@ import psutil
 from synthgen import run
 from synthgen.bench.planted import CARD
 from synthgen.bench.soak_figure import save_figure
+from synthgen.bench.yardstick import Yardstick
 from synthgen.config import Config, dump, load
 from synthgen.dataset.verify import verify_dataset
 
 MEMORY_RATIO = 1.05  # most resident memory of the last quarter over that of the second
-SPEED_RATIO = 0.9  # least samples per second of CPU, likewise
+SPEED_RATIO = 0.9  # least samples per CPU time of the yardstick, likewise
 TELL_SECONDS = 30.0
 SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -61,6 +63,7 @@ class Reading:
         flow_bytes: Resident memory of the flow's process.
         server_bytes: Of its Prefect server.
         cpu_seconds: Of the flow, since it began; the server's loops run by the clock.
+        yardstick_seconds: CPU time of all yardsticks so far, one per reading.
         database_bytes: Of the server's database and its log.
         database_rows: Of all tables.
     """
@@ -71,6 +74,7 @@ class Reading:
     flow_bytes: int
     server_bytes: int
     cpu_seconds: float
+    yardstick_seconds: float
     database_bytes: int
     database_rows: int
 
@@ -154,8 +158,8 @@ def judge(rows: Sequence[Reading]) -> dict[str, Any]:
     bounds = {
         "flow_mb": (ratios["flow_mb"] <= MEMORY_RATIO, f"at most {MEMORY_RATIO}"),
         "server_mb": (ratios["server_mb"] <= MEMORY_RATIO, f"at most {MEMORY_RATIO}"),
-        "samples_per_cpu_second": (
-            ratios["samples_per_cpu_second"] >= SPEED_RATIO,
+        "samples_per_yardstick": (
+            ratios["samples_per_yardstick"] >= SPEED_RATIO,
             f"at least {SPEED_RATIO}",
         ),
     }
@@ -186,17 +190,22 @@ def _quarter(rows: Sequence[Reading], number: int) -> dict[str, float]:
     first, last = rows[edges[0]], rows[edges[1]]
     inside = rows[edges[0] + 1 : edges[1] + 1]
     made = last.samples - first.samples
+    per_cpu_second = made / (last.cpu_seconds - first.cpu_seconds)
+    yardstick = (last.yardstick_seconds - first.yardstick_seconds) / len(inside)
     return {
         "flow_mb": sum(row.flow_bytes for row in inside) / len(inside) / 1e6,
         "server_mb": sum(row.server_bytes for row in inside) / len(inside) / 1e6,
         "samples_per_second": made / (last.seconds - first.seconds),
-        "samples_per_cpu_second": made / (last.cpu_seconds - first.cpu_seconds),
+        "samples_per_cpu_second": per_cpu_second,
+        "samples_per_yardstick": per_cpu_second * yardstick,
     }
 
 
 def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -> None:
     """Run the command to its end and write a reading whenever it says that a shard is done."""
-    made, started, said = 0, 0.0, -math.inf
+    made, started, said, yards = 0, 0.0, -math.inf, 0.0
+    yardstick = Yardstick(load(out / "soak.yaml"))
+    yardstick.seconds()  # warm up
     with _command(out) as (process, events), (out / "readings.jsonl").open("a") as file:
         file.write("\n")  # behind a line that was cut off
         for event in events:
@@ -204,7 +213,8 @@ def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -
             if event["event"] != "shard" or event["reused"]:
                 continue
             started = started or event["time"]
-            row = _read(process, out, stretch, made, event["time"] - started)
+            yards += yardstick.seconds()
+            row = _read(process, out, stretch, made, event["time"] - started, yards)
             file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
             if time.monotonic() - said > TELL_SECONDS:
@@ -259,7 +269,9 @@ def _events(lines: Iterator[str], rest: deque[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _read(process: psutil.Popen, out: Path, stretch: int, made: int, seconds: float) -> Reading:
+def _read(
+    process: psutil.Popen, out: Path, stretch: int, made: int, seconds: float, yards: float
+) -> Reading:
     servers = process.children(recursive=True)
     database = out / "prefect" / "prefect.db"
     return Reading(
@@ -269,6 +281,7 @@ def _read(process: psutil.Popen, out: Path, stretch: int, made: int, seconds: fl
         flow_bytes=process.memory_info().rss,
         server_bytes=sum(server.memory_info().rss for server in servers),
         cpu_seconds=sum(process.cpu_times()[:2]),
+        yardstick_seconds=yards,
         database_bytes=sum(path.stat().st_size for path in database.parent.glob("prefect.db*")),
         database_rows=sum(count_rows(database).values()),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ WINDOWS = 40  # over which speed is averaged
 
 
 def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Resident memory, samples per second, and the server's database.
+    """Resident memory, speed by three clocks, and the server's database.
 
     Args:
         rows: Readings of one stretch, in order (see `synthgen.bench.soak.Reading`).
@@ -29,13 +30,15 @@ def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     memory.plot(made, read["server_bytes"] / 1e6, color=COLORS[1], label="server")
     memory.set(title="resident memory, MB", ylim=(0.0, None))
     marks = np.unique(np.linspace(0, len(rows) - 1, min(WINDOWS, len(rows))).astype(int))
-    for name, label, color in (
-        ("cpu_seconds", "second of CPU", COLORS[0]),
-        ("seconds", "second", COLORS[2]),
+    rates = {name: _rate(made, read[name], marks) for name in ("seconds", "cpu_seconds")}
+    yards = 1 / _rate(np.arange(len(rows)), read["yardstick_seconds"], marks)
+    for label, rate, color in (
+        ("CPU time of a yardstick", rates["cpu_seconds"] * yards, COLORS[0]),
+        ("second of CPU", rates["cpu_seconds"], COLORS[1]),
+        ("second", rates["seconds"], COLORS[2]),
     ):
-        rate = np.diff(made[marks]) / np.maximum(np.diff(read[name][marks]), 1e-9)
-        speed.plot(made[marks][1:], rate, color=color, label=f"per {label}")
-    speed.set(title="samples", ylim=(0.0, None))
+        speed.plot(made[marks][1:], rate / rate.mean(), color=color, label=f"per {label}")
+    speed.set(title="samples, of the mean", ylim=(0.0, None))
     database.plot(made, read["database_bytes"] / 1e6, color=COLORS[1], label="MB")
     database.plot(made, read["database_rows"] / 1e3, color=COLORS[0], label="1000 rows")
     database.set(title="server's database", ylim=(0.0, None))
@@ -46,6 +49,13 @@ def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.locator_params(axis="x", nbins=4)
         axes.legend(loc="lower right", frameon=False)
     return figure
+
+
+def _rate(
+    what: Shaped[np.ndarray, " row"], per: Float[np.ndarray, " row"], marks: Int[np.ndarray, " m"]
+) -> Float[np.ndarray, " window"]:
+    """Growth of one thing per growth of another, between marks."""
+    return np.asarray(np.diff(what[marks]) / np.maximum(np.diff(per[marks]), 1e-9))
 
 
 def save_figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from synthgen.doctor.findings import Finding, StepReport
 
 CARD = "scenes"
+NUM, MAX_BATCH = 8, 64
 
 
 def doctor(
@@ -46,10 +47,13 @@ def doctor(
     prompts: Annotated[
         str | None, typer.Option(help="Prompt file or name.  [default: voc; scenes: scenes]")
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Images; BL took 41 to 50.")] = 8,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="Images; BL took 41 to 50.  [default: 8]")
+    ] = None,
     max_batch: Annotated[
-        int, typer.Option(min=1, max=256, help="Largest batch that is tried.")
-    ] = 64,
+        int | None,
+        typer.Option(min=1, max=256, help="Largest batch that is tried.  [default: 64]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder.  [default: synthgen-doctor]")] = None,
     overrides: Set = None,
 ) -> None:
@@ -80,6 +84,7 @@ def doctor(
     given: dict[str, object]
     given = {"--card": card, "--path": path, "--checkpoint": checkpoint, "--sha256": sha256}
     given |= {"--auditor": auditor, "--prompts": prompts, "--out": out, "--set": overrides}
+    given |= {"--num": num, "--max-batch": max_batch}
     unused = next((name for name, value in given.items() if value), None)
     if unused and not run:
         raise ValueError(f"{unused} has no effect without --run. Add --run.")
@@ -87,8 +92,10 @@ def doctor(
         _show_findings(examine_installation(Path()))
         return
     name = card or CARD
-    config, judge = settings(name, prompts, num, overrides or [], auditor, checkpoint, sha256)
-    _examine(name, path, config, judge, out or Path("synthgen-doctor"), max_batch)
+    config, judge = settings(
+        name, prompts, num or NUM, overrides or [], auditor, checkpoint, sha256
+    )
+    _examine(name, path, config, judge, out or Path("synthgen-doctor"), max_batch or MAX_BATCH)
 
 
 def settings(

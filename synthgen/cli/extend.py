@@ -6,20 +6,16 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.generate import Engine, JsonLogs, Workers, conclude, execute
+from synthgen.cli.generate import Address, Engine, JsonLogs, Runner, Workers, conclude, execute
 
 
 def extend(
     out: Annotated[str, typer.Argument(metavar="DIR", help="A dataset: folder or URL.")],
     shards: Annotated[int, typer.Option(min=1, help="Whole shards to add.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
-    runner: Annotated[
-        str, typer.Option(help="Where shards are made: threads, ray, dask.")
-    ] = "threads",
+    runner: Runner = "threads",
     workers: Workers = 1,
-    address: Annotated[
-        str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
-    ] = None,
+    address: Address = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse other library versions.")
     ] = False,

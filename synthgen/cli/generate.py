@@ -33,7 +33,11 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
 ]
+Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
 Workers = Annotated[int, typer.Option(help="Shards in flight at once.")]
+Address = Annotated[
+    str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
 
 
@@ -47,13 +51,9 @@ def generate(
     num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
     overrides: Set = None,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
-    runner: Annotated[
-        str, typer.Option(help="Where shards are made: threads, ray, dask.")
-    ] = "threads",
+    runner: Runner = "threads",
     workers: Workers = 1,
-    address: Annotated[
-        str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
-    ] = None,
+    address: Address = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
     ] = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.generate import Set, Workers, read_config
+from synthgen.cli.generate import Address, Runner, Set, Workers, read_config
 from synthgen.config import load_audit
 
 RUN_SETTINGS = {  # read by Prefect in the runs, which are our child processes
@@ -37,7 +37,9 @@ def serve(
         str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Then write its report.")] = False,
+    runner: Runner = "threads",
     workers: Workers = 1,
+    address: Address = None,
     name: Annotated[str, typer.Option(help="Of the deployment on the server.")] = "served",
 ) -> None:
     """Make or extend a dataset on a schedule, on this machine, until Ctrl-C.
@@ -60,12 +62,14 @@ def serve(
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     for variable, value in RUN_SETTINGS.items():
         os.environ.setdefault(variable, value)
+    from flows.runners import task_runner
     from flows.serve import check_schedule
     from flows.serve import serve as serve_flow
     from synthgen import run
 
     check_schedule(cron, timezone)
-    run.plan(config)  # an unreadable prompt file must be seen now, not at two in the morning
+    task_runner(runner, workers, address)
+    run.plan(config)  # an unreadable prompt file must be seen now, not by night
     typer.echo(f"Serving {out} on '{cron}' ({timezone}); stop with Ctrl-C.")
     serve_flow(
         config,
@@ -75,6 +79,8 @@ def serve(
         shards=extend,
         audit=settings,
         report=report,
+        runner=runner,
         workers=workers,
+        address=address,
         name=name,
     )

@@ -26,6 +26,12 @@ def soak(
     """Long run without a network: memory and speed must stay flat, the database's growth is told.
 
     Interrupt it when you like; the same command goes on. Exit code 1 if a bound does not hold.
+
+    Examples:
+
+      synthgen soak --samples 2000 --out soak    (minutes: a first look)
+
+      synthgen soak                              (20,000 samples: what README shows)
     """
     from synthgen.bench import soak as bench
 

@@ -216,7 +216,7 @@ def segment_all(examination: Examination) -> Outcome:
         examination.segmentations.append(segment(sample, examination.config.segmentation))
         report("samples", count=1)
     examination.seconds["masks"] = time.perf_counter() - started
-    seconds, num = examination.seconds, len(examination.captured)
+    seconds, num = examination.seconds, len(examination.samples)
     stages = {
         "drawn by diffusers alone": seconds.get("drawn"),
         "drawn with capture": seconds["captured"],
