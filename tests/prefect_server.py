@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 READY_SECONDS = 240
+DRAIN_SECONDS = 60  # else whoever drains next waits for a server that is gone
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -94,7 +95,8 @@ def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def used(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let this process be a client of a server."""
+    """Let this process be a client of a server; its events are sent before the server may stop."""
+    from prefect.events.worker import EventsWorker
     from prefect.settings import get_current_settings
     from prefect.settings.context import temporary_settings
     from prefect.settings.legacy import _get_settings_fields
@@ -103,7 +105,10 @@ def used(environment: Mapping[str, str]) -> Iterator[None]:
     fields = _get_settings_fields(type(get_current_settings()))
     known = {fields[name]: value for name, value in environment.items() if name in fields}
     with temporary_settings(known):
-        yield
+        try:
+            yield
+        finally:
+            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -45,6 +45,7 @@ SERVER = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "900",
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # threads that spin until a core is free would count as work
 }
 OVERRIDES = (
     *(f"model.card={CARD}", "segmentation.clusters.ks=[2,4]", "generation.batch_size=10"),
