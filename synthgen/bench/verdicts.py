@@ -32,7 +32,7 @@ from synthgen.dataset.manifest import (
     tar_name,
 )
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
-from synthgen.dataset.shards import ShardWriter, read_span, scan, spans
+from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.types import Verdict
 
 SEED = 11
@@ -138,10 +138,9 @@ def _break_shard(storage: Storage, shard: str) -> dict[str, Any]:
     others = deque(members for _, members in samples)
     others.rotate(-1)
     with storage.staging() as folder:
-        writer = ShardWriter(folder / "shard.tar")
-        for (key, members), other in zip(samples, others, strict=True):
-            writer.write(key, with_masks_of(members, other))
-        writer.close()
+        with whole_tar(folder / "shard.tar") as writer:
+            for (key, members), other in zip(samples, others, strict=True):
+                writer.write(key, with_masks_of(members, other))
         with (folder / "shard.tar").open("rb") as stream:
             changed = {"sha256": sha256_file(stream), "bytes": stream.tell()}
         storage.publish(folder / "shard.tar", tar_name(shard))

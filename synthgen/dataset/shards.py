@@ -54,6 +54,18 @@ class ShardWriter:
             self._tar.close()
 
 
+@contextlib.contextmanager
+def whole_tar(path: Path) -> Iterator[ShardWriter]:
+    """A tar that is completed only if the block succeeds."""
+    writer = ShardWriter(path)
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One file of a tar.

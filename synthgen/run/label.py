@@ -40,7 +40,7 @@ from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS
-from synthgen.dataset.shards import ShardWriter, read_span, scan, spans
+from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.progress import report
 from synthgen.run.batch import Made, Recipe, make_batch
 from synthgen.run.label_plan import BYTES_PER_SAMPLE, LabelPlan, begin
@@ -139,17 +139,12 @@ def _label(
     started = time.perf_counter()
     counts: list[LabelCounts] = []
     with storage.staging() as folder:
-        writer = ShardWriter(folder / "labels.tar")
-        try:
+        with whole_tar(folder / "labels.tar") as writer:
             for made, members in _labeled(storage, plan, listed):
                 writer.write(made.row.key, members)
                 assert made.row.labels is not None
                 counts.append(made.row.labels)
                 progress("samples", count=1)
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
         with (folder / "labels.tar").open("rb") as stream:
             sha256, num_bytes = sha256_file(stream), stream.tell()
         name = labels_tar_name(plan.label_id, listed.stem)

@@ -29,11 +29,11 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import Origin, Row, read_rows, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.rekey import rekey, translate_ids
-from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
 from synthgen.progress import report
 from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
-from synthgen.run.shard import Progress, whole_tar
+from synthgen.run.shard import Progress
 
 _TEXT_BYTES = 100_000
 

@@ -5,11 +5,10 @@ Killed anywhere, it leaves either a complete shard or something that the next ru
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +29,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
-from synthgen.dataset.shards import ShardWriter, scan, spans
+from synthgen.dataset.shards import ShardWriter, scan, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
 from synthgen.progress import report
 from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
@@ -136,18 +135,6 @@ def _draft(recipe: Recipe, spec: ShardSpec, folder: Path, progress: Progress) ->
                 _append(draft, made, tar, previews)
             progress("samples", count=len(batch))
     return draft
-
-
-@contextlib.contextmanager
-def whole_tar(path: Path) -> Iterator[ShardWriter]:
-    """A tar that is completed only if the block succeeds."""
-    writer = ShardWriter(path)
-    try:
-        yield writer
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
 
 
 def _append(draft: _Draft, made: Made, tar: ShardWriter, previews: ShardWriter) -> None:
