@@ -45,6 +45,7 @@ class GeneratorSettings(PromptGrid):
     """All parameters of `SamAutomaticMaskGenerator` but the form of its output and its grids.
 
     Args:
+        box_nms_thresh: IoU of two masks' boxes above which the one of lower predicted IoU goes.
         min_mask_region_area: Pixels below which holes are filled and islands dropped; above 0 it
             needs OpenCV.
     """

@@ -163,6 +163,7 @@ def run_recorded(
         texts: What the images are drawn from.
         latent_size: (height, width) of the latents.
         capture: What is recorded; layers that it does not name are the card's.
+        labeling: Labels to be made, which decide the heatmaps; None: ``capture`` does.
     """
     capture = backbone.settle_capture(capture)
     unet = backbone.pipeline.unet

@@ -25,6 +25,7 @@ class Tally:
         instances: Objects per class.
         pixels: Pixels per class of objects; without labels masks overlap.
         all_pixels: Pixels of all images.
+        hashes: Key and perceptual hash of every sample.
     """
 
     splits: Counter[str] = field(default_factory=Counter)

@@ -32,6 +32,9 @@ class Histogram:
 
     Args:
         edges: Limits of the bins, ascending.
+
+    Attributes:
+        counts: Values in each bin so far.
     """
 
     edges: Float[np.ndarray, " edge"]
