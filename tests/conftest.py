@@ -14,6 +14,7 @@ from fault_table import faults, pytest_terminal_summary  # noqa: F401
 if TYPE_CHECKING:
     from synthgen.diffusion import Backbone
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of children: bytes depend on threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -181,6 +181,8 @@ def test_redaction_leaves_the_rest_alone() -> None:
     assert redact("x=hunter2hunter2", {"MY_TOKEN": "hunter2hunter2"}) == "x=***"
     tree = {"keys": [1, 2], "hub_token": "abc", "k": {"prompts": "scenes", "empty_token": ""}}
     assert redact_tree(tree, {}) == {**tree, "hub_token": "***"}
+    tree = {"negative_prompt": "(signature:1.4), blurry", "url": "s3://b?X-Amz-Token=abc"}
+    assert redact_tree(tree, {}) == {**tree, "url": "s3://b?X-Amz-Token=***"}
 
 
 def _png_header(width: int, height: int) -> bytes:

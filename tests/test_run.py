@@ -19,8 +19,11 @@ from tiny_run import PROMPTS, tiny_config, tree_hashes, write_prompts
 from synthgen import run
 from synthgen.config import Config
 from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.publish import open_storage
 from synthgen.dataset.verify import verify_dataset
 from synthgen.run import batch as batch_module
+from synthgen.run.identity import config_digest
+from synthgen.run.lifecycle import read_config
 from synthgen.types import Failure, Prompt, Sample
 
 
@@ -408,6 +411,39 @@ def test_gc_removes_orphans_and_stale_staging_only(
     (out / "data" / "notes.txt").unlink()
     run.generate(config, out)
     assert _comparable(out) == before
+
+
+def test_gc_leaves_shards_alone_whose_marker_it_cannot_read(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_dataset, tmp_path / "out")
+    marker = out / "stats" / "train-000000.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "added_later": 1}))
+    assert run.gc(out, orphan_seconds=0.0) == []
+    assert (out / "data" / "train-000000.tar").exists()
+
+
+def test_weights_in_a_prompt_are_no_secrets(config: Config, tmp_path: Path) -> None:
+    text = "(watermark:1.3), (signature:1.4), blurry"
+    generation = config.generation.model_copy(update={"negative_prompt": text})
+    config = config.model_copy(update={"generation": generation})
+    run.initialize(config, tmp_path / "out")
+    standing = read_config(open_storage(tmp_path / "out"))
+    assert standing.generation.negative_prompt == text
+    assert config_digest(standing) == config_digest(config)
+
+
+def test_threads_are_those_of_the_beginning(config: Config, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run.initialize(config, tmp_path / "out")
+        torch.set_num_threads(1)
+        run.initialize(config, tmp_path / "out", strict=True)  # not another environment
+        run.make_shard(config, run.plan(config)[0], tmp_path / "out")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_estimate_says_its_basis(tiny_dataset: Path, config: Config) -> None:

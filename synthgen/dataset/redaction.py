@@ -15,7 +15,7 @@ HIDDEN = "***"
 _NAME = r"(?:api_?key|access_?key|account_?key|secret|token|passw(?:or)?d|signature|credential)"
 _SECRET_NAME = re.compile(rf"(?i){_NAME}|^key$|_key$|^sig$")
 _ASSIGNMENT = re.compile(rf"(?i)([\w.-]*{_NAME}[\w.-]*[\"']?\s*[=:]\s*[\"']?)([^\s\"'&,;]+)")
-_QUERY = re.compile(r"(?i)([?&](?:key|sig)=)([^&\s\"']+)")
+_QUERY = re.compile(rf"(?i)([?&](?:key|sig|[\w.-]*{_NAME}[\w.-]*)=)([^&\s\"']+)")
 _USER = re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^/\s@\"']+@")
 _MIN_VALUE = 8  # shorter values of secret variables ("1", "true") are no secrets worth a search
 
@@ -32,15 +32,13 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     >>> redact("wrong: hunter2hunter2", {"DB_PASSWORD": "hunter2hunter2"})
     'wrong: ***'
     """
-    for value in _secret_values(os.environ if environment is None else environment):
-        text = text.replace(value, HIDDEN)
-    text = _USER.sub(rf"\1{HIDDEN}@", text)
-    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
-    return _QUERY.sub(rf"\1{HIDDEN}", text)
+    return _ASSIGNMENT.sub(rf"\1{HIDDEN}", _without_values(text, environment))
 
 
 def redact_tree(tree: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """A JSON-like tree with secrets replaced, by key and inside every string.
+    """A JSON-like tree with secrets replaced, by key, and in strings by value and in URLs.
+
+    What only looks like an assignment stays: ``(signature:1.4)`` is a weight in a prompt.
 
     >>> redact_tree({"s3": {"secret_key": "abc", "region": "x"}}, {})
     {'s3': {'secret_key': '***', 'region': 'x'}}
@@ -54,7 +52,14 @@ def redact_tree(tree: Any, environment: Mapping[str, str] | None = None) -> Any:
         }
     if isinstance(tree, list | tuple):
         return [redact_tree(value, environment) for value in tree]
-    return redact(tree, environment) if isinstance(tree, str) else tree
+    return _without_values(tree, environment) if isinstance(tree, str) else tree
+
+
+def _without_values(text: str, environment: Mapping[str, str] | None) -> str:
+    """The text without values of secret variables, users of URLs, and secrets in queries."""
+    for value in _secret_values(os.environ if environment is None else environment):
+        text = text.replace(value, HIDDEN)
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def _secret_values(environment: Mapping[str, str]) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """What a dataset is: everything that determines its bytes, and where it was made.
 
 The digest covers settings, prompt *content*, the model's weight hashes and our algorithms'
-version; not paths, workers, progress, nor the number of samples. Library versions, device and
-dtype are recorded beside it: a change of those is warned about, or refused with ``strict``.
+version; not paths, workers, progress, nor the number of samples. Library versions, device, dtype
+and what the processor can do are recorded beside it: a change of those is warned about, or refused
+with ``strict``. The number of threads is recorded too, and kept: sums depend on their split.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from typing_extensions import TypedDict
 
 from synthgen import __version__
@@ -25,6 +27,7 @@ from synthgen.types import Prompt
 from synthgen.untrusted import check_shape, parse_object
 
 IDENTITY = "identity.json"
+MAX_THREADS = 1024  # more is no processor of today, but a file that somebody changed
 CARD_DEFAULTS = {
     "height",
     "width",
@@ -85,6 +88,35 @@ def environment(config: Config) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": dict(_versions()),
     }
+
+
+def machine(standing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a processor determines the last bits of sums; threads are those of the beginning.
+
+    Args:
+        standing: Identity of the dataset, None where it begins.
+    """
+    threads = None if standing is None else _threads(standing)
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads or torch.get_num_threads(),
+    }
+
+
+def keep_threads(standing: Mapping[str, Any]) -> None:
+    """Compute on as many threads as the dataset was begun with, in whatever process this is.
+
+    On two threads instead of one, images of one seed differ in single values. Stays in force.
+    """
+    threads = _threads(standing)
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _threads(standing: Mapping[str, Any]) -> int | None:
+    """Threads that a dataset was begun with; None where it does not say."""
+    found = standing["environments"][0].get("threads") if standing["environments"] else None
+    return found if isinstance(found, int) and 0 < found <= MAX_THREADS else None
 
 
 @functools.cache

@@ -43,6 +43,7 @@ from synthgen.dataset.records import IMAGE_OPTIONS
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.progress import report
 from synthgen.run.batch import Made, Recipe, make_batch
+from synthgen.run.identity import keep_threads, read_identity
 from synthgen.run.label_plan import BYTES_PER_SAMPLE, LabelPlan, begin
 from synthgen.types import PlannedSample
 
@@ -94,6 +95,7 @@ def label_shard(plan: LabelPlan, shard: str, progress: Progress = report) -> Lab
     if standing is not None and labeled and standing.digest == plan.digest:
         progress("shard", name=shard, planned=listed.samples, reused=True)
         return standing
+    keep_threads(read_identity(storage) or {"environments": []})
     needed = BYTES_PER_SAMPLE * listed.samples
     with clear_disk_errors(storage, needed, f"the labels of {shard}"):
         marker = _label(storage, plan, listed, progress)

@@ -41,6 +41,7 @@ from synthgen.run.identity import (
     environment,
     identity_bytes,
     identity_content,
+    machine,
     read_identity,
 )
 from synthgen.run.plan import plan, shard_spans
@@ -104,8 +105,8 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     """
     storage = open_storage(out)
     check_labeling(config, load_prompts(config.prompts))
-    here = environment(config)
     standing = standing_identity(storage)
+    here = environment(config) | machine(standing)
     if standing is None:
         content, environments = identity_content(config), [here]
     else:
@@ -190,6 +191,8 @@ def status(out: str | Path) -> DatasetStatus:
 
 def gc(out: str | Path, orphan_seconds: float = _ORPHAN_SECONDS) -> list[str]:
     """Remove what interrupted runs left behind; complete shards are never touched.
+
+    A shard whose marker cannot be read is left alone, too: 'synthgen verify' names it.
 
     Args:
         out: The dataset's folder.
@@ -320,6 +323,8 @@ def _orphans(storage: Storage) -> list[str]:
         marker = read_marker(storage, shard)
         if marker and is_complete(storage, marker, marker.config, marker.planned):
             continue
+        if marker is None and storage.size(marker_name(shard)) is not None:
+            continue  # of another release, or damaged: what it speaks of may be complete
         files = (tar_name(shard), metadata_name(shard), preview_name(shard), marker_name(shard))
         orphans += [name for name in files if storage.size(name) is not None]
     return orphans

@@ -18,7 +18,13 @@ from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.run.batch import Recipe, make_batch
-from synthgen.run.identity import changed_keys, check_drawn, model_content, read_identity
+from synthgen.run.identity import (
+    changed_keys,
+    check_drawn,
+    keep_threads,
+    model_content,
+    read_identity,
+)
 from synthgen.run.lifecycle import read_config
 from synthgen.types import PlannedSample
 
@@ -82,8 +88,9 @@ def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
 
 
 def check_model(storage: Storage, config: Config) -> None:
-    """Refuse to make samples again with a model that is not the dataset's."""
+    """Refuse to make samples again with a model that is not the dataset's; keep its threads."""
     standing: Any = read_identity(storage)
+    keep_threads(standing)
     check_drawn(standing, storage.root)
     ours = redact_tree(model_content(load_backbone(config.model)))
     changed = changed_keys({name: standing["content"][name] for name in ours}, ours)

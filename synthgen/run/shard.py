@@ -34,7 +34,7 @@ from synthgen.dataset.verify import verify_tar
 from synthgen.progress import report
 from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
 from synthgen.run.estimate import bytes_per_sample
-from synthgen.run.identity import check_same, environment, read_identity
+from synthgen.run.identity import check_same, environment, keep_threads, read_identity
 from synthgen.run.plan import batches
 from synthgen.types import ShardReport, ShardSpec
 
@@ -102,6 +102,7 @@ def _check_initialized(storage: Storage, config: Config) -> str:
     standing = read_identity(storage)
     if standing is None:
         raise ValueError(f"{storage.root} must be initialized first. Got no identity.json there.")
+    keep_threads(standing)
     return check_same(standing, config, storage.root)
 
 
