@@ -82,11 +82,11 @@ def export(
 def push(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset or export.")],
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name, …")
+        str, typer.Argument(metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name or file:///folder.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Counts as one JSON object.")] = False,
 ) -> None:
-    """Send a finished dataset or export to a hub repository or any fsspec URL.
+    """Send a finished dataset or export to a hub repository, an object store or a folder.
 
     What is there already is skipped; the manifest goes last. Run again to go on.
 

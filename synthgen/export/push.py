@@ -1,6 +1,6 @@
 """Send a finished dataset or export to another place; what is there already is not sent again.
 
-Any writable fsspec file system, or a dataset repository of the Hugging Face hub
+A folder of a store of ``urls.SCHEMES``, or a dataset repository of the Hugging Face hub
 (``hf://datasets/owner/name``). Files that say what is there (manifest.json, export.json) go last,
 so a reader never finds one before what it lists.
 
@@ -13,17 +13,18 @@ hence a remote file that the plan names and that has its size is equal, and is s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from synthgen import urls
 from synthgen.dataset.audits import dump_json
 from synthgen.dataset.manifest import MANIFEST
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.progress import report
+from synthgen.untrusted import quote
 
 PLAN = ".synthgen/push.json"
 LAST = (MANIFEST, "export.json")
@@ -52,43 +53,47 @@ def push(directory: str | Path, url: str, progress: Progress = report) -> PushRe
 
     Args:
         directory: A finished dataset or export on this machine.
-        url: fsspec URL of a folder, or ``hf://datasets/owner/name``.
+        url: URL of a folder, or ``hf://datasets/owner/name``.
         progress: Told about every file; may raise, to stop.
 
     Raises:
-        ValueError: In one line, if the folder is not finished, the URL's scheme is unknown or
-            reads only, or the target holds files of others.
+        ValueError: In one line, if the URL's scheme is unknown or it holds credentials, the folder
+            is not finished, or the target holds files of others.
     """
+    target = url.removeprefix(HUB) if url.startswith(HUB) else open_target(url)
     root = Path(directory)
     if not any((root / name).is_file() for name in LAST):
         raise ValueError(
             f"A finished dataset or export must be pushed. Got {str(root)!r} without "
             f"{' or '.join(LAST)}."
         )
-    if url.startswith(HUB):
-        return _push_to_hub(root, url.removeprefix(HUB), progress)
-    return _push_files(root, open_target(url), progress)
+    if isinstance(target, str):
+        return _push_to_hub(root, target, progress)
+    return _push_files(root, target, progress)
 
 
 def open_target(url: str) -> Storage:
     """The storage behind an fsspec URL.
 
     Raises:
-        ValueError: For a URL without a scheme, one that fsspec does not know or cannot load, or
-            a chain of them.
+        ValueError: In one line that does not repeat the URL, for one without a scheme, one of
+            another scheme than ``urls.SCHEMES``, a chain of them, or credentials in it.
+
+    >>> open_target("hf://me/scenes")
+    Traceback (most recent call last):
+    ValueError: A target on the hub must be hf://datasets/owner/name. Got another; did you mean ...
     """
-    scheme, colon, _ = url.partition("://")
-    if not colon or "::" in url:
+    scheme = urls.scheme_of(url)
+    if scheme == "hf":
+        named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", url)
+        hint = f"did you mean {HUB}{named[1]}?" if named else "check the URL."
+        raise ValueError(f"A target on the hub must be {HUB}owner/name. Got another; {hint}")
+    if scheme not in urls.SCHEMES or "://" not in url or "::" in url:
         raise ValueError(
             f"The target must be a URL such as file:///data/out, s3://bucket/out or "
-            f"{HUB}owner/name. Got {url!r:.80}."
+            f"{HUB}owner/name. Got {'no scheme' if scheme is None else quote(scheme, 40)}."
         )
-    try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        message = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"The scheme {scheme!r} must be usable. Got: {message:.200}.") from None
-    return Storage(fs, str(root).rstrip("/"))
+    return Storage(*urls.open_url(url))
 
 
 def local_files(root: Path) -> list[str]:
@@ -185,10 +190,11 @@ def push_with_client(
     """Push to a dataset repository through a client of ``huggingface_hub``.
 
     Raises:
-        ValueError: If the repository is not ``owner/name``.
+        ValueError: If the repository is not ``owner/name``; what may be a secret is not repeated.
     """
-    if len(PurePosixPath(repository).parts) != 2:
-        raise ValueError(f"The target must be {HUB}owner/name. Got {HUB}{repository:.80}.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        found = f"{HUB}{repository}" if re.fullmatch(r"[\w./-]{0,80}", repository) else "another"
+        raise ValueError(f"The target must be {HUB}owner/name. Got {found}.")
     names = local_files(root)
     where = {"repo_id": repository, "repo_type": "dataset"}
     client.create_repo(exist_ok=True, **where)
