@@ -196,7 +196,7 @@ def test_panoptic_obeys_the_formats_rules(
         )
 
 
-def test_panoptic_ids_above_255_and_specks_without_a_segment(tmp_path: Path) -> None:
+def test_panoptic_ids_above_255_and_specks_without_a_segment() -> None:
     from synthgen.export.format import ExportSample, Instance
     from synthgen.export.panoptic import id_to_rgb, panoptic_segments
 
@@ -404,7 +404,7 @@ def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_by_datasets(
-    world: Path, samples: dict[str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, samples: dict[str, dict], tmp_path: Path
 ) -> None:
     from datasets import Image as ImageFeature
     from datasets import load_dataset

@@ -173,7 +173,7 @@ def test_side_labels_have_the_bytes_of_labels_on_the_fly(out: Path, labeled: Pat
     assert verify_dataset(out) == []
 
 
-def test_interrupted_labels_go_on_and_end_in_the_same_bytes(out: Path, plain: Path) -> None:
+def test_interrupted_labels_go_on_and_end_in_the_same_bytes(out: Path) -> None:
     label(out, CLUSTERS, label_id="whole")
     whole = {name: value for name, value in hashes(out).items() if name.endswith(".tar")}
 

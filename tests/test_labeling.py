@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from synthgen.config import LabelConfig, MaskConfig
 from synthgen.diffusion.heatmaps import attributed_text, check_class_tokens, map_request
 from synthgen.diffusion.probabilities import pooled_self_map
 from synthgen.labeling.clusters import cluster_means, label_by_clusters
-from synthgen.labeling.decide import choose, decide, present_classes
+from synthgen.labeling.decide import choose, decide, keep_present, present_classes
 from synthgen.labeling.evidence import ClassScores, Evidence, class_heat, middle, shares, upsample
 from synthgen.labeling.label import label_by_argmax, label_sample
 from synthgen.labeling.pcc import THRESHOLDS, label_by_votes, nearest_ks
@@ -22,7 +23,7 @@ from synthgen.labeling.propagation import propagate, smooth
 from synthgen.registry import LABELERS, resolve
 from synthgen.run.classes import check_names
 from synthgen.segmentation.masks import build_masks
-from synthgen.types import Heatmaps, LabelMap, MaskSet, Prompt, Segmentation, SelfMap
+from synthgen.types import Heatmaps, MaskSet, Prompt, Segmentation, SelfMap
 
 SIZE = (24, 32)
 KS = (2, 4, 7, 10)
@@ -203,9 +204,43 @@ def test_votes_are_those_of_a_loop_over_components() -> None:
     np.testing.assert_array_equal(labels[decided], expected.argmax(0)[decided])
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.02])
+@pytest.mark.parametrize("num", [1, 2, 4, 7])
+def test_votes_that_disagree_stay_undecided_whichever_classes_are_there(
+    num: int, margin: float
+) -> None:
+    """One class is there; of the others one keeps a trace of votes, the rest have no heat."""
+    evidence = random_evidence(7, num)
+    evidence.heat[2:] *= 0.02
+    config = LabelConfig(method="pcc", presence_area=0.01, margin=margin, refiner="none")
+    assert config.presence == 0.25
+    scaled = replace(evidence, heat=np.concatenate([evidence.heat[:2]]))
+    agreed = slow_votes(scaled).max(0) >= 0.56
+    assert 0.1 < agreed.mean() < 1
+    names = tuple(f"class {i}" for i in range(num))
+    heat = Heatmaps(names, torch.from_numpy(evidence.heat[1:]), torch.from_numpy(evidence.heat[0]))
+    found = label_sample(evidence.segmentation, heat, None, config, evidence.image)
+    assert found.not_found == names[1:]
+    np.testing.assert_array_equal(found.semantic == 255, ~agreed)
+
+
 def test_the_authors_ks_are_taken_where_they_are() -> None:
     assert nearest_ks((4, 7, 10)) == [0, 1, 2]
     assert nearest_ks((2, 20)) == [0, 1]
+
+
+@pytest.mark.parametrize("method", sorted(LABELERS))
+def test_a_sample_without_masks_has_labels_of_pixels(method: str) -> None:
+    evidence = random_evidence(9)
+    config = LabelConfig(method=method, refiner="none")
+    none = MaskSet(np.zeros((0, *SIZE), bool), (), np.zeros(0, np.int64))
+    without = replace(evidence, segmentation=replace(evidence.segmentation, mask_set=none))
+    labeler = resolve(method, LABELERS)
+    scores = labeler(without, config)
+    assert scores.masks.shape == (0, 4)
+    np.testing.assert_array_equal(scores.pixels, labeler(evidence, config).pixels)
+    found = decide(keep_present(scores, config), ("a", "b", "c"), config.margin)
+    assert found.mask_labels.shape == found.mask_scores.shape == (0,)
 
 
 @pytest.mark.parametrize("method", sorted(LABELERS))
@@ -309,18 +344,19 @@ def test_decisions_by_hand() -> None:
     rng = np.random.default_rng(5)
     pixels, masks = shares(rng.random((4, 6, 7)) + 0.01), shares(rng.random((4, 5))).T
     config = LabelConfig(method="argmax", presence=0.4, presence_area=0.1, margin=0.1)
-    found = decide(ClassScores(pixels, masks), ("a", "b", "c"), config)
+    kept = keep_present(ClassScores(pixels, masks), config)
+    found = decide(kept, ("a", "b", "c"), config.margin)
     there = [i for i in (1, 2, 3) if (pixels[i] >= 0.4).sum() / 42 >= 0.1]
     assert 1 < len(there) < 3
     for y, x in np.ndindex(6, 7):
         background = pixels[0, y, x]
         total = sum(pixels[i, y, x] for i in there)
-        kept = {i: (1 - background) * pixels[i, y, x] / total for i in there}
-        best, second = sorted(kept, key=lambda i: -kept[i])[:2]
+        left = {i: (1 - background) * pixels[i, y, x] / total for i in there}
+        best, second = sorted(left, key=lambda i: -left[i])[:2]
         ahead, label, score = abs(2 * background - 1), 0, background
         if background < 0.5:
-            ahead, label, score = min(ahead, kept[best] - kept[second]), best, kept[best]
-        assert found.semantic[y, x] == (label if ahead >= 0.1 else 255)
+            ahead, label, score = min(ahead, left[best] - left[second]), best, left[best]
+        assert found.semantic[y, x] == (label if ahead > 0.1 else 255)
         assert found.scores[y, x] == pytest.approx(score)
     held = set(np.unique(found.semantic))
     names = ("a", "b", "c")
@@ -356,6 +392,24 @@ def test_a_refiner_changes_the_map_and_what_is_found() -> None:
     assert 1 in found.mask_labels
 
 
+def test_a_refiner_sees_no_class_that_was_not_there() -> None:
+    """Three classes share the lower half of a cat's place; none of them passes the test."""
+    cat, low = quadrants(16) == 0, np.arange(16)[:, None] >= 4
+    rows = {"cat": np.select([cat & low, cat], [0.15, 0.5], 0.02)}
+    rows |= {n: np.select([cat & low, cat], [0.4, 0.12], 0.02) for n in ("dog", "bird", "cow")}
+    start = np.where(cat, 0.05, 0.3)
+    heat, alone = planted(rows, start), planted({"cat": rows["cat"]}, start)
+    plain = LabelConfig(method="argmax", **PLAIN)
+    image = np.full((64, 64, 3), 128, dtype=np.uint8)
+    before = label_sample(planted_segmentation(), heat, None, plain, image)
+    assert before.not_found == ("dog", "bird", "cow")
+    guided = plain.model_copy(update={"refiner": "guided"})
+    after = label_sample(planted_segmentation(), heat, None, guided, image)
+    expected = label_sample(planted_segmentation(), alone, None, guided, image)
+    np.testing.assert_array_equal(after.semantic, expected.semantic)
+    np.testing.assert_allclose(after.scores, expected.scores, atol=1e-6)
+
+
 def undecide(
     semantic: np.ndarray, image: np.ndarray, scores: object = None, uncertainty: object = None
 ) -> np.ndarray:
@@ -377,7 +431,6 @@ def test_a_third_partys_labeler_is_found_by_its_name() -> None:
     found = label_sample(planted_segmentation(), heat, None, config, image)
     np.testing.assert_array_equal(found.semantic[:32], 1)
     np.testing.assert_array_equal(found.semantic[32:], 0)
-    assert isinstance(found, LabelMap)
 
 
 def test_methods_that_lack_what_they_need_say_so() -> None:

@@ -74,7 +74,7 @@ def test_a_map_of_one_class_stays_as_it_is(method: str, value: int) -> None:
     assert (refine(method, semantic, image, None, error) == semantic).all()
 
 
-def test_an_invented_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invented_class_is_refused() -> None:
     semantic, image, error = random_sample(0)
     with pytest.raises(ValueError, match=r"only classes of the map .* Got \[9\]"):
         refine("test_refine:paint_nine", semantic, image, None, error)

@@ -83,7 +83,7 @@ def test_no_bad_url_becomes_a_parameter_of_a_deployment(out: str) -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_ray_clients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_clients_are_refused() -> None:
     pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install '.[ray]'")
     from flows.ray_runner import ray_runner
 

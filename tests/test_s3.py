@@ -8,11 +8,9 @@ import secrets
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
 import pytest
 from children import context
 from readme import readme_commands
@@ -25,14 +23,13 @@ import synthgen
 from synthgen import run
 from synthgen.auditing import audit as auditing
 from synthgen.cli import app
-from synthgen.config import AuditorConfig, Config, dump, load_audit
+from synthgen.config import Config, dump, load_audit
 from synthgen.dataset import publish
 from synthgen.dataset.loader import decode_mask
 from synthgen.dataset.verify import verify_dataset
 from synthgen.export.export import export
 from synthgen.report.page import write_report
 from synthgen.run.cost import PUTS_PER_SHARD, REQUESTS_PER_SHARD
-from synthgen.types import Annotations
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install '.[s3]'")
 wds = pytest.importorskip("webdataset")
@@ -81,28 +78,6 @@ def upload(dataset: Path, name: str) -> str:
     return url
 
 
-class HalvesAuditor:
-    """Sees the left and the right half of every image."""
-
-    identity = MappingProxyType({"name": "halves"})
-
-    def annotate(self, images: Sequence[np.ndarray]) -> list[Annotations]:
-        return [_halves(image.shape[:2]) for image in images]
-
-
-def _halves(size: tuple[int, int]) -> Annotations:
-    left = np.zeros(size, dtype=bool)
-    left[:, : size[1] // 2] = True
-    return Annotations(
-        np.stack([left, ~left]), (1.0,) * 2, (1.0,) * 2, ((0.0, 0.0),) * 2, ("",) * 2
-    )
-
-
-def load_halves(_settings: AuditorConfig) -> HalvesAuditor:
-    """The auditor, as a configuration names it."""
-    return HalvesAuditor()
-
-
 # --- the whole way ------------------------------------------------------------------------------
 
 
@@ -129,7 +104,7 @@ def test_audit_report_export_and_readers_on_s3(
     bucket: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = upload(tiny_dataset, "done")
-    settings = load_audit(["auditor.name=test_s3:load_halves", "verdict.min_top_n=0"])
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=0"])
     plan = auditing.begin(url, settings, "halves")
     for shard in plan.shards:
         auditing.audit_shard(plan, shard)

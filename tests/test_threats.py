@@ -464,7 +464,7 @@ def test_no_other_host_name_is_answered(served: tuple[Path, int]) -> None:
         assert b"ours" not in b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_the_made_tars_are_whole(tmp_path: Path) -> None:
+def test_the_made_tars_are_whole() -> None:
     """What bombs are made from is readable before it is forged."""
     assert len(encode_many(2)) == 2
     assert decode_image(png(8, 8), "L").shape == (8, 8)
