@@ -23,7 +23,7 @@ from synthgen.untrusted import MAX_QUOTE, one_line, quote
 ALGORITHM_VERSION = 1
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 2
+LABELING_VERSION = 3
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

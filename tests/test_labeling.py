@@ -209,12 +209,12 @@ def test_votes_are_those_of_a_loop_over_components() -> None:
 def test_votes_that_disagree_stay_undecided_whichever_classes_are_there(
     num: int, margin: float
 ) -> None:
-    """One class is there; of the others one keeps a trace of votes, the rest have no heat."""
+    """One class is there, the others have next to no heat."""
     evidence = random_evidence(7, num)
     evidence.heat[2:] *= 0.02
     config = LabelConfig(method="pcc", presence_area=0.01, margin=margin, refiner="none")
     assert config.presence == 0.25
-    scaled = replace(evidence, heat=np.concatenate([evidence.heat[:2]]))
+    scaled = replace(evidence, heat=evidence.heat[:2])
     agreed = slow_votes(scaled).max(0) >= 0.56
     assert 0.1 < agreed.mean() < 1
     names = tuple(f"class {i}" for i in range(num))

@@ -8,7 +8,8 @@ highest IoU with. Nine votes per pixel; a pixel's share of a class is its share 
 The authors cluster with k in {4, 7, 10}; of the ks at hand the three nearest are taken. Their
 scaling by minimum and maximum paints every prompted class; here only classes that pass the
 presence test on the plain heat take part. Agreement below .56 is undecided (`AGREEMENT`): such
-pixels are given equal shares, so that no margin lets them through.
+pixels are half background and half those classes, so that no margin lets them through, whichever
+of the classes `decide` leaves.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from synthgen.labeling.decide import present_classes
 from synthgen.labeling.evidence import (
     ClassScores,
     Evidence,
+    join,
     mask_means,
     middle,
     scale_rows,
     score_classes,
+    shares,
     upsample,
 )
 from synthgen.segmentation.packed import iou_matrix
@@ -56,7 +59,9 @@ def label_by_votes(evidence: Evidence, config: LabelConfig) -> ClassScores:
             np.add.at(votes, (elected, *np.indices(elected.shape)), 1)
     pixels = votes / (len(chosen) * len(THRESHOLDS))
     masks = mask_means(pixels, evidence.segmentation)
-    pixels = np.where(pixels.max(0) < AGREEMENT, np.float32(1 / len(pixels)), pixels)
+    spread = shares(there[1:, None, None].astype(np.float32))
+    even = join(np.full((1, 1), 0.5, dtype=np.float32), spread)
+    pixels = np.where(pixels.max(0) < AGREEMENT, even, pixels)
     return ClassScores(pixels, masks)
 
 
