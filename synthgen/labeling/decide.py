@@ -24,19 +24,27 @@ from synthgen.types import LabelMap, Segmentation
 BACKGROUND, UNDECIDED = 0, 255
 
 
-def decide(scores: ClassScores, class_names: tuple[str, ...], config: LabelConfig) -> LabelMap:
-    """Labels from shares: presence, argmax, margin.
+def keep_present(scores: ClassScores, config: LabelConfig) -> ClassScores:
+    """Shares with only the classes that pass the presence test.
 
     Args:
         scores: Of background (row 0) and classes.
-        class_names: Of rows 1, 2, …
-        config: ``presence``, ``presence_area``, ``margin``.
+        config: ``presence``, ``presence_area``.
     """
     there = present_classes(scores.pixels, config.presence, config.presence_area)
-    pixels = keep_classes(scores.pixels, there)
-    masks = keep_classes(scores.masks.T, there)
-    semantic, pixel_scores = choose(pixels, config.margin)
-    mask_labels, mask_scores = choose(masks, config.margin)
+    return ClassScores(keep_classes(scores.pixels, there), keep_classes(scores.masks.T, there).T)
+
+
+def decide(scores: ClassScores, class_names: tuple[str, ...], margin: float) -> LabelMap:
+    """Labels from shares: argmax and margin.
+
+    Args:
+        scores: Of background (row 0) and the classes that are there, see `keep_present`.
+        class_names: Of rows 1, 2, …
+        margin: See `choose`.
+    """
+    semantic, pixel_scores = choose(scores.pixels, margin)
+    mask_labels, mask_scores = choose(scores.masks.T, margin)
     return LabelMap(
         class_names=class_names,
         semantic=semantic,
@@ -82,6 +90,8 @@ def choose(
     >>> labels, best = choose(np.array([[0.6, 0.2, 0.2], [0.3, 0.41, 0.7], [0.1, 0.39, 0.1]]), 0.1)
     >>> labels.tolist(), best.tolist()
     ([0, 255, 1], [0.6, 0.41, 0.7])
+    >>> choose(np.array([[0.5], [0.5]]), 0.0)[0].tolist()
+    [255]
     """
     if len(scores) > UNDECIDED:
         raise ValueError(
@@ -90,8 +100,6 @@ def choose(
     empty = scores[BACKGROUND] >= 0.5
     labels = np.where(empty, BACKGROUND, 1 + scores[1:].argmax(0)).astype(np.uint8)
     best = np.where(empty, scores[BACKGROUND], scores[1:].max(0))
-    >>> choose(np.array([[0.5], [0.5]]), 0.0)[0].tolist()
-    [255]
     undecided = lead(scores) <= margin
     return np.where(undecided, np.uint8(UNDECIDED), labels), best
 

@@ -1,6 +1,6 @@
 """Class labels of one image: heat, a labeler, and a decision that may also say "I do not know".
 
-    label_sample = class heat → labeler (registry.LABELERS) → decide → refiner
+    label_sample = class heat → labeler (registry.LABELERS) → keep_present → decide → refiner
 
 A labeler scores, `decide` chooses: background and absence are rows and tests there, not paint.
 Every label has its share as a score; classes without a pixel are listed.
@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthgen.config import LabelConfig
-from synthgen.labeling.decide import UNDECIDED, contest, decide, not_found, nothing_prompted
+from synthgen.labeling.decide import (
+    UNDECIDED,
+    contest,
+    decide,
+    keep_present,
+    not_found,
+    nothing_prompted,
+)
 from synthgen.labeling.evidence import (
     ClassScores,
     Evidence,
@@ -51,8 +58,8 @@ def label_sample(
         return nothing_prompted(segmentation)
     labeler: Labeler = resolve(config.method, LABELERS, "labeling.method")
     heat = class_heat(heatmaps)
-    scores = labeler(Evidence(segmentation, heat, self_map, image), config)
-    decided = decide(scores, heatmaps.class_names, config)
+    scores = keep_present(labeler(Evidence(segmentation, heat, self_map, image), config), config)
+    decided = decide(scores, heatmaps.class_names, config.margin)
     if config.refiner == "none":
         return decided
     evidence = dict(enumerate(contest(scores.pixels)))
