@@ -122,11 +122,11 @@ def score_classes(
 
 
 def join(
-    background: Float[np.ndarray, "*place"], classes: Float[np.ndarray, cls * place]
-) -> Float[np.ndarray, row * place]:
+    background: Float[np.ndarray, "*place"], classes: Float[np.ndarray, "cls ..."]
+) -> Float[np.ndarray, "row ..."]:
     """The background's share, and what it leaves to the classes; all of it where they are zero."""
     background = np.where(classes.any(0), background, 1)
-    joined: Float[np.ndarray, row * place]
+    joined: Float[np.ndarray, "row ..."]
     joined = np.concatenate([background[None], (1 - background) * classes])
     return joined
 
@@ -198,7 +198,7 @@ def mask_means(
 ) -> Float[np.ndarray, "mask row"]:
     """LS eq. 3: mean of every map over the pixels of every mask, for all pairs in one product."""
     masks = segmentation.mask_set.masks
-    flat = masks.reshape(len(masks), -1)
+    flat = masks.reshape(len(masks), maps[0].size)  # there may be no mask
     sums = flat.astype(np.float32) @ maps.reshape(len(maps), -1).T.astype(np.float32)
     means: Float[np.ndarray, "mask row"] = sums / np.maximum(flat.sum(1), 1)[:, None]
     return means
