@@ -22,6 +22,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from synthgen.config import TOPS
 from synthgen.dataset.contact_sheet import magnify, overlay
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.redaction import redact
@@ -29,7 +30,6 @@ from synthgen.dataset.redaction import redact
 SHOWN = 8
 SIDE = 144  # pixels of a tile: eight pairs are about 40 kB
 QUALITY = 75
-TOPS = (1, 3, 5, 10, 15)  # BL table 7
 
 
 def publish_dataset(

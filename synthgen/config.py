@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +27,10 @@ LABELING_VERSION = 3
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+TopN = Literal[1, 3, 5, 10, 15]
+
+TOPS: tuple[int, ...] = get_args(TopN)
+"""The n of BL's tables 2, 6, 7 and 8."""
 
 
 MAX_BYTES = 2**20
@@ -253,7 +257,7 @@ class VerdictConfig(_Section):
     embedded SAM looks at they keep 92 %, none with shuffled masks (``synthgen bench verdicts``).
     """
 
-    top: Literal[1, 3, 5, 10, 15] = Field(
+    top: TopN = Field(
         5, description="The n of the Top-n (BL eq. 4) that thresholds are about; BL shows 1 to 15."
     )
     min_top_n: Fraction = Field(

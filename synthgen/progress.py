@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 logger = logging.getLogger("synthgen.progress")
 _stop = threading.Event()
+
+Progress = Callable[..., None]
+"""``progress(event, **fields)``: ``samples`` with ``count`` (negative where a shard begins
+again), ``shard`` with ``name``, ``planned`` and ``reused``. May raise, to stop."""
 
 
 class Stopped(BaseException):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from synthgen.auditing.chance import chance_masks
-from synthgen.auditing.judge import REASONS, TOPS, judge, metric_names, mismatch, score
-from synthgen.config import SegmentationConfig, VerdictConfig
+from synthgen.auditing.judge import REASONS, judge, metric_names, mismatch, score
+from synthgen.config import TOPS, SegmentationConfig, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, hungarian_iou
 from synthgen.segmentation.packed import pack_masks
 from synthgen.types import Annotations, MaskSet

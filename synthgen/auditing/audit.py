@@ -19,7 +19,7 @@ from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AuditPlan, audit_content
 from synthgen.auditing.samples import listed_shards
-from synthgen.auditing.shard_audit import Progress, ShardAudit
+from synthgen.auditing.shard_audit import ShardAudit
 from synthgen.auditing.summary import summarize
 from synthgen.config import AuditConfig, digest
 from synthgen.dataset.audits import (
@@ -33,7 +33,7 @@ from synthgen.dataset.audits import (
     summary_name,
 )
 from synthgen.dataset.publish import clear_disk_errors, open_storage
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously
 

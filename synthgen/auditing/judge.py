@@ -15,13 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from synthgen.config import VerdictConfig
+from synthgen.config import TOPS, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, mean_assigned, mean_best
 from synthgen.segmentation.packed import pack_masks, packed_areas, packed_iou
 from synthgen.types import Annotations, MaskSet, Verdict
-
-TOPS = (1, 3, 5, 10, 15)
-"""The n of BL's tables 2, 6, 7 and 8."""
 
 PER_K = 5
 """The n of the Top-n of the masks of each k alone, and the references of the boundary F."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -33,9 +33,9 @@ from synthgen.dataset.audits import (
     table_name,
 )
 from synthgen.dataset.publish import Storage
+from synthgen.progress import Progress
 from synthgen.types import Annotations
 
-Progress = Callable[..., None]
 Records = Sequence[Mapping[str, Any]]
 
 

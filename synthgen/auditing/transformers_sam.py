@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline
 
+from synthgen.auditing.annotations import NO_POINT
 from synthgen.auditing.sam import resolve_device
 from synthgen.auditing.sam_settings import PromptGrid, read_generator
 from synthgen.config import AuditorConfig, digest
@@ -33,7 +34,6 @@ NAMES: Mapping[str, str] = {
 }
 """segment-anything's names -> the pipeline's, where they differ."""
 
-NO_POINT = (-1.0, -1.0)
 _PACKAGES = ("transformers", "torch", "torchvision")
 
 

@@ -19,12 +19,12 @@ from jaxtyping import Bool
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
+from synthgen.config import TOPS
 from synthgen.segmentation.metrics import mean_assigned, mean_best
 from synthgen.segmentation.packed import iou_matrix
 
 KS = (2, 5, 6, 10, 20)  # BL section 4.1: 43 masks
 ANNOTATIONS = 100
-TOPS = (1, 3, 5, 10, 15)  # BL table 7
 SIZE = 512
 
 Scores = dict[str, float]

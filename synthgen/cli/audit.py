@@ -11,11 +11,10 @@ import typer
 from synthgen import progress
 from synthgen.cli.display import show_progress
 from synthgen.cli.generate import JsonLogs, stop_on_signals
-from synthgen.config import AuditConfig, load_audit
+from synthgen.config import TOPS, AuditConfig, load_audit
 
 AUDIT_FAILED = 4
 MAX_FAILED = 0.5  # half of a dataset rejected: something is wrong with the whole of it
-TOPS = (1, 3, 5, 10, 15)  # BL table 7
 
 
 def audit(

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from synthgen.auditing.chance import chance_masks
-from synthgen.auditing.judge import TOPS, score
+from synthgen.auditing.judge import score
 from synthgen.auditing.loading import annotate, load_auditor
-from synthgen.config import SegmentationConfig
+from synthgen.config import TOPS, SegmentationConfig
 from synthgen.diffusion.selection import attention_layers
 from synthgen.doctor.findings import Outcome, Table
 from synthgen.doctor.machine import Examination

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,12 @@ from synthgen.export.format import ExportContext, Exporter, File
 from synthgen.export.source import Selection, Source
 from synthgen.export.split import parse_split, split_names
 from synthgen.export.statistics import Tally, add_up
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 
 EXPORT_SCHEMA_VERSION = 1
 EXPORT = "export.json"
 _ASKED = f".synthgen/{EXPORT}"
 _HASHES = "hashes"
-Progress = Callable[..., None]
 
 
 def export(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from synthgen import urls
 from synthgen.dataset.audits import dump_json
 from synthgen.dataset.manifest import MANIFEST
 from synthgen.dataset.publish import Storage, sha256_file
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.untrusted import quote
 
 PLAN = ".synthgen/push.json"
 LAST = (MANIFEST, "export.json")
 HUB = "hf://datasets/"
 Plan = Mapping[str, tuple[int, str]]
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,6 @@ from synthgen.dataset.publish import Storage
 from synthgen.dataset.rle import decode_masks
 from synthgen.segmentation.masks import pairwise_iou
 
-TOP_NS = (1, 3, 5, 10, 15)  # BL table 7
-
 
 @dataclass(frozen=True, slots=True)
 class Standing:

@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from synthgen import __version__
+from synthgen.config import TOPS
 from synthgen.dataset.manifest import TAR_NAME, metadata_name, preview_name, read_manifest
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
@@ -28,7 +29,6 @@ from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
 from synthgen.report.audits import (
-    TOP_NS,
     Audit,
     auditor_ious,
     pick_audit,
@@ -276,10 +276,10 @@ def _audit_charts(audit: Audit) -> Iterator[Chart]:
     kinds = {
         name: prefix
         for name, prefix in _RIVALS.items()
-        if any(audit.mean(f"{prefix}top_{n}") is not None for n in TOP_NS)
+        if any(audit.mean(f"{prefix}top_{n}") is not None for n in TOPS)
     }
     groups = {
-        f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in kinds.values()] for n in TOP_NS
+        f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in kinds.values()] for n in TOPS
     }
     yield grouped_chart("Top-n (eq. 4)", "largest masks of the auditor", groups, tuple(kinds))
     per_k = {int(match[1]): name for name in audit.metrics if (match := _PER_K.fullmatch(name))}

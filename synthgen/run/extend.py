@@ -17,10 +17,9 @@ from typing import Any
 from synthgen.config import Config
 from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage, open_storage
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.run.identity import read_identity
 from synthgen.run.lifecycle import CONFIG, generate, read_config
-from synthgen.run.shard import Progress
 
 
 def extend(

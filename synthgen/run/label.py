@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,13 @@ from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.run.batch import Made, Recipe, make_batch
 from synthgen.run.identity import keep_threads, read_identity
 from synthgen.run.label_plan import BYTES_PER_SAMPLE, LabelPlan, begin
 from synthgen.types import PlannedSample
 
 __all__ = ["LabelPlan", "begin", "conclude", "label", "label_shard", "side_members"]
-Progress = Callable[..., None]
 
 
 def label(

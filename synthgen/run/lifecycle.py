@@ -31,7 +31,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.prompts import load_prompts
 from synthgen.run.classes import check_labeling
 from synthgen.run.identity import (
@@ -45,7 +45,7 @@ from synthgen.run.identity import (
     read_identity,
 )
 from synthgen.run.plan import plan, shard_spans
-from synthgen.run.shard import Progress, make_shard
+from synthgen.run.shard import make_shard
 from synthgen.types import ShardSpec
 
 CONFIG = "config.yaml"

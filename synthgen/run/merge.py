@@ -31,9 +31,8 @@ from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, s
 from synthgen.dataset.rekey import rekey, translate_ids
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
-from synthgen.run.shard import Progress
 
 _TEXT_BYTES = 100_000
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,16 +30,12 @@ from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.shards import ShardWriter, scan, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
 from synthgen.run.estimate import bytes_per_sample
 from synthgen.run.identity import check_same, environment, keep_threads, read_identity
 from synthgen.run.plan import batches
 from synthgen.types import ShardReport, ShardSpec
-
-Progress = Callable[..., None]
-"""``progress(event, **fields)``: ``samples`` with ``count`` (negative where a shard begins
-again), ``shard`` with ``name``, ``planned`` and ``reused``. May raise, to stop."""
 
 logger = logging.getLogger(__name__)
 

@@ -25,13 +25,12 @@ from safetensors.torch import load, save
 from synthgen.config import CaptureConfig
 from synthgen.dataset.publish import Storage, clear_disk_errors
 from synthgen.diffusion.selection import Layer
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.study.images import Batch
 from synthgen.types import Failure, HeadFeatures, PlannedSample, Sample
 
 IMAGE = "image"  # no layer is called so
 Make = Callable[[Batch], Sequence[Sample | Failure]]
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)

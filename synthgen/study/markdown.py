@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synthgen.auditing.judge import TOPS
+from synthgen.config import TOPS
 from synthgen.study.bootstrap import FEW, Interval, paired_intervals
 from synthgen.study.claims import TRUTH, sentences
 from synthgen.study.results import Results

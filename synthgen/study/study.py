@@ -21,10 +21,9 @@ from synthgen.dataset.publish import Storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.selection import attention_layers, select_layers
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.study.captures import (
     Captures,
-    Progress,
     capture_bytes,
     capture_images,
     check_scratch,

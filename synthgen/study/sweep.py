@@ -22,10 +22,10 @@ from synthgen.auditing.judge import score
 from synthgen.auditing.loading import annotate
 from synthgen.config import SegmentationConfig
 from synthgen.dataset.publish import Storage
-from synthgen.progress import report
+from synthgen.progress import Progress, report
 from synthgen.scenes.render import Scene, render
 from synthgen.segmentation.segment import segment
-from synthgen.study.captures import Captures, Progress
+from synthgen.study.captures import Captures
 from synthgen.study.images import truth_annotations, truth_scores
 from synthgen.study.settings import Setting
 from synthgen.types import Annotations, PlannedSample, Sample
