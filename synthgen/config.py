@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from synthgen.registry import near_miss
+from synthgen.registry import AUDITORS, LABELERS, REFINERS, SEGMENTERS, check_name, near_miss
 from synthgen.untrusted import MAX_QUOTE, one_line, quote
 
 ALGORITHM_VERSION = 1
@@ -32,6 +39,8 @@ TopN = Literal[1, 3, 5, 10, 15]
 TOPS: tuple[int, ...] = get_args(TopN)
 """The n of BL's tables 2, 6, 7 and 8."""
 
+
+NEED_SELF_MAP = ("propagate", "dataset-diffusion")
 
 MAX_BYTES = 2**20
 """Largest configuration that is read; a complete one has 3 KB."""
@@ -51,6 +60,16 @@ class _Section(BaseModel):
             if isinstance(number, int) and number.bit_length() > 63:
                 raise ValueError("must be an integer below 2^63. Got a larger one.")
         return value
+
+
+def _row_of(field: str, table: Mapping[str, str]) -> Any:
+    """A validator: the field names a row of a table or a plug-in, which is not imported yet."""
+
+    def known(name: str) -> str:
+        check_name(name, table)
+        return name
+
+    return field_validator(field)(known)
 
 
 class ModelConfig(_Section):
@@ -164,6 +183,8 @@ class SegmentationConfig(_Section):
     clusters: ClusterConfig = ClusterConfig()
     masks: MaskConfig = MaskConfig()
 
+    _known_method = _row_of("method", SEGMENTERS)
+
 
 class LabelConfig(_Section):
     """Class labels of pixels and masks, from attention; off by default."""
@@ -214,12 +235,21 @@ class LabelConfig(_Section):
         "'module:attribute'.",
     )
 
+    _known_method = _row_of("method", {"none": "", **LABELERS})
+    _known_refiner = _row_of("refiner", REFINERS)
+
+    @model_validator(mode="after")
+    def _recorded(self) -> LabelConfig:
+        if self.self_map is False and self.method in NEED_SELF_MAP:
+            raise ValueError(f"self_map must be null or true for {self.method}. Got false.")
+        return self
+
     @property
     def needs_self_map(self) -> bool:
         """Whether self-attention maps are recorded."""
         if self.self_map is not None:
             return self.self_map
-        return self.method in ("propagate", "dataset-diffusion")
+        return self.method in NEED_SELF_MAP
 
 
 class DatasetConfig(_Section):
@@ -246,6 +276,8 @@ class AuditorConfig(_Section):
         description="Parameters of the mask generator that differ from the auditor's defaults, "
         "by segment-anything's names (points_per_side, pred_iou_thresh, ...).",
     )
+
+    _known_name = _row_of("name", AUDITORS)
 
 
 class VerdictConfig(_Section):
@@ -422,7 +454,8 @@ def describe(error: ValidationError, section: type[BaseModel] | None = None) -> 
     wants = [item["msg"].removeprefix("Value error, ").rstrip(".") for item in about]
     message = " or ".join(dict.fromkeys(want[0].lower() + want[1:] for want in wants))
     got = "" if "Got" in message else f". Got {quote(first['input'])}"
-    return f"{one_line(key, MAX_QUOTE)} is not valid: {one_line(message)}{got}."
+    end = "" if message.endswith("?") else "."
+    return f"{one_line(key, MAX_QUOTE)} is not valid: {one_line(message)}{got}{end}"
 
 
 def _setting(loc: tuple[int | str, ...], known: set[str]) -> str:

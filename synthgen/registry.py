@@ -71,17 +71,32 @@ def resolve(name: str, table: Mapping[str, str], kind: str = "plug-in") -> Any:
     >>> resolve("join", {"join": "posixpath:join"})("a", "b")
     'a/b'
     """
-    target = table.get(name, name)
-    if not _TARGET.fullmatch(target):
-        raise ValueError(
-            f"{kind} must be one of {', '.join(sorted(table))} or 'module:attribute'. "
-            f"Got {name!r}.{near_miss(name, table)}"
-        )
-    module, attribute = target.split(":")
+    try:
+        check_name(name, table)
+    except ValueError as error:
+        raise ValueError(f"{kind} {error}") from None
+    module, attribute = table.get(name, name).split(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{kind} {name!r} must be importable. Got: {error}.") from error
+
+
+def check_name(name: str, table: Mapping[str, str]) -> None:
+    """Refuse what is neither a row of a table nor ``module:attribute``; nothing is imported.
+
+    Raises:
+        ValueError: With near misses.
+
+    >>> check_name("jion", {"join": "posixpath:join"})
+    Traceback (most recent call last):
+    ValueError: must be one of join or 'module:attribute'. Got 'jion'. Did you mean 'join'?
+    """
+    if name not in table and not is_plug_in(name):
+        raise ValueError(
+            f"must be one of {', '.join(sorted(table))} or 'module:attribute'. "
+            f"Got {name!r:.80}.{near_miss(name, table)}"
+        )
 
 
 def is_plug_in(name: str) -> bool:

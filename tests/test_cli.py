@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from synthgen import run
 from synthgen.cli import main
 from synthgen.cli.display import Tally
+from synthgen.config import load
 
 pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
 WORDS = ("car", "dog", "tree")
@@ -67,6 +69,12 @@ def test_help_names_every_command_and_teaches_by_example() -> None:
         (["generate", "scenes", "--set", "sead=1", "--dry-run"], "seed"),
         (["generate", "scenes", "--set", "model.card=scense", "--dry-run"], "scenes"),
         (["generate", "scenes", "--num", "0"], "num"),
+        (["generate", "scenes", "--set", "segmentation.method=per-haed"], "'per-head'?"),
+        (["generate", "scenes", "--set", "labeling.method=cluster"], "'clusters'?"),
+        (["generate", "scenes", "--runner", "rayy"], "'ray'?"),
+        (["generate", "scenes", "--engine", "inline", "--workers", "2"], "--engine inline"),
+        (["generate", "scenes", "--audit", "scenes-sma"], "'scenes-sam'?"),
+        (["config", "validate", "scenes", "--set", "labeling.refiner=guide"], "'guided'?"),
         (["config", "validate", "absent.yaml"], "readable"),
         (["verify", "absent-folder"], "absent-folder"),
         (["replay", "absent-folder", "0000000000"], "absent-folder"),
@@ -88,6 +96,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert words in printed.err
     assert len(printed.err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_that_the_output_shows_are_one_line_too(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    run.initialize(load(tiny_config), tmp_path / "other")
+    wanted = {"file": "must be a folder", "other": "Got a change of seed"}
+    for out, words in wanted.items():
+        command = ["synthgen", "generate", str(tiny_config), "--set", "seed=9", "--out"]
+        monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / out)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        assert (stopped.value.code, len(printed.err.strip().splitlines())) == (2, 1), printed.err
+        assert words in printed.err
 
 
 def test_dry_run_counts_and_makes_nothing(tiny_config: Path, tmp_path: Path) -> None:

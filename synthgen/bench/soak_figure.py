@@ -33,12 +33,12 @@ def soak_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     rates = {name: _rate(made, read[name], marks) for name in ("seconds", "cpu_seconds")}
     yards = 1 / _rate(np.arange(len(rows)), read["yardstick_seconds"], marks)
     for label, rate, color in (
-        ("CPU time of a yardstick", rates["cpu_seconds"] * yards, COLORS[0]),
-        ("second of CPU", rates["cpu_seconds"], COLORS[1]),
+        ("yardstick", rates["cpu_seconds"] * yards, COLORS[0]),
+        ("CPU second", rates["cpu_seconds"], COLORS[1]),
         ("second", rates["seconds"], COLORS[2]),
     ):
         speed.plot(made[marks][1:], rate / rate.mean(), color=color, label=f"per {label}")
-    speed.set(title="samples, of the mean", ylim=(0.0, None))
+    speed.set(title="speed, of its mean", ylim=(0.0, 2.0))
     database.plot(made, read["database_bytes"] / 1e6, color=COLORS[1], label="MB")
     database.plot(made, read["database_rows"] / 1e3, color=COLORS[0], label="1000 rows")
     database.set(title="server's database", ylim=(0.0, None))

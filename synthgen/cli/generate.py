@@ -13,7 +13,7 @@ import typer
 
 from synthgen import progress
 from synthgen.cli.display import show_progress
-from synthgen.config import Config, load, load_audit
+from synthgen.config import AuditConfig, Config, load, load_audit
 
 DEMO_OVERRIDES = (
     *("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
@@ -34,7 +34,7 @@ Set = Annotated[
     typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
 ]
 Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
-Workers = Annotated[int, typer.Option(help="Shards in flight at once.")]
+Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
 Address = Annotated[
     str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
 ]
@@ -67,6 +67,8 @@ def generate(
 ) -> None:
     """Make a segmentation dataset from prompts, or finish one that was cut off.
 
+    Run the same command again to go on: complete shards are kept.
+
     Examples:
 
       synthgen generate scenes --num 64 --out data/scenes
@@ -79,9 +81,10 @@ def generate(
     if dry_run:
         print_estimate(config, out)
         return
+    settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
-    if audit is not None:
-        _audit(out, audit, json_logs)
+    if settings is not None:
+        _audit(out, settings, json_logs)
     conclude(manifest, out)
 
 
@@ -100,7 +103,7 @@ def demo(
     manifest = execute(config, out, engine, "threads", workers, False, json_logs)
     sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
     typer.echo(f"  contact sheet  {sheet}")
-    _audit(out, "scenes-sam", json_logs)
+    _audit(out, load_audit(["auditor.name=scenes-sam"]), json_logs)
     typer.echo(f"Report: {write_report(out)}")
     typer.echo(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
     conclude(manifest, out)
@@ -136,8 +139,10 @@ def execute(
     from synthgen.dataset.publish import open_storage
 
     open_storage(out)  # a URL with a secret must not become a parameter of a flow
-    stop_on_signals()
     specs = run.plan(config)
+    check_runner(engine, runner, workers, address)
+    run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's traceback
+    stop_on_signals()
     planned = sum(len(spec.samples) for spec in specs)
     started = time.perf_counter()
     with show_progress(planned, len(specs), json_logs) as tally:
@@ -150,6 +155,23 @@ def execute(
     seconds = time.perf_counter() - started
     _announce(manifest, tally.made, out, seconds)
     return manifest
+
+
+def check_runner(engine: Engine, runner: str, workers: int, address: str | None) -> None:
+    """Refuse what no flow could run on, and settings of flows where there is none.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if engine is Engine.flow:
+        from flows.runners import task_runner
+
+        task_runner(runner, workers, address)
+    elif (runner, workers, address) != ("threads", 1, None):
+        raise ValueError(
+            "--runner, --workers and --address have no effect with --engine inline, which makes "
+            "one shard after the other. Leave them out, or leave out --engine."
+        )
 
 
 def print_estimate(config: Config, out: str) -> None:
@@ -166,11 +188,10 @@ def signal_exit_code() -> int:
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
-def _audit(out: str | Path, auditor: str, json_logs: bool) -> None:
+def _audit(out: str | Path, settings: AuditConfig, json_logs: bool) -> None:
     """Audit a dataset that was just finished, with the audit's defaults."""
     from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
 
-    settings = load_audit([f"auditor.name={auditor}"])
     summary = run_audit(out, settings, json_logs=json_logs)
     show_summary(summary, out)
     conclude(summary, MAX_FAILED)

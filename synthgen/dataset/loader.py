@@ -73,8 +73,9 @@ def open_dataset(
         audited: Id of an audit; samples then also have ``verdict`` (keep, reason, metrics).
         keep_only: With ``audited``, leave out the samples that it rejects.
         labels: Id of labels that stand beside the dataset; None: those in its tars, if any.
-        version: Of a dataset that grows: the samples of its n-th manifest, whatever came since;
-            None: the newest.
+        version: Of a dataset that is extended: the samples of its n-th manifest, whatever came
+            since; None: the newest. A larger ``num`` fills the last shard up, whose old version
+            is gone then.
         transform: Called with every sample, in the worker, last of all; what it returns is what
             you get.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,8 +324,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@functools.cache
 def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    """Where our process ids count: containers and reboots may share a host's name."""
+    known = [socket.gethostname()]
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        known += [str(Path("/proc/self/ns/pid").readlink()), boot]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
 
 
 def _is_stale(path: Path) -> bool:
@@ -334,7 +341,8 @@ def _is_stale(path: Path) -> bool:
     if name[1] == _host():
         return not _is_alive(int(name[2]))
     try:
-        return time.time() - path.stat().st_mtime > _FOREIGN_STALE_SECONDS
+        newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
+        return time.time() - newest > _FOREIGN_STALE_SECONDS
     except FileNotFoundError:  # its owner was faster
         return False
 

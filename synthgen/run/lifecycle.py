@@ -33,6 +33,7 @@ from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
 from synthgen.progress import Progress, report
 from synthgen.prompts import load_prompts
+from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.identity import (
     IDENTITY,
@@ -104,6 +105,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         OSError: If the folder cannot be written.
     """
     storage = open_storage(out)
+    resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
     check_labeling(config, load_prompts(config.prompts))
     standing = standing_identity(storage)
     here = environment(config) | machine(standing)
@@ -233,6 +235,8 @@ def standing_identity(storage: Storage) -> dict[str, Any] | None:
     Raises:
         ValueError: If something else is there.
     """
+    if storage.local_root is not None and storage.local_root.is_file():
+        raise ValueError(f"The output must be a folder. Got a file, {storage.root}.")
     taken = [*storage.names(), *storage.names("data"), *storage.names("stats")]
     standing = read_identity(storage)  # after looking: another process may begin right now
     if taken and standing is None:
