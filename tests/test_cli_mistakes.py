@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from made_export import make_dataset
+from typer.testing import CliRunner
 
-from synthgen.cli import main
+from synthgen.cli import app, main
 
 Refused = Callable[..., str]
 SECRET = "hunter2hunter2"
@@ -43,6 +47,53 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mistakes") / "data"
     make_dataset(out, num=4, shard_size=2)
     return out
+
+
+def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from pages(child, (*path, name))
+
+
+PAGES = dict(pages(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=" ".join)
+def test_help_shows_brackets_and_examples_that_can_be_pasted(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 200)
+    shown = CliRunner().invoke(app, [*path, "--help"]).output
+    texts = [PAGES[path].help or "", *(getattr(p, "help", "") or "" for p in PAGES[path].params)]
+    for bracket in re.findall(r"\[[^\]]*\]", " ".join(texts)):
+        assert bracket in shown
+    examples = (PAGES[path].help or "").partition("Examples:")[2]
+    for paragraph in examples.split("\n\n"):
+        first, *others = paragraph.strip().splitlines() or [""]
+        assert first.startswith("synthgen") == bool(first)
+        for line, following in zip([first, *others], others, strict=False):
+            assert line.endswith(" \\")
+            assert following.startswith("    ")
+        if first:
+            assert f"\n   {first}" in shown, "examples are indented alike"
+
+
+@pytest.mark.parametrize(
+    ("path", "defaults"),
+    [
+        ("doctor", ["scenes", "sam with --checkpoint", "voc; scenes: scenes", "8", "64"]),
+        ("doctor", ["synthgen-doctor"]),
+        ("study", ["scenes", "OUT/scratch"]),
+    ],
+)
+def test_help_shows_defaults_that_depend_on_others(
+    path: str, defaults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 200)
+    shown = CliRunner().invoke(app, [path, "--help"]).output
+    for default in defaults:
+        assert f"[default: ({default}" in shown
 
 
 @pytest.mark.parametrize(

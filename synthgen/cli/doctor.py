@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CARD = "scenes"
 NUM, MAX_BATCH = 8, 64
+OUT = Path("synthgen-doctor")
 
 
 def doctor(
@@ -27,7 +28,7 @@ def doctor(
     ] = False,
     card: Annotated[
         str | None,
-        typer.Option(help="Card, local diffusers folder, or hub id.  [default: scenes]"),
+        typer.Option(help="Card, local diffusers folder, or hub id.", show_default="scenes"),
     ] = None,
     path: Annotated[
         Path | None, typer.Option(help="Local diffusers folder that holds the card's weights.")
@@ -41,23 +42,26 @@ def doctor(
     auditor: Annotated[
         str | None,
         typer.Option(
-            help="Who sees the images.  [default: sam with --checkpoint; scenes: its own]"
+            help="Who sees the images.", show_default="sam with --checkpoint; scenes: its own"
         ),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Prompt file or name.  [default: voc; scenes: scenes]")
+        str | None,
+        typer.Option(help="Prompt file or name.", show_default="voc; scenes: scenes"),
     ] = None,
     num: Annotated[
-        int | None, typer.Option(min=1, help="Images; BL took 41 to 50.  [default: 8]")
+        int | None, typer.Option(min=1, help="Images; BL took 41 to 50.", show_default=str(NUM))
     ] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Largest batch that is tried.  [default: 64]"),
+        typer.Option(
+            min=1, max=256, help="Largest batch that is tried.", show_default=str(MAX_BATCH)
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder.  [default: synthgen-doctor]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder.", show_default=str(OUT))] = None,
     overrides: Set = None,
 ) -> None:
-    """Look at this installation; with --run, try a model on this machine and write a page of it.
+    r"""Look at this installation; with --run, try a model on this machine and write a page of it.
 
     Alone it takes seconds and loads no model: versions against the bounds that keep the server
     starting and schedules firing, torch and GPU, hashes of the embedded weights, disk, offline
@@ -76,8 +80,8 @@ def doctor(
 
       synthgen doctor --card sd21-base --checkpoint sam_vit_h_4b8939.pth --run --out doctor
 
-      synthgen doctor --card sd21-base --path models/sd21-base --run
-      --set model.dtype=bfloat16 --set auditor.generator.points_per_side=16
+      synthgen doctor --card sd21-base --path models/sd21-base --run \
+        --set model.dtype=bfloat16 --set auditor.generator.points_per_side=16
     """
     from synthgen.doctor.install import examine_installation
 
@@ -95,7 +99,7 @@ def doctor(
     config, judge = settings(
         name, prompts, num or NUM, overrides or [], auditor, checkpoint, sha256
     )
-    _examine(name, path, config, judge, out or Path("synthgen-doctor"), max_batch or MAX_BATCH)
+    _examine(name, path, config, judge, out or OUT, max_batch or MAX_BATCH)
 
 
 def settings(

@@ -28,7 +28,9 @@ def plan(
     workers: Annotated[int, typer.Option(help="GPUs.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="With --cost: one JSON object.")] = False,
 ) -> None:
-    """Say what a run will make and take: shards, images, bytes, GPU hours. Makes nothing.
+    """Say what a run will make and take: shards, images, bytes, GPU hours.
+
+    Makes nothing. With --cost also what the same takes at a throughput that you measured.
 
     Examples:
 

@@ -62,6 +62,8 @@ def inspect(
 ) -> None:
     """Write the paper's figures for one prompt or image: heads, clusters, masks, error map.
 
+    An image goes through the model at low strength (BL section 5) instead of being drawn.
+
     Examples:
 
       synthgen inspect "a red car on the road" --out figures

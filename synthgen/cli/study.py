@@ -52,7 +52,7 @@ def study(
         str, typer.Option(help="Card, local diffusers folder, or hub id.")
     ] = "scenes",
     prompts: Annotated[
-        str | None, typer.Option(help="Packaged name or prompt file.  [default: scenes]")
+        str | None, typer.Option(help="Packaged name or prompt file.", show_default="scenes")
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="Images; BL took 41 to 50.")] = 50,
     images: Annotated[
@@ -79,7 +79,7 @@ def study(
     scratch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of captures and scores, to delete later.  [default: OUT/scratch]"
+            help="Folder of captures and scores, to delete later.", show_default="OUT/scratch"
         ),
     ] = None,
     scratch_gb: Annotated[
@@ -96,7 +96,7 @@ def study(
     ] = None,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Repeat the paper's parameter studies with a backbone of your choice.
+    r"""Repeat the paper's parameter studies with a backbone of your choice.
 
     Every image is captured once and every row is swept over what was captured; run again to go
     on. Each study gives NAME.md, a table with the paper's columns that ends in what it says, and
@@ -108,8 +108,8 @@ def study(
 
       synthgen study layers mid --num 100 --images rendered --auditor truth --out study
 
-      synthgen study components --backbone sd21-base --prompts voc --auditor sam
-      --checkpoint sam_vit_l_0b3195.pth
+      synthgen study components --backbone sd21-base --prompts voc --auditor sam \
+        --checkpoint sam_vit_l_0b3195.pth
     """
     if prompts is not None and images is Images.rendered:
         raise ValueError("--prompts has no effect with --images rendered. Leave out either.")

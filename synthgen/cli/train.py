@@ -150,7 +150,6 @@ def downstream(
         SyntheticData,
         evaluate_downstream,
     )
-    from synthgen.evaluation.downstream_report import markdown, write_downstream
     from synthgen.evaluation.trainer import TrainSettings
 
     stop_on_signals()
@@ -175,9 +174,7 @@ def downstream(
     )
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
-    written = write_downstream(out, result)
-    typer.echo(json.dumps(result) if as_json else markdown(result))
-    typer.echo(f"Written: {', '.join(map(str, written))}", err=True)
+    _conclude(result, out, as_json)
 
 
 @app.command()
@@ -206,6 +203,8 @@ def labels(
 ) -> None:
     """Labels of every labeler with every refiner against the truth of scenes.
 
+    Scenes are rendered and drawn again through image-to-image, so that their truth is known.
+
     Examples:
 
       synthgen evaluate labels --num 100
@@ -231,6 +230,15 @@ def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:
     write_curves({settings.model: [history]}, out / "curves.png")
     export_segmenter(out / "checkpoint", out)
     return {"images": len(given), "validated_on": len(known), **history[-1]}
+
+
+def _conclude(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Write table and curves of a comparison, and print it."""
+    from synthgen.evaluation.downstream_report import markdown, write_downstream
+
+    written = write_downstream(out, result)
+    typer.echo(json.dumps(result) if as_json else markdown(result))
+    typer.echo(f"Written: {', '.join(map(str, written))}", err=True)
 
 
 def _said(result: dict[str, Any], out: Path) -> str:
