@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from read_dataset import READERS
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from synthgen.cli import app
+from synthgen.config import load
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.scenes.vocabulary import CLASSES
 
-pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines that are busy
+pytestmark = pytest.mark.timeout(1200)  # a server and real models, on machines that are busy
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -33,22 +38,72 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def bash_lines() -> list[str]:
-    """Every command of the README, comments cut off."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+def lines(language: str) -> list[str]:
+    """Every command of the README in one language, comments cut off."""
+    found = [line for block in blocks(language) for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in found if line.strip()]
+
+
+def commands() -> list[str]:
+    """All our commands: those of shell blocks, and those in the text that have arguments."""
+    spans = re.findall(r"`(synthgen(?: [^`\s]+){2,})`", README)
+    found = [*lines("bash"), *lines("sh"), *spans]
+    return list(dict.fromkeys(line for line in found if line.startswith("synthgen ")))
+
+
+COMMANDS = commands()
+CLI: Any = get_command(app)
+JUDGED = ("synthgen audit data/scenes --id sam", "synthgen label data/scenes --id words")
+RUN = (
+    "synthgen generate my-prompts.jsonl --dry-run",
+    "synthgen verify data/scenes --deep",
+    "synthgen audit data/scenes --auditor scenes-m2f --id m2f",
+    "synthgen report data/scenes --labels words",
+    'synthgen inspect "a photo of a red car" --out figures',
+    "synthgen export data/scenes data/coco --format coco --split 0.9/0.1",
+    "synthgen export data/scenes data/yolo --format yolo-seg",
+    "synthgen export data/scenes data/parquet --format hf-parquet",
+)
+"""Run as they stand, after those of JUDGED; other tests run what is only parsed here."""
+
+
+def succeed(line: str) -> str:
+    """Run one of our commands in this process; returns what it printed."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    result = CliRunner().invoke(app, shlex.split(line)[1:])
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset made by ``synthgen demo`` with 4 images."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    done = run_demo(out)
-    assert done.returncode == 0, done.stderr
-    assert "contact-sheet.png" in done.stdout
-    assert f"Report: {out / 'report' / 'index.html'}" in done.stdout
-    check_last_line(done.stdout, out)
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the README is followed."""
+    folder = tmp_path_factory.mktemp("readme")
+    prompts = '{"prompt": "a red ball", "classes": ["ball"]}\n'
+    (folder / "my-prompts.jsonl").write_text(prompts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(place: Path) -> Path:
+    """The README's dataset, made by ``synthgen demo`` with 4 images."""
+    out = place / "data" / "scenes"
+    printed = succeed(f"synthgen demo --num 4 --out {out}")
+    assert "contact-sheet.png" in printed
+    assert f"Report: {out / 'report' / 'index.html'}" in printed
+    check_last_line(printed, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def labeled(demo: Path) -> None:
+    """An audit and labels beside the dataset, by the README's own lines."""
+    assert {*JUDGED, *RUN} <= {*COMMANDS}
+    with contextlib.chdir(demo.parent.parent):
+        for line in JUDGED:
+            succeed(line)
 
 
 def check_last_line(stdout: str, out: Path) -> None:
@@ -62,18 +117,9 @@ def check_last_line(stdout: str, out: Path) -> None:
     assert last.endswith(f"synthgen view {out}")
 
 
-def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
-    """``synthgen demo --num 4`` in a process of its own."""
-    code = "from synthgen.cli import main; main()"
-    command = [sys.executable, "-c", code, "demo", "--num", "4", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900)
-
-
 def test_a_second_demo_does_no_work_and_says_so(demo: Path) -> None:
     tars = {path: path.stat().st_mtime_ns for path in demo.glob("data/*.tar")}
-    done = run_demo(demo)
-    assert done.returncode == 0, done.stderr
-    assert "nothing was done" in done.stdout
+    assert "nothing was done" in succeed(f"synthgen demo --num 4 --out {demo} --engine inline")
     assert tars == {path: path.stat().st_mtime_ns for path in demo.glob("data/*.tar")}
 
 
@@ -100,9 +146,13 @@ def test_previews_hold_clusters_components_and_upsampling_error(demo: Path) -> N
     )
 
 
-@pytest.mark.parametrize("name", list(READERS))
-def test_third_party_readers_read_every_sample(demo: Path, name: str) -> None:
-    assert READERS[name](demo) == 4
+def test_third_party_readers_read_every_sample(demo: Path) -> None:
+    """In a process of its own, since a DataLoader forks and flows leave threads in this one."""
+    script = Path(__file__).with_name("read_dataset.py")
+    command = [sys.executable, str(script), str(demo)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" 4 samples") == len(READERS)
 
 
 def test_the_audit_puts_our_masks_above_chance_and_above_other_images_masks(demo: Path) -> None:
@@ -116,7 +166,7 @@ def test_the_audit_puts_our_masks_above_chance_and_above_other_images_masks(demo
 
 
 def test_readme_install_commands_name_what_exists() -> None:
-    installs = [line for line in bash_lines() if line.startswith("pip install")]
+    installs = [line for line in lines("bash") if line.startswith("pip install")]
     assert len(installs) == 2
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for line in installs:
@@ -128,44 +178,48 @@ def test_readme_install_commands_name_what_exists() -> None:
         assert then in {"synthgen demo", "pytest"}
 
 
-@pytest.mark.parametrize("line", [x for x in bash_lines() if x.startswith("synthgen ")])
-def test_readme_commands_parse(line: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(demo.parent)
-    words = shlex.split(line)[1:]
-    if words[0] != "generate":
-        words = [str(demo) if word == "data/scenes" else word for word in words]
-    if words[0] == "generate":
-        prompts = demo.parent / "my-prompts.jsonl"
-        prompts.write_text('{"prompt": "a red ball", "classes": ["ball"]}\n')
-        offline = [word for word in words if "model." in word]
-        words = [w for w in words if w != "--dry-run" and w not in offline and w != "--set"]
-        settings = [w for w in words if "=" in w]
-        words = [w for w in words if w not in settings] + ["--dry-run"]
-        words += [x for s in settings for x in ("--set", s)]
-    elif words[0] == "train":
-        words += ["--steps", "2", "--val-num", "2"]
-    elif words[0] in {"bench", "study", "evaluate"}:
-        words = [*words[:2], "--help"]
-    elif words[0] in {"serve", "extend", "merge"} or "data/both" in words:
-        words = [words[0], "--help"]  # test_schedule.py runs them
-    elif words[0] == "view" or any(word.endswith(".pth") for word in words):
-        words = [words[0], "--help"]  # serves until it is stopped; weights that are not here
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output + str(result.exception)
+@pytest.mark.parametrize("line", COMMANDS)
+def test_readme_commands_parse(line: str) -> None:
+    """Every flag is known, every value is of its type, every setting exists; nothing is run."""
+    load(overrides=parse(line).get("overrides") or [])
 
 
-def test_readme_snippets_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (demo.parent / "data").mkdir(exist_ok=True)
-    (demo.parent / "data" / "scenes").symlink_to(demo)
-    monkeypatch.chdir(demo.parent)
-    monkeypatch.syspath_prepend(str(demo.parent))
-    assert CliRunner().invoke(app, ["audit", str(demo), "--id", "sam"]).exit_code == 0
-    labels = ["label", str(demo), "--id", "words", "--engine", "inline"]
-    assert CliRunner().invoke(app, labels).exit_code == 0
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("synthgen bench kmeans --absent", "No such option: --absent"),
+        ("synthgen export here", "Missing parameter: out"),
+        ("synthgen label here --num 0", "greater than or equal to 1"),
+    ],
+)
+def test_wrong_commands_do_not_parse(line: str, reason: str) -> None:
+    with pytest.raises(Exception, match=reason):
+        parse(line)
+
+
+def parse(line: str) -> dict[str, Any]:
+    """Parameters of a command line, as its function would get them."""
+    command, words = CLI, shlex.split(line)[1:]
+    while known := getattr(command, "commands", {}):
+        command, words = known[words[0]], words[1:]
+    return dict(command.make_context("synthgen", words).params)
+
+
+@pytest.mark.usefixtures("labeled")
+@pytest.mark.parametrize("line", RUN)
+def test_readme_commands_run(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    succeed(line)
+
+
+@pytest.mark.usefixtures("labeled")
+def test_readme_snippets_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
     snippets = blocks("python")
     assert len(snippets) >= 3
     for number, snippet in enumerate(snippets):
         named = re.match(r"# (\w+\.py)\n", snippet)
         if named:
-            (demo.parent / named[1]).write_text(snippet)
+            (place / named[1]).write_text(snippet)
         exec(compile(snippet, f"README block {number}", "exec"), {"__name__": f"block{number}"})
