@@ -113,3 +113,56 @@ def test_targets_of_push_are_refused_without_repeating_secrets(
     said = refused("push", made, url)
     assert words in said
     assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "nosuch", "--val", "scenes"], "DIR (no --labels): "),
+        (["train", "scenes", "--val", "nosuch"], "--val (no --val-labels): "),
+        (["train", "DATA", "--val", "DATA", "--labels", "x"], "DIR (--labels 'x'): "),
+        (["train", "scenes", "--val", "DATA", "--val-labels", "x"], "--val (--val-labels 'x'): "),
+        (["evaluate", "downstream", "--data", "nosuch"], "must have a manifest"),
+        (["evaluate", "downstream", "--arms", "nosuch"], "arms must be of"),
+    ],
+)
+def test_datasets_are_looked_at_before_scenes_are_rendered(
+    args: list[str], words: str, made: Path, refused: Refused
+) -> None:
+    assert words in refused(*(made if arg == "DATA" else arg for arg in args))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "DATA", "--val", "DATA", "--epochs", "0", "--steps", "9"], "beside --steps"),
+        (["train", "scenes", "--val", "scenes", "--labels", "x"], "--labels has no effect on"),
+        (["train", "scenes", "--val", "scenes", "--audited", "x"], "--audited has no effect on"),
+        (["train", "scenes", "--val", "scenes", "--found-only"], "--found-only has no effect on"),
+        (["train", "DATA", "--val", "scenes", "--val-labels", "x"], "--val-labels has no effect"),
+        (["evaluate", "downstream", "--data", "DATA", "--set", "num=2"], "--set has no effect"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    args: list[str], words: str, made: Path, refused: Refused
+) -> None:
+    said = refused(*(made if arg == "DATA" else arg for arg in args))
+    assert words in said
+    assert "Leave it out" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["train", "scenes", "--val", "scenes", "--device", "gpu"], "--device"),
+        (["evaluate", "downstream", "--device", "gpu"], "--device"),
+    ],
+)
+def test_values_out_of_bounds_name_their_option(
+    args: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
+    assert not list(tmp_path.iterdir())

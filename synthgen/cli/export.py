@@ -82,7 +82,10 @@ def export(
 def push(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset or export.")],
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name or file:///folder.")
+        str,
+        typer.Argument(
+            metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name or file:///folder."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Counts as one JSON object.")] = False,
 ) -> None:

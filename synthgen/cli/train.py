@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 
 from synthgen.cli.display import show_progress
 from synthgen.cli.generate import JsonLogs, Set, stop_on_signals
+from synthgen.cli.options import refuse_unused
 from synthgen.cli.training_display import show_training
+from synthgen.untrusted import quote
+from synthgen.urls import scheme_of
 
 if TYPE_CHECKING:
     from synthgen.evaluation.labeled_images import LabeledImages
@@ -19,6 +23,16 @@ app = typer.Typer(help="What labels are worth, measured.", no_args_is_help=True)
 
 SCENES = "scenes"
 NUM_SCENES, NUM_VAL_SCENES = 500, 200
+EPOCHS = 20
+
+
+class Device(StrEnum):
+    """What a network is trained on; auto: a GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
 
 Model = Annotated[
     str, typer.Option(help="segformer, segformer-b0, lraspp, deeplab or 'module:attribute'.")
@@ -35,6 +49,7 @@ FoundOnly = Annotated[
 Batch = Annotated[int, typer.Option(min=2, help="Samples a step.")]
 Rate = Annotated[float, typer.Option(min=0.0, help="Learning rate after warming up.")]
 Size = Annotated[int, typer.Option(help="Side of the crops that are learned from, pixels.")]
+Where = Annotated[Device, typer.Option(help="auto: a GPU of CUDA where there is one.")]
 PROMPT_SEED = 1
 """Of the prompts of `evaluate downstream`, which are not those of the packaged list."""
 
@@ -48,7 +63,10 @@ def train(
         "synthgen-train"
     ),
     model: Model = "segformer",
-    epochs: Annotated[float, typer.Option(min=0.0, help="Rounds through the data.")] = 20.0,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Rounds through the data.", show_default=str(EPOCHS)),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
     batch: Batch = 16,
     lr: Rate = 3e-3,
@@ -62,7 +80,7 @@ def train(
     audited: Audited = None,
     found_only: FoundOnly = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Where = Device.auto,
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -80,17 +98,28 @@ def train(
     from synthgen.evaluation.labeled_images import with_names
     from synthgen.evaluation.trainer import TrainSettings, crop_side, epoch_steps
 
-    known = _images(val, out / "val", val_num, val_labels, for_training=False)
-    given = _images(data, out / "train", num, labels, audited, found_only)
-    given = with_names(given, known.class_names)
+    of_data = {"--labels": labels, "--audited": audited, "--found-only": found_only}
+    refuse_unused(of_data, data == SCENES, "on rendered scenes")
+    refuse_unused({"--val-labels": val_labels}, val == SCENES, "on rendered scenes")
+    refuse_unused({"--epochs": epochs}, steps is not None, "beside --steps")
+    where = _device(device)
+    asked = {
+        "DIR": (data, out / "train", num, labels, audited, found_only),
+        "--val": (val, out / "val", val_num, val_labels, None, False),
+    }
+    scenes_last = sorted(asked, key=lambda option: asked[option][0] == SCENES)
+    images = {option: _images(option, *asked[option]) for option in scenes_last}
+    known = images["--val"]
+    given = with_names(images["DIR"], known.class_names)
+    rounds = EPOCHS if epochs is None else epochs
     settings = TrainSettings(
         model=model,
-        steps=steps or max(1, round(epochs * epoch_steps([given], batch))),
+        steps=steps or max(1, round(rounds * epoch_steps([given], batch))),
         batch=batch,
         lr=lr,
         size=size or crop_side(given),
         seed=seed,
-        device=_device(device),
+        device=where,
     )
     stop_on_signals()
     with show_training(model, json_logs):
@@ -127,7 +156,7 @@ def downstream(
     lr: Rate = 3e-3,
     size: Size = 96,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Where = Device.auto,
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -152,10 +181,10 @@ def downstream(
     )
     from synthgen.evaluation.trainer import TrainSettings
 
-    stop_on_signals()
-    data = data or _generate(out / "synthetic", num, overrides or [], json_logs)
+    refuse_unused({"--set": overrides}, data is not None, "with --data")
+    url = data if data and scheme_of(data) else str(Path(data or out / "synthetic").resolve())
     settings = DownstreamSettings(
-        synthetic=SyntheticData(str(Path(data).resolve()), labels, audited, found_only),
+        synthetic=SyntheticData(url, labels, audited, found_only),
         num=num,
         few=few,
         test=test,
@@ -172,6 +201,9 @@ def downstream(
             device=_device(device),
         ),
     )
+    stop_on_signals()
+    if data is None:
+        _generate(out / "synthetic", num, overrides or [], json_logs)
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
     _conclude(result, out, as_json)
@@ -251,27 +283,36 @@ def _said(result: dict[str, Any], out: Path) -> str:
 
 
 def _images(
+    option: str,
     source: str,
     folder: Path,
     num: int | None,
     labels: str | None,
-    audited: str | None = None,
-    found_only: bool = False,
-    for_training: bool = True,
+    audited: str | None,
+    found_only: bool,
 ) -> LabeledImages:
-    """Labeled images of a dataset, or rendered scenes that are kept in a folder."""
+    """Labeled images of a dataset, or rendered scenes that are kept in a folder.
+
+    Raises:
+        ValueError: If there are none; it says which option is about them.
+    """
     from synthgen.evaluation.downstream import FIRST_RENDERED
     from synthgen.evaluation.labeled_images import dataset_images, rendered_images
     from synthgen.scenes.vocabulary import TUNING_SEEDS
 
     if source != SCENES:
-        return dataset_images(source, labels, num, audited, found_only)
-    if for_training:
+        name = "--labels" if option == "DIR" else f"{option}-labels"
+        try:
+            return dataset_images(source, labels, num, audited, found_only)
+        except ValueError as error:
+            how = f"no {name}" if labels is None else f"{name} {quote(labels, 40)}"
+            raise ValueError(f"{option} ({how}): {error}") from None
+    if option == "DIR":
         return rendered_images(folder, num or NUM_SCENES, FIRST_RENDERED)
     return rendered_images(folder, num or NUM_VAL_SCENES, TUNING_SEEDS.start)
 
 
-def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> str:
+def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> None:
     """The labeled dataset that this comparison makes for itself, or finishes.
 
     Its prompts name one object each: the embedded model draws those, but of longer prompts only
@@ -289,13 +330,17 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> str
     specs = run.plan(config)
     with show_progress(sum(len(spec.samples) for spec in specs), len(specs), json_logs):
         run.generate(config, out)
-    return str(out)
 
 
-def _device(name: str) -> str:
-    """``cuda`` for auto where there is one."""
-    if name != "auto":
-        return name
+def _device(device: Device) -> str:
+    """``cuda`` for auto where there is one.
+
+    Raises:
+        ValueError: If it is asked for where there is none.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.cuda.is_available()
+    if device is Device.cuda and not found:
+        raise ValueError("--device cuda needs a GPU that torch can use. Got none; leave it out.")
+    return "cuda" if found and device is not Device.cpu else "cpu"

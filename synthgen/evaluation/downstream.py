@@ -137,22 +137,28 @@ def run_arm(out: Path, settings: DownstreamSettings, arm: str, seed: int) -> Non
 
 
 def load_data(out: Path, settings: DownstreamSettings, workers: int) -> dict[str, LabeledImages]:
-    """The sets of images by name, with the classes of the scenes."""
+    """The sets of images by name, with the classes of the scenes; what is given comes first.
+
+    Raises:
+        ValueError: If there is no such dataset, before any scene is rendered.
+    """
+    data: dict[str, LabeledImages] = {}
+    if any("synthetic" in ARMS[arm] for arm in settings.arms):
+        data["synthetic"] = _synthetic_images(settings)
     seeds = TUNING_SEEDS if settings.tuning else VALIDATION_SEEDS
     split = "tuning" if settings.tuning else "validation"
     rendered = rendered_images(out / "rendered", settings.num, FIRST_RENDERED, workers)
-    data = {
-        "test": rendered_images(out / split, settings.test, seeds.start, workers),
-        "rendered": rendered,
-        "few": rendered.first(settings.few),
-    }
-    if any("synthetic" in ARMS[arm] for arm in settings.arms):
-        wanted = settings.synthetic
-        found = dataset_images(
-            wanted.url, wanted.labels, settings.num, wanted.audited, wanted.found_only
-        )
-        data["synthetic"] = with_names(found, SCENE_CLASSES)
+    data["rendered"], data["few"] = rendered, rendered.first(settings.few)
+    data["test"] = rendered_images(out / split, settings.test, seeds.start, workers)
     return data
+
+
+def _synthetic_images(settings: DownstreamSettings) -> LabeledImages:
+    wanted = settings.synthetic
+    found = dataset_images(
+        wanted.url, wanted.labels, settings.num, wanted.audited, wanted.found_only
+    )
+    return with_names(found, SCENE_CLASSES)
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
