@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from drawn_samples import CAPTURE, CAR, DOG, FAST, HOUSE, fast, images, samples, spoiled
 
-from synthgen.config import CaptureConfig, GenerationConfig
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion import Backbone, generate
 from synthgen.diffusion.attention import Attribution, record
 from synthgen.diffusion.generate import SCHEDULERS, initial_noise, settle
@@ -53,6 +53,20 @@ def test_images_are_those_of_diffusers_with_and_without_capture(backbone: Backbo
     difference = np.abs(outputs[0].astype(int) - expected)
     assert difference.max() <= 1
     assert len({image.tobytes() for image in outputs[0]}) == 3
+
+
+@pytest.mark.parametrize("layers", ["up", "down", "both", "all", "mid", ("mid_block",)])
+def test_labels_read_grids_of_the_layers_that_they_name(
+    backbone: Backbone, layers: str | tuple[str, ...]
+) -> None:
+    """Grids are 16, 8, 4 and, in the middle block alone, 2: nearest to 12..48 of those named."""
+    labeling = LabelConfig(method="propagate", layers=layers)
+    (sample,) = samples(generate(backbone, [CAR], [1], FAST, CAPTURE, labeling))
+    side = 2 if layers in ("mid", ("mid_block",)) else 16
+    assert sample.heatmaps is not None
+    assert sample.heatmaps.values.shape[1:] == (side, side)
+    assert sample.self_map is not None
+    assert sample.self_map.grid == (side, side)
 
 
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, None])

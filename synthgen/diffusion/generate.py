@@ -24,7 +24,7 @@ from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import Recording, record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps, map_request
-from synthgen.diffusion.selection import attention_layers
+from synthgen.diffusion.selection import attention_layers, select_layers
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
@@ -167,8 +167,9 @@ def run_recorded(
     """
     capture = backbone.settle_capture(capture)
     unet = backbone.pipeline.unet
-    sides = {min(layer.grid) for layer in attention_layers(unet, latent_size)}
-    request = map_request(capture, labeling, sides)
+    read = CaptureConfig(layers="all" if labeling is None else labeling.layers)
+    layers = select_layers(attention_layers(unet, latent_size), read)
+    request = map_request(capture, labeling, {min(layer.grid) for layer in layers})
     attribution = class_attribution(backbone.pipeline, prompts, texts, request.source)
     with record(
         unet,
