@@ -11,16 +11,16 @@ ROW = {"seconds", "sklearn_seconds", "ratio", "agree_fp32", "agree_fp64", "bound
 
 
 def test_a_row_times_both_and_compares_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SD21_UP", ((16, 12), (32, 6), (64, 3)))
+    monkeypatch.setattr(bench, "SD21_UP", ((8, 12), (16, 6), (32, 3)))
     blocks = bench.made_blocks(bench.ROUGH)
-    assert [tuple(block.shape) for block in blocks] == [(16, 16, 12), (32, 32, 6), (64, 64, 3)]
-    row = bench._measure("toy", blocks, 128, 1)
+    assert [tuple(block.shape) for block in blocks] == [(8, 8, 12), (16, 16, 6), (32, 32, 3)]
+    row = bench._measure("toy", blocks, 64)
     assert set(row) == ROW
     assert row["ratio"] == pytest.approx(row["sklearn_seconds"] / row["seconds"])
     assert row["agree_fp64"] == 1.0
     assert row["agree_fp32"] >= 0.9999
     assert 0 < row["boundary_share"] < 1
-    alone = bench._measure("toy", blocks, 128, 1, against_sklearn=False)
+    alone = bench._measure("toy", blocks, 64, against_sklearn=False)
     assert alone["sklearn_seconds"] is None
     assert alone["ratio"] is None
 

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from synthgen import run
-from synthgen.cli import main
+from synthgen.cli import app, main
 from synthgen.cli.display import Tally
 from synthgen.config import load
 
@@ -23,10 +24,17 @@ COMMANDS += ["label", "extend", "merge", "serve", "export", "push", "study", "tr
 COMMANDS += ["replay", "gc", "doctor", "config", "bench"]
 
 
-def synthgen(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def synthgen(*args: object) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-c", "from synthgen.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+def here(*args: object) -> str:
+    """What a command that succeeds prints; in this process, which has torch imported already."""
+    done = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def test_help_names_every_command_and_teaches_by_example() -> None:
     assert top.returncode == 0
     for command in COMMANDS:
         assert command in top.stdout
-    assert "synthgen generate voc --set model.card=sd21-base" in synthgen("generate", "-h").stdout
+    assert "synthgen generate voc --set model.card=sd21-base" in here("generate", "-h")
 
 
 @pytest.mark.parametrize(
@@ -118,29 +126,25 @@ def test_mistakes_that_the_output_shows_are_one_line_too(
 
 
 def test_dry_run_counts_and_makes_nothing(tiny_config: Path, tmp_path: Path) -> None:
-    done = synthgen("generate", tiny_config, "--out", tmp_path / "x", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "3" in next(line for line in done.stdout.splitlines() if "shards" in line)
+    said = here("generate", tiny_config, "--out", tmp_path / "x", "--dry-run")
+    assert "3" in next(line for line in said.splitlines() if "shards" in line)
     assert not (tmp_path / "x").exists()
 
 
 def test_both_engines_and_any_number_of_workers_give_the_same_shards(
     tiny_config: Path, tmp_path: Path
 ) -> None:
-    engines = {"inline": ["--engine", "inline"], "flow": ["--workers", "2"]}
-    for name, options in engines.items():
-        done = synthgen("generate", tiny_config, "--out", tmp_path / name, *options)
-        assert done.returncode == 0, done.stderr
+    inline = ["generate", tiny_config, "--engine", "inline", "--out"]
+    here(*inline, tmp_path / "inline")
+    done = synthgen("generate", tiny_config, "--out", tmp_path / "flow", "--workers", "2")
+    assert done.returncode == 0, done.stderr
     assert len(hashes(tmp_path / "inline")) == 3
     assert hashes(tmp_path / "inline") == hashes(tmp_path / "flow")
-    again = synthgen("generate", tiny_config, "--out", tmp_path / "flow", *engines["inline"])
-    assert "nothing was done" in again.stdout
-    checked = synthgen("verify", tmp_path / "flow", "--deep")
-    assert checked.returncode == 0, checked.stdout
-    replayed = synthgen("replay", tmp_path / "flow", "0000010001")
-    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
-    assert "DIFFERENT" not in replayed.stdout
-    assert "same" in replayed.stdout
+    assert "nothing was done" in here(*inline, tmp_path / "flow")
+    here("verify", tmp_path / "flow", "--deep")
+    replayed = here("replay", tmp_path / "flow", "0000010001")
+    assert "DIFFERENT" not in replayed
+    assert "same" in replayed
 
 
 def test_sigterm_drops_the_shard_in_flight_and_the_next_run_completes(
@@ -165,22 +169,14 @@ def test_sigterm_drops_the_shard_in_flight_and_the_next_run_completes(
     assert not list((out / "data").glob("*.tar"))
     assert not list((out / "stats").glob("*.json"))
     assert not [p for p in (out / ".synthgen").rglob("*") if p.is_file() and "lock" not in p.name]
-    done = synthgen(
-        "generate",
-        *options[:-1],
-        "--set",
-        "dataset.shard_size=6",
-        "--set",
-        "generation.batch_size=1",
-    )
-    assert done.returncode == 0, done.stderr
+    sets = ["--set", "dataset.shard_size=6", "--set", "generation.batch_size=1"]
+    here("generate", *options[:-1], *sets)
 
 
 def test_config_show_is_a_configuration(tmp_path: Path) -> None:
-    shown = synthgen("config", "show", "--set", "num=3")
     path = tmp_path / "config.yaml"
-    path.write_text(shown.stdout)
-    assert json.loads(synthgen("config", "validate", path).stdout)["valid"] is True
+    path.write_text(here("config", "show", "--set", "num=3"))
+    assert json.loads(here("config", "validate", path))["valid"] is True
 
 
 def test_tally_counts_reused_samples_as_done_but_not_made() -> None:

@@ -38,13 +38,16 @@ ROOT = Path(__file__).parents[1]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server with everything deployed twice: the second time must change nothing."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as environment, used(environment):
-        for _ in range(2):
-            subprocess.run(
-                [sys.executable, "-m", "flows.deploy", *ARGUMENTS],
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                check=True,
-            )
+        subprocess.run(
+            [sys.executable, "-m", "flows.deploy", *ARGUMENTS],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            check=True,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            deploying.deploy("/data/nightly", timezone="Europe/Berlin")
         yield environment
 
 
