@@ -23,13 +23,14 @@ from made_report import (
     RTL,
     SCRIPT,
     verdict,
+    write_audit,
     write_labeled,
     write_made,
     write_made_audit,
 )
 from pycocotools import mask as coco
 
-from synthgen.bench.made_dataset import KS, make_sample, write_audit, write_dataset
+from synthgen.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.bench.report import bench_report
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows

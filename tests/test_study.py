@@ -19,16 +19,18 @@ import torch
 from planted import PIXELS, planted_sample, quadrants, random_sample
 from tiny_run import tiny_config, write_prompts
 
-from synthgen.auditing.judge import score
+from synthgen.auditing import judge
 from synthgen.cli import main
 from synthgen.config import AuditorConfig, CaptureConfig, ClusterConfig, Config, SegmentationConfig
 from synthgen.diffusion import load_backbone
 from synthgen.diffusion.selection import attention_layers, select_layers
+from synthgen.progress import report
 from synthgen.scenes.render import render
 from synthgen.segmentation.segment import segment
 from synthgen.study import study as study_module
 from synthgen.study.captures import (
     Captures,
+    Progress,
     capture_bytes,
     capture_images,
     check_scratch,
@@ -42,7 +44,7 @@ from synthgen.study.settings import (
     model_layout,
     study_rows,
 )
-from synthgen.study.study import conclude, prepare, run_study
+from synthgen.study.study import conclude, prepare
 from synthgen.study.sweep import Judge, Scores, score_row, sweep
 from synthgen.types import (
     Annotations,
@@ -59,6 +61,21 @@ pytestmark = pytest.mark.timeout(1200)  # real pipelines, on machines that are b
 
 NAMES: tuple[StudyName, ...] = ("layers", "components", "resolutions", "mid", "upsampling")
 HALVES = AuditorConfig(name="test_study:load_halves")
+
+
+def run_study(
+    names: Sequence[StudyName],
+    config: Config,
+    auditor: AuditorConfig,
+    out: Path,
+    progress: Progress = report,
+    **options: Any,
+) -> list[Path]:
+    """Studies from beginning to end, or from where they were cut off."""
+    prepared = prepare(names, config, auditor, out, **options)
+    study_module.capture(prepared, progress)
+    study_module.score(prepared, progress)
+    return conclude(prepared)
 
 
 class HalvesAuditor:
@@ -119,7 +136,7 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     only = {name for name, grid in grids.items() if grid == (8, 8)}
     features = HeadFeatures({n: renamed[n] for n in only}, {n: grids[n] for n in only})
     expected = segment(replace(sample, features=features), SegmentationConfig(**tree))
-    metrics = score(expected.mask_set, seen, base.clusters.ks)
+    metrics = judge.score(expected.mask_set, seen, base.clusters.ks)
     assert found == {k: metrics[k] for k in found}
     assert "top_15" in found
     assert not any(name.startswith("chance") for name in found)

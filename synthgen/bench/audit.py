@@ -26,18 +26,18 @@ from synthgen.segmentation.packed import iou_matrix
 KS = (2, 5, 6, 10, 20)  # BL section 4.1: 43 masks
 ANNOTATIONS = 100
 SIZE = 512
+ROUNDS = 5  # interleaved
 
 Scores = dict[str, float]
 
 
-def bench_audit(rounds: int = 5, quick: bool = False) -> dict[str, Any]:
+def bench_audit(quick: bool = False) -> dict[str, Any]:
     """Seconds of both, their ratio, and whether every figure is equal.
 
     Args:
-        rounds: Interleaved repetitions.
         quick: Small masks, one round; for a check that the bench runs.
     """
-    size, rounds = (64, 1) if quick else (SIZE, rounds)
+    size, rounds = (64, 1) if quick else (SIZE, ROUNDS)
     masks, references = made_masks(size)
     ours: list[float] = []
     theirs: list[float] = []

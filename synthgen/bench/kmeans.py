@@ -55,29 +55,25 @@ FULL_BYTES = {torch.float32: 900_000_000, torch.float64: 250_000_000}
 """Largest tensor of features that plain Lloyd is run on; all features at 512 x 512 in float32."""
 
 
-def bench_kmeans(
-    embedded: HeadFeatures | None = None, rounds: int = 1, quick: bool = False
-) -> dict[str, Any]:
+def bench_kmeans(embedded: HeadFeatures | None = None, quick: bool = False) -> dict[str, Any]:
     """Times, agreement, memory and inertia of the knot grid against scikit-learn.
 
     Args:
         embedded: Features captured from the embedded model.
-        rounds: How often scikit-learn is timed per size; ours is before and after each time.
-        quick: Smaller images, one round; for a check that the bench runs.
+        quick: Smaller images; for a check that the bench runs.
     """
-    sizes, top, rounds = ((128, 256), 256, 1) if quick else ((256, 512, 1024), 512, rounds)
+    sizes, top = ((128, 256), 256) if quick else ((256, 512, 1024), 512)
     smooth, rough = made_blocks(SMOOTH), made_blocks(ROUGH)
     result: dict[str, Any] = {
         "smooth": {
-            str(size): _measure(f"smooth {size}", smooth, size, rounds, size <= top)
-            for size in sizes
+            str(size): _measure(f"smooth {size}", smooth, size, size <= top) for size in sizes
         },
-        "rough": {str(top): _measure(f"rough {top}", rough, top, rounds)},
+        "rough": {str(top): _measure(f"rough {top}", rough, top)},
         "embedded": {str(top): None},
     }
     if embedded is not None:
         captured = [block.cpu() for block in feature_blocks(embedded, FeatureConfig())]
-        result["embedded"][str(top)] = _measure(f"embedded {top}", captured, top, rounds)
+        result["embedded"][str(top)] = _measure(f"embedded {top}", captured, top)
     result["peak_extra_ratio"] = _peak_extra("knot", top) / _peak_extra("sklearn", top)
     result["inertia_ratio"] = inertia_ratio(smooth, 128, 3 if quick else 11)
     _say(f"peak extra {result['peak_extra_ratio']:.4f}, inertia {result['inertia_ratio']:.4f}")
@@ -117,25 +113,22 @@ def inertia_ratio(blocks: Blocks, size: int, seeds: int) -> float:
     return float((np.median(ours, axis=0) / np.median(costs, axis=0)).max())
 
 
-def _measure(
-    name: str, blocks: Blocks, size: int, rounds: int, against_sklearn: bool = True
-) -> dict[str, Any]:
+def _measure(name: str, blocks: Blocks, size: int, against_sklearn: bool = True) -> dict[str, Any]:
     """One row of the bench; ``sklearn_seconds`` and ``ratio`` are null where it is left out."""
     start = _start(blocks, size)
     solution = _ours(blocks, size, start)
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours += [_timed(lambda: _ours(blocks, size, start)) for _ in range(2)]
-        if against_sklearn:
-            full = materialize(blocks, (size, size)).flatten(0, 1).numpy()
-            theirs.append(_timed(lambda full=full: _sklearn(full, start)))
-            del full
-        ours += [_timed(lambda: _ours(blocks, size, start)) for _ in range(2)]
+    theirs = None
+    ours = [_timed(lambda: _ours(blocks, size, start)) for _ in range(2)]
+    if against_sklearn:
+        full = materialize(blocks, (size, size)).flatten(0, 1).numpy()
+        theirs = _timed(lambda: _sklearn(full, start))
+        del full
+    ours += [_timed(lambda: _ours(blocks, size, start)) for _ in range(2)]
     seconds = median(ours)
     row = {
         "seconds": seconds,
-        "sklearn_seconds": median(theirs) if theirs else None,
-        "ratio": median(theirs) / seconds if theirs else None,
+        "sklearn_seconds": theirs,
+        "ratio": None if theirs is None else theirs / seconds,
         "agree_fp32": _agreement(name, blocks, size, torch.float32),
         "agree_fp64": _agreement(name, blocks, size, torch.float64),
         "boundary_share": float(solution.final.boundary.mean()),

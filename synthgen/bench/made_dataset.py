@@ -2,16 +2,14 @@
 
 For measuring and testing what reads datasets. Label maps are the argmax of smooth random fields,
 masks are merged from them as from real clusters, so counts, sizes and nesting are lifelike.
-Every file of a dataset is there (`synthgen verify --deep` finds nothing wrong), and audits can be
-added whose auditor is made too.
+Every file of a dataset is there: `synthgen verify --deep` finds nothing wrong.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from synthgen.config import Config, MaskConfig
-from synthgen.dataset.audits import (
-    AuditMarker,
-    AuditRow,
-    audit_marker_bytes,
-    audit_marker_name,
-    dump_json,
-    summary_name,
-    table_bytes,
-    table_name,
-)
 from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.label_statistics import count_labels
-from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import (
     Marker,
     build_manifest,
@@ -42,7 +29,6 @@ from synthgen.dataset.manifest import (
     metadata_name,
     preview_name,
     publish_manifest,
-    read_manifest,
     tar_name,
 )
 from synthgen.dataset.metadata import Row, rows_bytes
@@ -50,7 +36,7 @@ from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import encode_image, encode_record
 from synthgen.dataset.shards import ShardWriter, Span, scan, spans
 from synthgen.segmentation.masks import build_masks
-from synthgen.types import Prompt, Record, Segmentation, Verdict
+from synthgen.types import Prompt, Record, Segmentation
 
 KS = (2, 5, 6, 10, 20)
 DIGEST = "0" * 64
@@ -148,39 +134,6 @@ def write_dataset(
     publish_manifest(storage, manifest)
 
 
-def write_audit(
-    root: Path,
-    audit_id: str,
-    judged: Callable[[int], Verdict],
-    finished: str,
-    every: int = 3,
-) -> None:
-    """Add a finished audit whose auditor sees every n-th of our own masks.
-
-    Args:
-        root: A dataset of ``write_dataset``.
-        audit_id: Name of the audit.
-        judged: Verdict of the n-th sample; all must have the same metrics.
-        finished: When its tables were done, ISO 8601.
-        every: The n of the masks that the auditor sees.
-    """
-    storage = open_storage(root)
-    rows: dict[str, list[AuditRow]] = {}
-    for number, sample in enumerate(open_dataset(root, masks=False)):
-        seen = _annotations(sample["json"]["segments"][::every], sample["mask"].shape)
-        row = AuditRow(sample["key"], judged(number), seen)
-        rows.setdefault(f"train-{sample['key'][:6]}", []).append(row)
-    manifest = read_manifest(storage)
-    assert manifest is not None, "write_dataset comes first"
-    for listed in (row for row in manifest["shards"] if not row["skipped"]):
-        name = listed["name"].removeprefix("data/").removesuffix(".tar")
-        table = table_bytes(rows[name], list(rows[name][0].verdict.metrics))
-        storage.publish_bytes(table, table_name(audit_id, name))
-        marker = _audit_marker(name, listed["sha256"], table, rows[name], finished)
-        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, name))
-    storage.publish_bytes(dump_json({"id": audit_id}), summary_name(audit_id))
-
-
 def _write_shard(
     storage: Storage,
     name: str,
@@ -260,45 +213,6 @@ def _row(sample: MadeSample) -> Row:
         seconds_generate=1.5,
         seconds_segment=0.25,
         labels=None if labels is None else count_labels(labels),
-    )
-
-
-def _annotations(
-    segments: Sequence[Mapping[str, Any]], size: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """Our own segments as an auditor would describe them."""
-    return [
-        {
-            "id": number,
-            "area": segment["area"],
-            "bbox": [float(side) for side in segment["bbox_xywh"]],
-            "segmentation": segment["rle"],
-            "predicted_iou": 0.9,
-            "stability_score": 0.95,
-            "point_coords": [],
-            "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
-            "label": "",
-        }
-        for number, segment in enumerate(segments, start=1)
-    ]
-
-
-def _audit_marker(
-    name: str, tar_sha256: str, table: bytes, rows: Sequence[AuditRow], finished: str
-) -> AuditMarker:
-    return AuditMarker(
-        name=name,
-        digest=DIGEST,
-        annotations_digest=DIGEST,
-        settings={"annotations": {"auditor": {"name": "made"}}},
-        tar_sha256=tar_sha256,
-        sha256=hashlib.sha256(table).hexdigest(),
-        bytes=len(table),
-        samples=len(rows),
-        reasons=dict(Counter(row.verdict.reason for row in rows if not row.verdict.keep)),
-        annotations_from="",
-        seconds={},
-        created=finished,
     )
 
 

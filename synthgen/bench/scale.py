@@ -70,7 +70,6 @@ def bootstrap(
 def bench_scale(
     out: str | Path,
     shards: int = 10_000,
-    workers: Sequence[int] = WORKERS,
     startup: float = STARTUP_SECONDS,
     plot: Path | None = None,
 ) -> dict[str, Any]:
@@ -79,7 +78,6 @@ def bench_scale(
     Args:
         out: A dataset whose markers give the measured times.
         shards: Shards of the simulated run.
-        workers: Numbers of workers.
         startup: Seconds in which a worker loads the model.
         plot: Image file to write, by its suffix.
 
@@ -102,7 +100,7 @@ def bench_scale(
             f"make some with 'synthgen generate --set dataset.shard_size=8'."
         )
     drawn = [bootstrap(measured, shards, seed) for seed in range(REPLICATES)]
-    rows = {str(count): _row(drawn, count, startup) for count in workers}
+    rows = {str(count): _row(drawn, count, startup) for count in WORKERS}
     if plot is not None:
         _save(scale_figure(rows, shards), plot)
     return {
@@ -114,7 +112,7 @@ def bench_scale(
             "startup_seconds": startup,
         },
         "workers": rows,
-        "limits": limits(markers, float(measured.mean()), max(workers)),
+        "limits": limits(markers, float(measured.mean()), max(WORKERS)),
     }
 
 

@@ -89,10 +89,9 @@ def matched_masks(
     image: UInt8[np.ndarray, "height width 3"],
     references: Bool[np.ndarray, "reference height width"],
     masks: Bool[np.ndarray, "mask height width"],
-    num: int = 5,
 ) -> Figure:
     """Top: the largest masks of a reference. Bottom: our masks that match them (BL fig. 6, 7)."""
-    matches = match_masks(references, masks, num)
+    matches = match_masks(references, masks)
     if not matches:
         return panel([magnify(image)], ["no masks to match"], 1)
     tiles = [highlight(image, references[index]) for index, _, _ in matches]
@@ -102,9 +101,7 @@ def matched_masks(
     return panel(tiles, titles, len(matches))
 
 
-def hierarchy(
-    image: UInt8[np.ndarray, "height width 3"], mask_set: MaskSet, columns: int = 8
-) -> Figure:
+def hierarchy(image: UInt8[np.ndarray, "height width 3"], mask_set: MaskSet) -> Figure:
     """Every mask, largest first, with its ks and its parent."""
     if not len(mask_set):
         return panel([magnify(image)], ["no masks"], 1)
@@ -113,7 +110,7 @@ def hierarchy(
         ks = ", ".join(str(k) for k in sorted({k for k, _ in members}))
         inside = f" in mask {parent + 1}" if parent >= 0 else ""
         titles.append(f"mask {index + 1}{inside}\nk = {ks}")
-    return panel([highlight(image, mask) for mask in mask_set.masks], titles, columns)
+    return panel([highlight(image, mask) for mask in mask_set.masks], titles, columns=8)
 
 
 def error_maps(

@@ -41,7 +41,6 @@ class Shown:
         key: Its key.
         info: Content of its json, without the masks.
         coverage: Share of its pixels in any mask.
-        has_preview: Whether label maps, PCA colors and upsampling error are in the payload.
         thumbnail: Data URI of a small picture.
         payload: JSON for the explorer, safe inside a script element.
     """
@@ -49,7 +48,6 @@ class Shown:
     key: str
     info: Mapping[str, Any]
     coverage: float
-    has_preview: bool
     thumbnail: str
     payload: Markup
 
@@ -131,7 +129,7 @@ def show(
             break
     slim = {name: value for name, value in info.items() if name != "segments"}
     thumbnail = data_uri(_thumbnail(image), 70)
-    return Shown(key, slim, read.coverage, kept is not None, thumbnail, payload)
+    return Shown(key, slim, read.coverage, thumbnail, payload)
 
 
 def embed_json(tree: Any) -> Markup:

@@ -34,8 +34,6 @@ WEIGHTS_NAME = "sam.safetensors"
 
 PATCH = 8
 GRID = IMAGE_SIZE // PATCH
-LOW_RESOLUTION = 4 * GRID
-"""Side of the masks that the decoder draws, by its two deconvolutions."""
 
 ENCODER_DIM, ENCODER_DEPTH, ENCODER_HEADS = 160, 6, 5
 WINDOW = 8

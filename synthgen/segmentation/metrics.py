@@ -85,10 +85,9 @@ def class_iou(
 def part_iou(
     parts: Shaped[np.ndarray, "height width"],
     masks: Bool[np.ndarray, "mask height width"],
-    left_out: Collection[int] = (0,),
 ) -> dict[int, float]:
     """Best IoU of any mask with each part in the image; 0 is no part."""
-    return _best_per_value(parts, masks, left_out)
+    return _best_per_value(parts, masks, (0,))
 
 
 def hungarian_iou(

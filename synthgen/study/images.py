@@ -127,8 +127,5 @@ def truth_scores(scene: Scene, segmentation: Segmentation) -> dict[str, float]:
     }
 
 
-TRUTH_METRICS = ("class_iou", "part_iou", "object_hungarian", "ari")
-
-
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")

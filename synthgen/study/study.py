@@ -20,7 +20,7 @@ from synthgen.config import ALGORITHM_VERSION, AuditorConfig, CaptureConfig, Con
 from synthgen.dataset.publish import Storage
 from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
-from synthgen.diffusion.selection import attention_layers, select_layers
+from synthgen.diffusion.selection import Layer, attention_layers, select_layers
 from synthgen.progress import Progress, report
 from synthgen.study.captures import (
     Captures,
@@ -98,40 +98,6 @@ class Prepared:
         return tuple(dict.fromkeys(row.setting for rows in self.rows.values() for row in rows))
 
 
-def run_study(
-    names: Sequence[StudyName],
-    config: Config,
-    auditor: AuditorConfig,
-    out: Path,
-    source: Source = "generated",
-    scratch: Path | None = None,
-    scratch_gb: float = SCRATCH_GB,
-    progress: Progress = report,
-) -> list[Path]:
-    """Run studies from beginning to end, or go on where they were cut off.
-
-    Args:
-        names: Which studies; they share captures and scores.
-        config: Backbone, prompts, number of images, everything that the rows leave open.
-        auditor: Who judges the masks; ``truth`` for the rendered scenes' own.
-        out: Folder of the tables.
-        source: Generated images, or rendered scenes through image-to-image.
-        scratch: Folder of captures and scores; None: ``scratch`` in ``out``.
-        scratch_gb: Most that the captures may take, in 10^9 bytes.
-        progress: Told about images and rows; may raise, to stop.
-
-    Returns:
-        The Markdown files.
-
-    Raises:
-        ValueError: In one line, for settings that cannot be satisfied.
-    """
-    prepared = prepare(names, config, auditor, out, source, scratch, scratch_gb)
-    capture(prepared, progress)
-    score(prepared, progress)
-    return conclude(prepared)
-
-
 def prepare(
     names: Sequence[StudyName],
     config: Config,
@@ -141,21 +107,25 @@ def prepare(
     scratch: Path | None = None,
     scratch_gb: float = SCRATCH_GB,
 ) -> Prepared:
-    """Settle everything before the first image is made; see `run_study`."""
-    if auditor.name == TRUTH and source != "rendered":
-        raise ValueError(
-            "--auditor truth must be used with --images rendered: nobody knows the truth of a "
-            "generated image. Got --images generated."
-        )
+    """Settle everything before the first image is made.
+
+    Args:
+        names: Which studies; they share captures and scores.
+        config: Backbone, prompts, number of images, everything that the rows leave open.
+        auditor: Who judges the masks; ``truth`` for the rendered scenes' own.
+        out: Folder of the tables.
+        source: Generated images, or rendered scenes through image-to-image.
+        scratch: Folder of captures and scores; None: ``scratch`` in ``out``.
+        scratch_gb: Most that the captures may take, in 10^9 bytes.
+
+    Raises:
+        ValueError: In one line, for settings that cannot be satisfied.
+    """
+    _check_truth(auditor, source)
     groups = plan_images(config, source)
     loaded = None if auditor.name == TRUTH else load_auditor(auditor)
     backbone = load_backbone(config.model)
-    size = image_size(backbone, config, source)
-    layers = attention_layers(backbone.pipeline.unet, backbone.latent_size(*size))
-    layout = model_layout(layers, size)
-    rows = {name: study_rows(name, layout) for name in dict.fromkeys(names)}
-    settings = _capture_settings(config, rows)
-    chosen = select_layers(layers, settings)
+    rows, settings, chosen = _plan_rows(names, backbone, config, source)
     identity = images_identity(backbone, config, source)
     storage = local_storage((scratch or out / "scratch") / digest(identity)[:16])
     sees = {"name": TRUTH} if loaded is None else dict(loaded.identity)
@@ -179,7 +149,12 @@ def prepare(
 
 
 def capture(prepared: Prepared, progress: Progress = report) -> None:
-    """Make and capture the images that some row is not scored on yet."""
+    """Make and capture the images that some row is not scored on yet.
+
+    Args:
+        prepared: From `prepare`.
+        progress: Told about every image; may raise, to stop.
+    """
     backbone = load_backbone(prepared.config.model)
 
     def make(batch: Batch) -> Sequence[Any]:
@@ -191,7 +166,7 @@ def capture(prepared: Prepared, progress: Progress = report) -> None:
 
 
 def score(prepared: Prepared, progress: Progress = report) -> None:
-    """Score every row on every captured image."""
+    """Score every row on every captured image; ``progress`` is told and may raise, to stop."""
     sweep(
         prepared.captures,
         prepared.scores,
@@ -251,6 +226,26 @@ def collect(prepared: Prepared, name: StudyName) -> Results:
         is_sd21=_is_sd21(load_backbone(prepared.config.model)),
         family=_family(prepared.about["auditor"]),
     )
+
+
+def _check_truth(auditor: AuditorConfig, source: Source) -> None:
+    if auditor.name == TRUTH and source != "rendered":
+        raise ValueError(
+            "--auditor truth must be used with --images rendered: nobody knows the truth of a "
+            "generated image. Got --images generated."
+        )
+
+
+def _plan_rows(
+    names: Sequence[StudyName], backbone: Backbone, config: Config, source: Source
+) -> tuple[Mapping[StudyName, tuple[Row, ...]], CaptureConfig, Sequence[Layer]]:
+    """The rows of each study, what they need captured, and the layers that it comes from."""
+    size = image_size(backbone, config, source)
+    layers = attention_layers(backbone.pipeline.unet, backbone.latent_size(*size))
+    layout = model_layout(layers, size)
+    rows = {name: study_rows(name, layout) for name in dict.fromkeys(names)}
+    settings = _capture_settings(config, rows)
+    return rows, settings, select_layers(layers, settings)
 
 
 def _capture_settings(config: Config, rows: Mapping[StudyName, tuple[Row, ...]]) -> CaptureConfig:
