@@ -106,12 +106,8 @@ def render_report(
             f"A report needs a finished dataset. Got no manifest.json in {storage.root}; finish "
             f"it with 'synthgen generate'."
         )
-    overview, previewed = Overview(), set()
     shards = list(_shard_names(manifest))
-    for shard in shards:
-        overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
-        with _named(preview_name(shard)):
-            previewed |= set(preview_keys(storage, shard))
+    overview, previewed = _survey(storage, shards)
     labels = open_labels(storage, label_id, _tar_hashes(manifest))
     audits = standing_audits(storage, _tar_hashes(manifest))
     picked = pick_audit(audits, audit_id)
@@ -132,6 +128,16 @@ def render_report(
     context["label_id"] = labels.label_id
     others = [standing for standing in audits if standing is not picked]
     return _template().render(**context, other_audits=others, audit_asked=audit_id is not None)
+
+
+def _survey(storage: Storage, shards: Sequence[str]) -> tuple[Overview, set[str]]:
+    """What the tables say of all samples, and the keys of those with a preview."""
+    overview, previewed = Overview(), set[str]()
+    for shard in shards:
+        overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
+        with _named(preview_name(shard)):
+            previewed |= set(preview_keys(storage, shard))
+    return overview, previewed
 
 
 def content_security_policy(script: str, style: str) -> str:
