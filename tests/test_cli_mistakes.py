@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 from made_export import make_dataset
+from PIL import Image
 from typer.testing import CliRunner
 
 from synthgen.cli import app, main
@@ -141,6 +144,11 @@ def test_datasets_are_looked_at_before_scenes_are_rendered(
         (["train", "scenes", "--val", "scenes", "--found-only"], "--found-only has no effect on"),
         (["train", "DATA", "--val", "scenes", "--val-labels", "x"], "--val-labels has no effect"),
         (["evaluate", "downstream", "--data", "DATA", "--set", "num=2"], "--set has no effect"),
+        (["export", "DATA", "out", "--keep-all"], "without --audited"),
+        (["inspect", "a car", "--checkpoint", "x.pth"], "--checkpoint has no effect without"),
+        (["inspect", "a car", "--sha256", "0"], "--sha256 has no effect without --auditor"),
+        (["plan", "scenes", "--rate", "1"], "--rate has no effect without --cost"),
+        (["plan", "scenes", "--workers", "1"], "--workers has no effect without --cost"),
     ],
 )
 def test_options_without_effect_are_refused(
@@ -156,6 +164,13 @@ def test_options_without_effect_are_refused(
     [
         (["train", "scenes", "--val", "scenes", "--device", "gpu"], "--device"),
         (["evaluate", "downstream", "--device", "gpu"], "--device"),
+        (["view", "x", "--port", "-1"], "--port"),
+        (["view", "x", "--port", "65536"], "--port"),
+        (["report", "x", "--num", "0"], "--num"),
+        (["bench", "scenes", "--num", "0"], "--num"),
+        (["bench", "quality", "--num", "0"], "--num"),
+        (["bench", "report", "--num", "0"], "--num"),
+        (["bench", "capture", "--num-pairs", "8"], "--num-pairs"),
     ],
 )
 def test_values_out_of_bounds_name_their_option(
@@ -166,3 +181,53 @@ def test_values_out_of_bounds_name_their_option(
     assert done.exit_code == 2
     assert f"Invalid value for '{option}'" in done.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["report", "DATA", "--out", "folder"], "did you mean folder/index.html?"),
+        (["inspect", "a red car", "--out", "notes.txt"], "--out must be a folder"),
+        (["inspect", "a red car", "--out", "notes.txt/x"], "notes.txt is a file"),
+        (["inspect", "photo.bmp"], "'photo.bmp': No such file"),
+        (["inspect", "picture.bmp"], "JPEG, PNG or WebP. Got 'picture.bmp'"),
+        (["inspect", "notes.txt"], "must be readable"),
+        (["inspect", "folder"], "'folder': Is a directory"),
+        (["inspect", ""], "Got an empty text"),
+        (["inspect", "  "], "Got an empty text"),
+        (["view", "s3://bucket/x"], "must be a folder on this machine"),
+        (["config", "show", "nosuch"], "nosuch"),
+        (["config", "show", "nosuch.jsonl"], "nosuch.jsonl"),
+        (["verify", "folder"], "must be a dataset. Got no identity.json"),
+        (["verify", "nosuch"], "must be a dataset. Got no identity.json"),
+        (["export", "DATA", "notes.txt"], "OUT must be a new or empty folder"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_made(
+    args: list[str], words: str, made: Path, tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/README.md").write_text("of something else")
+    (tmp_path / "notes.txt").write_text("no image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.bmp")
+    assert words in refused(*(made if arg == "DATA" else arg for arg in args))
+
+
+def test_a_plan_is_one_json_object_on_request() -> None:
+    done = CliRunner().invoke(app, ["plan", "scenes", "--num", "9", "--json"])
+    assert json.loads(done.stdout)["samples"] == 9
+    done = CliRunner().invoke(
+        app, ["plan", "scenes", "--num", "9", "--json", "--cost", "--rate", "2"]
+    )
+    assert json.loads(done.stdout)["hours"] == round(9 / 2 / 3600, 4)
+
+
+def test_problems_are_counted_by_kind_on_request(made: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(made, tmp_path / "data")
+    (data / "data/train-000001.tar").unlink()
+    done = CliRunner().invoke(app, ["verify", str(data), "--json"])
+    said = json.loads(done.stdout)
+    assert (done.exit_code, said["correct"]) == (1, False)
+    assert said["kinds"]["marker without tar"] == 1
+    assert said["total"] == len(said["problems"]) == sum(said["kinds"].values())
+    assert {"kind", "where", "message"} == set(said["problems"][0])

@@ -30,7 +30,7 @@ def kmeans(as_json: Json = False, quick: Quick = False) -> None:
 def capture(
     as_json: Json = False,
     quick: Quick = False,
-    num_pairs: Annotated[int, typer.Option(help="Interleaved pairs; at least 9.")] = 9,
+    num_pairs: Annotated[int, typer.Option(min=9, help="Interleaved pairs; at least 9.")] = 9,
 ) -> None:
     """Cost of capturing on a full-size SD 2.1 UNet, against two rivals."""
     from synthgen.bench.capture import bench_capture
@@ -41,7 +41,7 @@ def capture(
 @app.command()
 def scenes(
     as_json: Json = False,
-    num: Annotated[int, typer.Option(help="Generated single-object images.")] = 200,
+    num: Annotated[int, typer.Option(min=1, help="Generated single-object images.")] = 200,
 ) -> None:
     """Quality of the embedded model: VAE, classes and colors of generated images."""
     from synthgen.scenes.evaluate_world import bench_scenes
@@ -52,7 +52,7 @@ def scenes(
 @app.command()
 def quality(
     as_json: Json = False,
-    num: Annotated[int, typer.Option(help="Validation scenes.")] = 200,
+    num: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 200,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also over layers, grids and timesteps.")
     ] = False,
@@ -67,7 +67,7 @@ def quality(
 def report(
     as_json: Json = False,
     quick: Quick = False,
-    num: Annotated[int, typer.Option(help="Samples of the made dataset.")] = 1000,
+    num: Annotated[int, typer.Option(min=1, help="Samples of the made dataset.")] = 1000,
 ) -> None:
     """Time, peak memory and size of the report of many samples."""
     from synthgen.bench.report import bench_report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,11 +11,13 @@ import typer
 from synthgen import progress
 from synthgen.cli.display import show_progress
 from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.options import refuse_unused
+from synthgen.urls import scheme_of
 
 
 def export(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="New or empty folder.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New or empty folder, or URL.")],
     format: Annotated[
         str,
         typer.Option(
@@ -56,6 +59,9 @@ def export(
     from synthgen.dataset.publish import open_storage
     from synthgen.export.export import export as run
 
+    refuse_unused({"--keep-all": not keep_only}, audited is None, "without --audited")
+    if scheme_of(out) is None and Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"OUT must be a new or empty folder. Got the file {out!r}.")
     stop_on_signals()
     shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
     planned = sum(shard["samples"] for shard in shards)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -20,17 +22,53 @@ SetOption = Annotated[
 def verify(
     directory: Folder,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every sample.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Problems and their counts, as one JSON object.")
+    ] = False,
 ) -> None:
-    """Check every shard: truncation, duplicates, foreign members, bad ids, hashes."""
+    """Check every shard: truncation, duplicates, foreign members, bad ids, hashes.
+
+    Exit code 0: nothing is wrong, 1: something is.
+
+    Examples:
+
+      synthgen verify data/scenes
+
+      synthgen verify s3://bucket/scenes --deep --json
+    """
     from synthgen.dataset.verify import verify_dataset
 
+    _check_is_dataset(directory)
     problems = verify_dataset(directory, deep=deep)
+    if as_json:
+        kinds = Counter(problem.kind for problem in problems)
+        rows = [asdict(problem) for problem in problems]
+        counts = {"total": len(problems), "kinds": dict(kinds)}
+        print(json.dumps({"correct": not problems, **counts, "problems": rows}), flush=True)
+        raise typer.Exit(int(bool(problems)))
     for problem in problems:
         typer.echo(problem)
     if problems:
         typer.echo(f"{len(problems)} problems in {directory}.", err=True)
         raise typer.Exit(1)
     typer.echo(f"{directory} is complete and correct.")
+
+
+def _check_is_dataset(directory: str) -> None:
+    """Refuse a folder of something else, of which everything would be wrong.
+
+    Raises:
+        ValueError: If it has no description and no tar of a dataset.
+    """
+    from synthgen.dataset.manifest import MANIFEST, TAR_NAME
+    from synthgen.dataset.publish import open_storage
+    from synthgen.run.identity import IDENTITY
+
+    storage = open_storage(directory)
+    if any(storage.size(name) is not None for name in (IDENTITY, MANIFEST)):
+        return
+    if not any(TAR_NAME.fullmatch(name) for name in storage.names("data")):
+        raise ValueError(f"{storage.root} must be a dataset. Got no {IDENTITY} there.")
 
 
 def replay(
@@ -65,7 +103,11 @@ def show(
     overrides: SetOption = None,
 ) -> None:
     """Print the resolved configuration, defaults included, as YAML."""
-    typer.echo(dump(read_config(source, overrides or [], None)), nl=False)
+    from synthgen.prompts import load_prompts
+
+    config = read_config(source, overrides or [], None)
+    load_prompts(config.prompts)  # a name that is mistyped is a prompt file that is not there
+    typer.echo(dump(config), nl=False)
 
 
 @config_app.command("validate")

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from synthgen.cli.generate import Set, print_estimate, read_config
+from synthgen.cli.options import refuse_unused
+from synthgen.config import Config
 
 
 def plan(
@@ -25,8 +27,8 @@ def plan(
     rate: Annotated[
         float | None, typer.Option(help="Images per second of one GPU, as 'generate' prints it.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="GPUs.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="With --cost: one JSON object.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="GPUs.", show_default="1")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say what a run will make and take: shards, images, bytes, GPU hours.
 
@@ -38,18 +40,27 @@ def plan(
 
       synthgen plan voc --num 100000 --cost --rate 1.5 --workers 64
     """
-    from synthgen.run.cost import cost as count
-
+    refuse_unused({"--rate": rate, "--workers": workers}, not cost, "without --cost")
     config = read_config(source, overrides or [], num)
-    if not cost:
+    if cost:
+        _show_cost(config, out, rate, workers or 1, as_json)
+    elif as_json:
+        from synthgen import run
+
+        print(json.dumps(run.estimate(config, out)), flush=True)
+    else:
         print_estimate(config, out)
-        return
+
+
+def _show_cost(config: Config, out: str, rate: float | None, workers: int, as_json: bool) -> None:
+    from synthgen.run.cost import cost
+
     if rate is None:
         raise ValueError(
             "--cost needs --rate, images per second of one GPU. Got none; 'synthgen generate' "
             "prints it at the end of a run."
         )
-    rows = count(config, rate, workers, out)
+    rows = cost(config, rate, workers, out)
     if as_json:
         print(json.dumps(rows), flush=True)
         return

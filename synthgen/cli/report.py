@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-Folder = Annotated[Path, typer.Argument(help="Dataset folder.")]
+from synthgen.cli.options import refuse_unused
+from synthgen.urls import scheme_of
 
 
 def report(
@@ -18,7 +19,9 @@ def report(
     labels: Annotated[
         str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Samples in the contact sheet and explorer.")] = 60,
+    num: Annotated[
+        int, typer.Option(min=1, help="Samples in the contact sheet and explorer.")
+    ] = 60,
     out: Annotated[
         Path | None, typer.Option(help="HTML file; report/index.html in the dataset if left out.")
     ] = None,
@@ -26,21 +29,36 @@ def report(
     """Write the report of a dataset: one HTML file with charts and a mask explorer."""
     from synthgen.report.page import write_report
 
+    if out is not None and out.is_dir():
+        raise ValueError(
+            f"--out must be an HTML file. Got the folder {str(out)!r}; did you mean "
+            f"{out / 'index.html'}?"
+        )
     typer.echo(write_report(directory, audit=audit, num=num, out=out, labels=labels))
 
 
 def view(
-    directory: Folder,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="Dataset folder on this machine.")
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 0,
 ) -> None:
     """Serve the report to the browser of this machine, read-only; made first if it is missing."""
     from synthgen.report.serve import ADDRESS, PAGE, make_server
 
-    if not (directory / PAGE).is_file():
+    if scheme_of(directory) is not None:
+        raise ValueError(
+            "DIR must be a folder on this machine. Got a URL; write the report to a file with "
+            "'synthgen report URL --out report.html' and open that."
+        )
+    page = Path(directory) / PAGE
+    if not page.is_file():
         from synthgen.report.page import write_report  # slow to import
 
         typer.echo(write_report(directory))
-    with make_server((directory / PAGE).parent, port) as server:
+    with make_server(page.parent, port) as server:
         typer.echo(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")
         try:
             server.serve_forever()
@@ -70,6 +88,9 @@ def inspect(
 
       synthgen inspect photo.jpg --set model.card=sd21-base
     """
+    refuse_unused(
+        {"--checkpoint": checkpoint, "--sha256": sha256}, auditor is None, "without --auditor"
+    )
     from synthgen.config import AuditorConfig, load
     from synthgen.report.inspection import inspect_sample
 

@@ -27,7 +27,10 @@ from synthgen.segmentation.segment import segment
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
 MAX_BYTES = 64 * 1024 * 1024
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".svg", ".tif", ".tiff")
+"""Of images that are not read; a source that ends so is no prompt either."""
+
 _CAPTURED_PARTS = {"up": ("up_",), "down": ("down_",), "mid": ("mid_",), "both": ("up_", "down_")}
 
 
@@ -46,8 +49,10 @@ def inspect_sample(
         The files: image.png, heads.png, clusters.png, masks.png, error.png.
 
     Raises:
-        ValueError: For an image that cannot be read, or a prompt that cannot be drawn.
+        ValueError: For an image that cannot be read, a prompt that cannot be drawn, or a file
+            where the folder should be; all but the second before the model is loaded.
     """
+    _check_folder(out)
     sample = _record(source, config)
     capture = load_backbone(config.model).settle_capture(config.capture)
     segmented = replace(sample, features=segmented_features(sample.features, capture))
@@ -66,17 +71,46 @@ def read_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
     Raises:
         ValueError: In one line, if it is missing, too large or no image.
     """
+    fitted = ImageOps.fit(Image.fromarray(_decode(path)), size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def image_path(source: str) -> Path | None:
+    r"""The path of an image; None for a prompt: no image's name, and no path that exists.
+
+    >>> image_path("photo.jpg"), image_path("a red car on the road")
+    (PosixPath('photo.jpg'), None)
+    >>> image_path(300 * "very "), image_path("a \0")
+    (None, None)
+    """
+    path = Path(source)
+    if path.suffix.lower() in SUFFIXES + OTHER_SUFFIXES:
+        return path
+    try:
+        return path if source and path.exists() else None
+    except (OSError, ValueError):  # longer than a name may be, or of characters of none
+        return None
+
+
+def _decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     try:
         num_bytes = path.stat().st_size
         if num_bytes > MAX_BYTES:
             raise ValueError(f"An image must have at most {MAX_BYTES:,} bytes. Got {num_bytes:,}.")
-        pixels = decode_image(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(
             f"An image must be a readable file. Got {path.name!r:.80}: {error.strerror}."
         ) from None
-    fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise ValueError(f"An image must be JPEG, PNG or WebP. Got {path.name!r:.80}; convert it.")
+    return decode_image(content)
+
+
+def _check_folder(out: Path) -> None:
+    standing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not standing.is_dir():
+        raise ValueError(f"--out must be a folder. Got {str(out)!r}, and {standing} is a file.")
 
 
 def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFeatures:
@@ -97,8 +131,13 @@ def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFe
 def _record(source: str, config: Config) -> Sample:
     """The sample with the outputs of all layers."""
     capture = config.capture.model_copy(update={"layers": "all", "grids": None})
-    path, backbone = Path(source), load_backbone(config.model)
-    if path.suffix.lower() in SUFFIXES:
+    path = image_path(source)
+    if path is not None:
+        _decode(path)  # a mistake is told before the model is loaded
+    elif not source.strip():
+        raise ValueError("A prompt or the path of an image must be given. Got an empty text.")
+    backbone = load_backbone(config.model)
+    if path is not None:
         outcome = _invert(path, backbone, config, capture)
     else:
         prompt = Prompt("inspect", source)
