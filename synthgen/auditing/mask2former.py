@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from huggingface_hub import constants, snapshot_download
 from jaxtyping import Bool, Float, Int, UInt8
 
 from synthgen.config import AuditorConfig, digest
+from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
 from synthgen.registry import near_miss
 from synthgen.scenes.m2f_model import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
@@ -145,7 +145,7 @@ class Mask2FormerAuditor:
     def __init__(self, name: str, folder: Path, settings: AuditorConfig, revision: str = ""):
         self._options = read_options(settings.generator)
         sha256 = check_weights(folder, settings.sha256)
-        device = _pick_device(settings.device)
+        device = pick_device(settings.device, "auditor.device")
         self._model, self._processor = load_m2f(folder)
         self._model.to(device)
         known = self._model.config.id2label
@@ -273,15 +273,6 @@ def _hub_folder(hub_id: str, revision: str | None) -> Path:
             f"auditor.revision. Got: {reason}. Or set auditor.checkpoint to a local folder."
         ) from None
     return Path(folder)
-
-
-def _pick_device(name: str) -> torch.device:
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind, there in present.items() if there), "cpu")
-    if not present.get(name, True):
-        raise ValueError(f"auditor.device must be present. Got {name!r}; use auto.")
-    return torch.device(name)
 
 
 def _batches(sizes: Sequence[tuple[int, ...]], batch_size: int) -> list[list[int]]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
 from synthgen.config import AuditorConfig
+from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
 from synthgen.registry import near_miss
 from synthgen.scenes.card import read_card
@@ -240,19 +241,16 @@ def _auditor(
         "generator": generator.model_dump(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    return SamAuditor(
-        _Generator(sam.to(resolve_device(device)), **generator.model_dump()), identity
-    )
+    return SamAuditor(_Generator(sam.to(sam_device(device)), **generator.model_dump()), identity)
 
 
-def resolve_device(device: str) -> str:
+def sam_device(device: str) -> torch.device:
     """Where SAM runs: `auto` is CUDA where there is one.
 
     Raises:
-        ValueError: For `mps`, which lacks the doubles that the package's points are.
+        ValueError: For a device that is not there, and for `mps`, which lacks the doubles that
+            the package's points are.
     """
     if device == "mps":
         raise ValueError("auditor.device must be auto, cpu or cuda for SAM. Got mps: no float64.")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    return pick_device(device, "auditor.device", gpus=("cuda",))

@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline
 
 from synthgen.auditing.annotations import NO_POINT
-from synthgen.auditing.sam import resolve_device
+from synthgen.auditing.sam import sam_device
 from synthgen.auditing.sam_settings import PromptGrid, read_generator
 from synthgen.config import AuditorConfig, digest
 from synthgen.scenes.card import file_digests
@@ -102,7 +102,7 @@ def load_transformers_sam(settings: AuditorConfig) -> TransformersSamAuditor:
         )
     model, processor = _load(folder)
     pipeline = MaskGenerationPipeline(
-        model=model, image_processor=processor, device=resolve_device(settings.device)
+        model=model, image_processor=processor, device=sam_device(settings.device)
     )
     identity = {
         "name": "transformers-sam",

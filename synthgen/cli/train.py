@@ -338,9 +338,6 @@ def _device(device: Device) -> str:
     Raises:
         ValueError: If it is asked for where there is none.
     """
-    import torch
+    from synthgen.devices import pick_device  # of torch, late
 
-    found = torch.cuda.is_available()
-    if device is Device.cuda and not found:
-        raise ValueError("--device cuda needs a GPU that torch can use. Got none; leave it out.")
-    return "cuda" if found and device is not Device.cpu else "cpu"
+    return str(pick_device(device.value, "--device", gpus=("cuda",)))

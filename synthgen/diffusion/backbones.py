@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from synthgen.config import CaptureConfig, ModelConfig
+from synthgen.devices import pick_device
 from synthgen.diffusion.cards import (
     Card,
     file_sha256,
@@ -123,7 +124,7 @@ def _load(config: ModelConfig) -> Backbone:
     card, folder = find_card(config.card)
     folder = folder or _hub_folder(card, config.revision)
     verify_sha256(folder, card.sha256)
-    device = _pick_device(config.device)
+    device = pick_device(config.device, "model.device")
     dtype = _pick_dtype(config.dtype, device)
     pipeline = _load_pipeline(folder, dtype)
     identity = {
@@ -227,16 +228,6 @@ def _apply_settings(pipeline: Any, config: ModelConfig) -> None:
         for module in pipeline.unet.modules():
             if isinstance(module, ResnetBlock2D | FeedForward):
                 module.compile()
-
-
-def _pick_device(name: str) -> torch.device:
-    """The device of that name; auto takes cuda, then mps, then cpu."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next((kind for kind, there in present.items() if there), "cpu")
-    if not present.get(name, True):
-        raise ValueError(f"model.device must be present on this machine. Got {name!r}; use auto.")
-    return torch.device(name)
 
 
 def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
