@@ -21,6 +21,9 @@ from torch import Tensor
 
 Status = Literal["ok", "failed"]
 
+BACKGROUND, IGNORE = 0, 255
+"""Ids of id maps that stand for no class and no mask: none of them, and undecided."""
+
 
 @runtime_checkable
 class ByteStream(Protocol):
@@ -195,6 +198,15 @@ class PlannedSample:
     seed: int
 
 
+def shard_name(index: int) -> str:
+    """File stem of a shard, six digits.
+
+    >>> shard_name(12)
+    'train-000012'
+    """
+    return f"train-{index:06d}"
+
+
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
     """One unit of work, retry and resume: its number and its samples in order."""
@@ -205,7 +217,7 @@ class ShardSpec:
     @property
     def name(self) -> str:
         """File stem, six digits: ``train-000000``."""
-        return f"train-{self.index:06d}"
+        return shard_name(self.index)
 
 
 @dataclass(frozen=True, slots=True)

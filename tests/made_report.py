@@ -19,7 +19,6 @@ from synthgen.dataset.audits import (
     AuditRow,
     audit_marker_bytes,
     audit_marker_name,
-    dump_json,
     summary_name,
     table_bytes,
     table_name,
@@ -27,7 +26,7 @@ from synthgen.dataset.audits import (
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.metadata import Row
-from synthgen.dataset.publish import open_storage
+from synthgen.dataset.publish import dump_json, open_storage
 from synthgen.types import Verdict
 
 SCRIPT = "<script>window.hacked = 1</script><!-- </script> <img src=x onerror='window.hacked=1'>"

@@ -33,8 +33,7 @@ from synthgen.evaluation.trainer import TrainSettings, load_averaged
 from synthgen.registry import LABELERS, REFINERS
 from synthgen.scenes.render import render
 from synthgen.scenes.vocabulary import CLASSES, TUNING_SEEDS
-from synthgen.segmentation.metrics import IGNORE
-from synthgen.types import LabelMap, Prompt
+from synthgen.types import IGNORE, LabelMap, Prompt
 
 TINY = TrainSettings(steps=2, batch=2, size=32, warm_up=2, validate_every=1)
 

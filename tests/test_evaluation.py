@@ -47,7 +47,7 @@ from synthgen.registry import DOWNSTREAM_MODELS
 from synthgen.scenes import checkpoint
 from synthgen.scenes.render import render
 from synthgen.scenes.vocabulary import CLASSES, TRAIN_SEEDS
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 NAMES = ("background", "square", "stripe")
 TINY = TrainSettings(steps=6, batch=2, size=32, warm_up=2, validate_every=2)

@@ -29,7 +29,8 @@ from synthgen.labeling.refiners_color import (
 from synthgen.registry import REFINERS
 from synthgen.scenes.render import Scene, render
 from synthgen.scenes.vocabulary import TUNING_SEEDS
-from synthgen.segmentation.metrics import IGNORE, boundary_f
+from synthgen.segmentation.metrics import boundary_f
+from synthgen.types import IGNORE
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 

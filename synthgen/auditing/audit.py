@@ -27,12 +27,11 @@ from synthgen.dataset.audits import (
     AuditMarker,
     check_audit_id,
     description_name,
-    dump_json,
     is_audited,
     read_audit_marker,
     summary_name,
 )
-from synthgen.dataset.publish import clear_disk_errors, open_storage
+from synthgen.dataset.publish import clear_disk_errors, dump_json, open_storage
 from synthgen.progress import Progress, report
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously

@@ -13,15 +13,13 @@ import numpy as np
 from jaxtyping import UInt8, UInt64
 
 from synthgen.config import SegmentationConfig, parse
-from synthgen.dataset.manifest import MANIFEST, read_manifest
+from synthgen.dataset.manifest import CONFIG, MANIFEST, read_manifest, shard_stem
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.dataset.records import decode_sample, parse_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.packed import pack_masks
 from synthgen.types import ByteStream, MaskSet
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class ListedShard:
     @property
     def stem(self) -> str:
         """Its file stem, ``train-000000``."""
-        return self.name.removeprefix("data/").removesuffix(".tar")
+        return shard_stem(self.name)
 
 
 def listed_shards(storage: Storage) -> list[ListedShard]:

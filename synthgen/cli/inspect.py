@@ -60,9 +60,8 @@ def _check_is_dataset(directory: str) -> None:
     Raises:
         ValueError: If it has no description and no tar of a dataset.
     """
-    from synthgen.dataset.manifest import MANIFEST, TAR_NAME
+    from synthgen.dataset.manifest import IDENTITY, MANIFEST, TAR_NAME
     from synthgen.dataset.publish import open_storage
-    from synthgen.run.identity import IDENTITY
 
     storage = open_storage(directory)
     if any(storage.size(name) is not None for name in (IDENTITY, MANIFEST)):

@@ -12,7 +12,6 @@ hash, and the table has the marker's size (`beside`).
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from synthgen.dataset.beside import SideFolder
 from synthgen.dataset.parquet_limits import read_parquet_schema
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.publish import Storage, dump_json
 from synthgen.types import Verdict
 from synthgen.untrusted import one_line, parse_record
 
@@ -208,12 +207,6 @@ def read_verdicts(
         rows = parse_table(content, annotations=False)
         verdicts[shard] = {row.key: row.verdict for row in rows}
     return verdicts
-
-
-def dump_json(tree: Mapping[str, Any]) -> bytes:
-    """A small file of ours: JSON for people and programs, without NaN."""
-    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
 
 
 def _row(row: Mapping[str, Any]) -> AuditRow:

@@ -15,9 +15,7 @@ import yaml
 from synthgen import __version__
 from synthgen.config import Config, dump
 from synthgen.dataset.redaction import redact_tree
-from synthgen.types import Prompt
-
-BACKGROUND, IGNORE = 0, 255
+from synthgen.types import BACKGROUND, IGNORE, Prompt
 
 
 def hub_features(

@@ -21,7 +21,7 @@ from scipy import ndimage
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.previews import read_previews
-from synthgen.dataset.records import BACKGROUND, IGNORE
+from synthgen.types import BACKGROUND, IGNORE
 
 ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
 MIN_SIDE = 256  # smaller images are magnified, so that one-pixel borders stay thin

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synthgen.dataset.records import BACKGROUND, IGNORE
-from synthgen.types import LabelMap
+from synthgen.types import BACKGROUND, IGNORE, LabelMap
 
 
 @dataclass(frozen=True, slots=True)

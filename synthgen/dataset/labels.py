@@ -27,7 +27,6 @@ Labels made with other ks than the dataset's stand on other masks; then ``mask``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,14 +36,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.beside import SideFolder
-from synthgen.dataset.publish import Storage, open_storage, sha256_file
-from synthgen.dataset.records import BACKGROUND, IGNORE, check_sample, decode_image
+from synthgen.dataset.manifest import CLASSES, shard_of
+from synthgen.dataset.publish import Storage, dump_json, open_storage, sha256_file
+from synthgen.dataset.records import check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.types import BACKGROUND, IGNORE
 from synthgen.untrusted import parse_object, parse_record, quote
 
 LABELS_SCHEMA_VERSION = 1
-CLASSES = "classes.json"
 
 
 LABELS = SideFolder("labels", "labels.json", ".tar", "The id of labels")
@@ -85,7 +85,7 @@ class LabelMarker:
 def labels_marker_bytes(marker: LabelMarker) -> bytes:
     """The marker as it stands in the folder."""
     tree = {name: getattr(marker, name) for name in LabelMarker.__slots__}
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+    return dump_json(tree)
 
 
 def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMarker | None:
@@ -189,7 +189,7 @@ class LabelReader:
         Raises:
             ValueError: If there are none, or the tar is broken.
         """
-        shard = f"train-{key[:6]}"
+        shard = shard_of(key)
         if shard != self._shard:
             self._members, self._shard = self._read(shard), shard
         if key not in self._members:

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
-from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.manifest import read_manifest, shard_stem
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 from synthgen.dataset.shards import read_span, scan, spans
@@ -182,9 +182,7 @@ def _tar_hashes(storage: Storage, asked: str, version: int | None) -> dict[str, 
             f"{asked} must be given with a finished dataset's folder. Got {storage.root}."
         )
     return {
-        row["name"].removeprefix("data/").removesuffix(".tar"): row["sha256"]
-        for row in manifest["shards"]
-        if not row["skipped"]
+        shard_stem(row["name"]): row["sha256"] for row in manifest["shards"] if not row["skipped"]
     }
 
 

@@ -9,7 +9,6 @@ it but ``times`` is a function of the configuration and the libraries.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +17,13 @@ from typing import Any
 
 from typing_extensions import TypedDict  # of typing, pydantic takes it from 3.12 on
 
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.publish import Storage, dump_json
 from synthgen.types import ShardReport
 from synthgen.untrusted import check_shape, parse_object, parse_record, quote
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, IDENTITY = "manifest.json", "identity.json"
+CONFIG, CLASSES, CARD = "config.yaml", "classes.json", "README.md"
 SHARD_NAME = re.compile(r"train-([0-9]{6})")
 TAR_NAME = re.compile(rf"data/{SHARD_NAME.pattern}\.tar")
 _VERSION = re.compile(r"manifests/v([0-9]{4,})\.json")
@@ -51,6 +51,25 @@ class _Manifest(TypedDict):
 def tar_name(shard: str) -> str:
     """Where a shard's tar lies: ``data/train-000000.tar``."""
     return f"data/{shard}.tar"
+
+
+def shard_stem(tar: str) -> str:
+    """The shard whose tar lies there: ``train-000000`` for ``data/train-000000.tar``."""
+    return tar.removeprefix("data/").removesuffix(".tar")
+
+
+def shard_index(shard: str) -> int:
+    """Number of a shard, with which the keys of its samples begin."""
+    return int(shard.removeprefix("train-"))
+
+
+def shard_of(key: str) -> str:
+    """The shard that a sample's key lies in.
+
+    >>> shard_of("0000120003")
+    'train-000012'
+    """
+    return f"train-{key[:6]}"
 
 
 def marker_name(shard: str) -> str:
@@ -117,7 +136,7 @@ class Marker:
 
 def marker_bytes(marker: Marker) -> bytes:
     """The marker as it stands in ``stats``."""
-    return _dump({name: getattr(marker, name) for name in Marker.__slots__})
+    return dump_json({name: getattr(marker, name) for name in Marker.__slots__})
 
 
 def parse_marker(content: bytes, shard: str) -> Marker:
@@ -211,8 +230,8 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     if latest is not None and without_times(latest) == without_times(manifest):
         manifest = latest
     else:
-        storage.publish_bytes(_dump(manifest), version_name(newest + 1))
-    storage.publish_bytes(_dump(manifest), MANIFEST)
+        storage.publish_bytes(dump_json(manifest), version_name(newest + 1))
+    storage.publish_bytes(dump_json(manifest), MANIFEST)
     return dict(manifest)
 
 
@@ -298,7 +317,3 @@ def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if item not in kept:
             kept.append(item)
     return kept
-
-
-def _dump(tree: Mapping[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

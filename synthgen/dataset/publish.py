@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,6 +315,16 @@ def _own_temporary_folder() -> Path:
     if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
         raise OSError(f"{folder} must be ours. Got another owner; set TMPDIR to another folder.")
     return folder
+
+
+def dump_json(tree: Mapping[str, Any], allow_nan: bool = False) -> bytes:
+    """A small file of ours: JSON for people and programs.
+
+    >>> dump_json({"a": 1})
+    b'{\\n "a": 1\\n}\\n'
+    """
+    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    return (text + "\n").encode("utf-8")
 
 
 def _sync_folder(folder: Path) -> None:

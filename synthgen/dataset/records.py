@@ -30,12 +30,11 @@ from typing_extensions import TypedDict
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
-from synthgen.types import LabelMap, MaskSet, Record
+from synthgen.types import BACKGROUND, IGNORE, LabelMap, MaskSet, Record
 from synthgen.untrusted import check_shape, one_line, parse_object, quote
 
 KEY = re.compile(r"[0-9]{10,20}")
 MAX_ID = 254
-BACKGROUND, IGNORE = 0, 255
 MAX_PIXELS = 8192 * 8192
 """Larger images are refused by the readers before a pixel is decoded (decompression bombs)."""
 

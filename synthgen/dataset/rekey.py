@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.records import BACKGROUND, IGNORE, decode_image, dump_sample, encode_image
+from synthgen.dataset.records import decode_image, dump_sample, encode_image
+from synthgen.types import BACKGROUND, IGNORE
 from synthgen.untrusted import parse_object
 
 

@@ -14,6 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.manifest import (
+    CARD,
+    CLASSES,
+    CONFIG,
+    IDENTITY,
     MANIFEST,
     SHARD_NAME,
     Marker,
@@ -21,6 +25,8 @@ from synthgen.dataset.manifest import (
     metadata_name,
     parse_marker,
     read_manifest,
+    shard_index,
+    shard_stem,
     tar_name,
 )
 from synthgen.dataset.metadata import parse_rows
@@ -35,12 +41,11 @@ from synthgen.dataset.records import (
 )
 from synthgen.dataset.rle import decode_masks, run_lengths
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
-from synthgen.types import ByteStream
+from synthgen.types import IGNORE, ByteStream, shard_name
 from synthgen.untrusted import one_line, quote
 
-IGNORE = 255
 MAX_LINE = 400
-TOP_FILES = ("README.md", "config.yaml", "identity.json", "classes.json")
+TOP_FILES = (CARD, CONFIG, IDENTITY, CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +289,7 @@ def _verify_content(storage: Storage, marker: Marker, size: int, deep: bool) -> 
         if sha256 != marker.sha256:
             found = f"sha256 {sha256[:12]}…, the marker says {marker.sha256[:12]}…"
             yield Problem("wrong hash", tar, found)
-        index = int(marker.name.removeprefix("train-"))
+        index = shard_index(marker.name)
         yield from verify_tar(stream, tar, index, marker.counts.get("ok", 0), deep)
 
 
@@ -321,7 +326,7 @@ def _verify_manifest(storage: Storage, markers: Mapping[str, Marker]) -> Iterato
         elif (row["sha256"], row["bytes"]) != (marker.sha256, marker.bytes):
             yield Problem("wrong manifest", MANIFEST, f"{tar_name(shard)} differs from its marker")
     for name in listed:
-        if name.removeprefix("data/").removesuffix(".tar") not in markers:
+        if shard_stem(name) not in markers:
             yield Problem("missing marker", name, "the manifest lists it")
 
 
@@ -341,4 +346,4 @@ def _shard_names(storage: Storage) -> list[str]:
         for name in storage.names(folder)
     }
     numbers = [int(match[1]) for stem in stems if (match := SHARD_NAME.fullmatch(stem))]
-    return [f"train-{number:06d}" for number in range(max(numbers, default=-1) + 1)]
+    return [shard_name(number) for number in range(max(numbers, default=-1) + 1)]

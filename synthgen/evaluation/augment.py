@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from synthgen.evaluation.labeled_images import LabeledImages
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import BACKGROUND, IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class Augmentation:
     paste_scale: tuple[float, float] = (1.0, 2.5)
 
 
-BACKGROUND = 0
 DEFAULT_AUGMENTATION = Augmentation()
 NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0)
 

@@ -19,7 +19,7 @@ from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.scenes.truth_corpus import truth_corpus
 from synthgen.scenes.vocabulary import CLASSES
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 SCENE_CLASSES = ("background", *CLASSES)
 """Names by id of rendered truth."""

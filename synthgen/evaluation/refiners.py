@@ -23,7 +23,8 @@ from synthgen.registry import REFINERS
 from synthgen.scenes.render import Scene, render
 from synthgen.scenes.vocabulary import CLASSES, TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.segmentation.features import upsampling_error
-from synthgen.segmentation.metrics import IGNORE, boundary_f, class_ious
+from synthgen.segmentation.metrics import boundary_f, class_ious
+from synthgen.types import IGNORE
 
 GRID = 32  # the finest grid of the embedded model, and a quarter of its images
 TOLERANCE = 1.0

@@ -17,7 +17,8 @@ from torch import nn
 
 from synthgen.evaluation.augment import to_unit
 from synthgen.evaluation.labeled_images import LabeledImages
-from synthgen.segmentation.metrics import IGNORE, class_ious, confusion
+from synthgen.segmentation.metrics import class_ious, confusion
+from synthgen.types import IGNORE
 
 BATCH = 20
 

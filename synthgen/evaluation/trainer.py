@@ -28,7 +28,7 @@ from synthgen.evaluation.scoring import Scores, score_model
 from synthgen.evaluation.segmenters import MIN_BATCH, build_segmenter
 from synthgen.scenes import checkpoint
 from synthgen.scenes.loop import learning_rate
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 
 @dataclass(frozen=True, slots=True)

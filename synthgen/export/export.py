@@ -25,9 +25,8 @@ import numpy as np
 
 from synthgen import registry
 from synthgen.auditing.samples import ListedShard
-from synthgen.dataset.audits import dump_json
 from synthgen.dataset.manifest import read_manifest
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.export.card import model_licenses, readme
 from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.records import encode_image
 from synthgen.export.format import (
-    IGNORE,
     ExportContext,
     Exporter,
     ExportSample,
@@ -25,6 +24,7 @@ from synthgen.export.format import (
     jpeg_bytes,
     require_labels,
 )
+from synthgen.types import IGNORE
 
 ADE_NAMES = {"train": "training", "val": "validation", "test": "test"}
 

@@ -17,8 +17,6 @@ from jaxtyping import Bool, UInt8
 from synthgen.dataset.records import encode_image
 from synthgen.types import Verdict
 
-BACKGROUND, IGNORE = 0, 255
-
 Tables = Callable[[str], Iterator[dict[str, Any]]]
 """Rows of a table by its name, over all shards in order."""
 

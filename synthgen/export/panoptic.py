@@ -16,7 +16,6 @@ from jaxtyping import Int, UInt8
 from synthgen.dataset.records import bbox_xywh, encode_image
 from synthgen.export.coco import coco_head, image_entry, image_id, stream_json
 from synthgen.export.format import (
-    BACKGROUND,
     ExportContext,
     Exporter,
     ExportSample,
@@ -26,6 +25,7 @@ from synthgen.export.format import (
     require_labels,
 )
 from synthgen.export.palette import voc_colors
+from synthgen.types import BACKGROUND
 
 
 class PanopticExporter(Exporter):

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from synthgen import urls
-from synthgen.dataset.audits import dump_json
 from synthgen.dataset.manifest import MANIFEST
-from synthgen.dataset.publish import Storage, sha256_file
+from synthgen.dataset.publish import Storage, dump_json, sha256_file
 from synthgen.progress import Progress, report
 from synthgen.untrusted import quote
 

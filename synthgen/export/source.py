@@ -29,9 +29,9 @@ from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_nam
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
-from synthgen.export.format import IGNORE, ExportSample, Instance
+from synthgen.export.format import ExportSample, Instance
 from synthgen.export.split import assign_split
-from synthgen.types import Verdict
+from synthgen.types import IGNORE, Verdict
 
 BARE = {1: "mask"}
 """The classes of a dataset without labels: every mask is a mask."""

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.records import bbox_xywh
 from synthgen.export.format import (
-    IGNORE,
     ExportContext,
     Exporter,
     ExportSample,
@@ -26,6 +25,7 @@ from synthgen.export.format import (
     require_labels,
 )
 from synthgen.export.palette import encode_palette
+from synthgen.types import IGNORE
 
 ROOT = "VOCdevkit/VOC2012"
 MAX_OBJECTS = 254

@@ -19,9 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from synthgen.config import LabelConfig
 from synthgen.labeling.evidence import ClassScores, join, shares
-from synthgen.types import LabelMap, Segmentation
-
-BACKGROUND, UNDECIDED = 0, 255
+from synthgen.types import BACKGROUND, IGNORE, LabelMap, Segmentation
 
 
 def keep_present(scores: ClassScores, config: LabelConfig) -> ClassScores:
@@ -93,15 +91,15 @@ def choose(
     >>> choose(np.array([[0.5], [0.5]]), 0.0)[0].tolist()
     [255]
     """
-    if len(scores) > UNDECIDED:
+    if len(scores) > IGNORE:
         raise ValueError(
-            f"An image must have at most {UNDECIDED - 1} classes. Got {len(scores) - 1}."
+            f"An image must have at most {IGNORE - 1} classes. Got {len(scores) - 1}."
         )
     empty = scores[BACKGROUND] >= 0.5
     labels = np.where(empty, BACKGROUND, 1 + scores[1:].argmax(0)).astype(np.uint8)
     best = np.where(empty, scores[BACKGROUND], scores[1:].max(0))
     undecided = lead(scores) <= margin
-    return np.where(undecided, np.uint8(UNDECIDED), labels), best
+    return np.where(undecided, np.uint8(IGNORE), labels), best
 
 
 def lead(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "*place"]:
@@ -137,9 +135,9 @@ def nothing_prompted(segmentation: Segmentation) -> LabelMap:
     num, size = len(masks), masks.shape[1:]
     return LabelMap(
         class_names=(),
-        semantic=np.full(size, UNDECIDED, dtype=np.uint8),
+        semantic=np.full(size, IGNORE, dtype=np.uint8),
         scores=np.zeros(size, dtype=np.float32),
-        mask_labels=np.full(num, UNDECIDED, dtype=np.uint8),
+        mask_labels=np.full(num, IGNORE, dtype=np.uint8),
         mask_scores=np.zeros(num, dtype=np.float32),
         not_found=(),
     )

@@ -14,12 +14,11 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from synthgen.types import LabelMap
+from synthgen.types import BACKGROUND, IGNORE, LabelMap
 
 MIN_AREA = 0.0005
 """Share of the image below which a component is no instance: `MaskConfig.min_area`'s default."""
 
-UNDECIDED = 255
 _EIGHT = np.ones((3, 3), dtype=int)
 
 
@@ -57,7 +56,7 @@ def find_instances(label_map: LabelMap, min_area: float = MIN_AREA) -> tuple[Ins
 
 def _components(label_map: LabelMap, least: float) -> Iterator[Instance]:
     for label in np.unique(label_map.semantic).tolist():
-        if label in (0, UNDECIDED):
+        if label in (BACKGROUND, IGNORE):
             continue
         components, num = ndimage.label(label_map.semantic == label, structure=_EIGHT)
         for number in range(1, num + 1):

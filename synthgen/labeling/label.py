@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 
 from synthgen.config import LabelConfig
 from synthgen.labeling.decide import (
-    UNDECIDED,
     contest,
     decide,
     keep_present,
@@ -29,7 +28,7 @@ from synthgen.labeling.evidence import (
 )
 from synthgen.labeling.refine import refine
 from synthgen.registry import LABELERS, resolve
-from synthgen.types import Heatmaps, LabelMap, Segmentation, SelfMap
+from synthgen.types import IGNORE, Heatmaps, LabelMap, Segmentation, SelfMap
 
 
 def label_sample(
@@ -76,8 +75,8 @@ def _relabeled(
     decided: LabelMap, semantic: UInt8[np.ndarray, "height width"], scores: ClassScores
 ) -> LabelMap:
     """The labels with another semantic map; a pixel's score is its share of what it became."""
-    rows = np.where(semantic == UNDECIDED, decided.semantic, semantic).astype(np.int64)
-    rows = np.where(rows == UNDECIDED, contest(scores.pixels).argmax(0), rows)
+    rows = np.where(semantic == IGNORE, decided.semantic, semantic).astype(np.int64)
+    rows = np.where(rows == IGNORE, contest(scores.pixels).argmax(0), rows)
     became = np.take_along_axis(scores.pixels, rows[None], axis=0)[0]
     return LabelMap(
         class_names=decided.class_names,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthgen.registry import REFINERS, resolve
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 Scores = Mapping[int, Float[np.ndarray, "_height _width"]]
 """Class id to evidence for that class at each pixel; larger is likelier, never negative."""

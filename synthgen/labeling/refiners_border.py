@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
 from synthgen.labeling.refine import Scores
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 REACH = 1 / 32
 """How far from a border a pixel can be uncertain, as a share of the longer side: a cell of a 32

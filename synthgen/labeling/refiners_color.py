@@ -22,7 +22,7 @@ from synthgen.config import ClusterConfig
 from synthgen.labeling.refine import Scores
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
-from synthgen.segmentation.metrics import IGNORE
+from synthgen.types import IGNORE
 
 ITERATIONS = 10  # PAMR section 4
 DILATIONS = (1, 2, 4, 8, 12, 24)  # PAMR section 4

@@ -18,7 +18,8 @@ from synthgen.dataset.labels import (
     with_labels,
 )
 from synthgen.dataset.publish import Storage
-from synthgen.dataset.records import BACKGROUND, IGNORE, decode_image
+from synthgen.dataset.records import decode_image
+from synthgen.types import BACKGROUND, IGNORE
 
 SPECIAL = {BACKGROUND: "background", IGNORE: "undecided"}
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
-from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.manifest import CONFIG, read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.progress import Progress, report
 from synthgen.run.identity import read_identity
-from synthgen.run.lifecycle import CONFIG, generate, read_config
+from synthgen.run.lifecycle import generate, read_config
 
 
 def extend(

@@ -19,14 +19,14 @@ from typing_extensions import TypedDict
 
 from synthgen import __version__
 from synthgen.config import Config, digest
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.manifest import IDENTITY
+from synthgen.dataset.publish import Storage, dump_json
 from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.prompts import load_prompts
 from synthgen.types import Prompt
 from synthgen.untrusted import check_shape, parse_object
 
-IDENTITY = "identity.json"
 MAX_THREADS = 1024  # more is no processor of today, but a file that somebody changed
 CARD_DEFAULTS = {
     "height",
@@ -132,7 +132,7 @@ def identity_bytes(content: Mapping[str, Any], environments: Sequence[Mapping[st
         "content": redact_tree(content),
         "environments": list(environments),
     }
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+    return dump_json(tree, allow_nan=True)  # schedulers have settings of -inf
 
 
 def read_identity(storage: Storage) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from typing import Any
 
 from synthgen.auditing.samples import ListedShard, listed_shards
 from synthgen.config import LabelConfig
-from synthgen.dataset.audits import dump_json
 from synthgen.dataset.label_statistics import LabelCounts, merge_statistics, summarize_counts
 from synthgen.dataset.labels import (
     LABELS_SCHEMA_VERSION,
@@ -38,7 +37,13 @@ from synthgen.dataset.labels import (
 )
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import Row, read_rows
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.publish import (
+    Storage,
+    clear_disk_errors,
+    dump_json,
+    open_storage,
+    sha256_file,
+)
 from synthgen.dataset.records import IMAGE_OPTIONS
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.progress import Progress, report

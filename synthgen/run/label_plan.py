@@ -15,7 +15,6 @@ from typing import Any
 
 from synthgen.auditing.samples import ListedShard, listed_shards
 from synthgen.config import ALGORITHM_VERSION, LABELING_VERSION, Config, LabelConfig, digest
-from synthgen.dataset.audits import dump_json
 from synthgen.dataset.labels import (
     LABELS_SCHEMA_VERSION,
     check_label_id,
@@ -24,7 +23,7 @@ from synthgen.dataset.labels import (
     description_name,
 )
 from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.run.classes import check_methods, check_names, check_tokens
 from synthgen.run.identity import changed_keys, read_identity
 from synthgen.run.lifecycle import read_config

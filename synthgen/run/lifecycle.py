@@ -16,6 +16,10 @@ from synthgen.config import Config, parse
 from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.manifest import (
+    CARD,
+    CLASSES,
+    CONFIG,
+    IDENTITY,
     SHARD_NAME,
     Marker,
     build_manifest,
@@ -30,13 +34,12 @@ from synthgen.dataset.manifest import (
     tar_name,
 )
 from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.progress import Progress, report
 from synthgen.prompts import load_prompts
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.identity import (
-    IDENTITY,
     changed_keys,
     check_same,
     environment,
@@ -47,9 +50,8 @@ from synthgen.run.identity import (
 )
 from synthgen.run.plan import plan, shard_spans
 from synthgen.run.shard import make_shard
-from synthgen.types import ShardSpec
+from synthgen.types import ShardSpec, shard_name
 
-CONFIG = "config.yaml"
 _TEXT_BYTES = 100_000  # generous for the small files of a dataset
 _ORPHAN_SECONDS = 3600.0  # a tar without a marker may be a moment old: its maker is at work
 
@@ -146,7 +148,7 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
     tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
     card = readme(config, standing, tars, manifest, _label_statistics(storage, config, markers))
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
-        storage.publish_bytes(card.encode("utf-8"), "README.md")
+        storage.publish_bytes(card.encode("utf-8"), CARD)
         return publish_manifest(storage, manifest)
 
 
@@ -172,7 +174,7 @@ def status(out: str | Path) -> DatasetStatus:
     merged = identity["content"].get("merged", [])
     planned = [num for source in merged for num in source["planned"]]
     planned = planned or [len(span) for span in shard_spans(config)]
-    wanted = {f"train-{i:06d}": num for i, num in enumerate(planned)}
+    wanted = {shard_name(i): num for i, num in enumerate(planned)}
     done = [
         marker
         for marker in read_markers(storage)
@@ -291,11 +293,10 @@ def _describe(storage: Storage, config: Config, identity: bytes) -> None:
     storage.publish_bytes(identity, IDENTITY)
     tree = json.loads(identity)
     storage.publish_bytes(config_yaml(config, tree["digest"]).encode("utf-8"), CONFIG)
-    classes = json.dumps(class_table(load_prompts(config.prompts)), indent=1, ensure_ascii=False)
-    storage.publish_bytes((classes + "\n").encode("utf-8"), "classes.json")
+    storage.publish_bytes(dump_json(class_table(load_prompts(config.prompts))), CLASSES)
     if read_manifest(storage) is None:
         tars = [tar_name(spec.name) for spec in plan(config)]
-        storage.publish_bytes(readme(config, tree, tars, None).encode("utf-8"), "README.md")
+        storage.publish_bytes(readme(config, tree, tars, None).encode("utf-8"), CARD)
 
 
 def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str) -> list[Marker]:

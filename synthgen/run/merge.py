@@ -24,6 +24,7 @@ from synthgen.dataset.manifest import (
     metadata_name,
     preview_name,
     read_marker,
+    shard_index,
     tar_name,
 )
 from synthgen.dataset.metadata import Origin, Row, read_rows, rows_bytes
@@ -33,6 +34,7 @@ from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
 from synthgen.progress import Progress, report
 from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
+from synthgen.types import shard_name
 
 _TEXT_BYTES = 100_000
 
@@ -62,7 +64,7 @@ def merge(
         describe(plan, storage)
         storage.clear_stale_staging()
     for index, item in enumerate(plan.shards):
-        merge_shard(plan, item, f"train-{index:06d}", storage, progress)
+        merge_shard(plan, item, shard_name(index), storage, progress)
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         return finish(plan, storage)
 
@@ -152,7 +154,7 @@ def _verify(path: Path, name: str, rows: list[Row]) -> tuple[list[Row], int, str
     """Rows with their places in the new tar, its size and hash; the tar is checked whole."""
     num_ok = sum(row.status == "ok" for row in rows)
     with path.open("rb") as stream:
-        problems = verify_tar(stream, name, int(name.removeprefix("train-")), num_ok, deep=True)
+        problems = verify_tar(stream, name, shard_index(name), num_ok, deep=True)
         if problems:
             raise RuntimeError(f"A merged shard must be correct. Got {problems[0]}.")
         places = {span.key: span for span in spans(scan(stream))}

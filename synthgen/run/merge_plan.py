@@ -13,20 +13,25 @@ from typing import Any
 from synthgen.config import Config, digest
 from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.label_statistics import summarize_counts
-from synthgen.dataset.labels import CLASSES, class_ids, class_names
+from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
+    CARD,
+    CLASSES,
+    CONFIG,
+    IDENTITY,
     build_manifest,
     publish_manifest,
     read_manifest,
     read_marker,
+    shard_stem,
     tar_name,
 )
 from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.publish import Storage, dump_json, open_storage
 from synthgen.run.classes import check_names
-from synthgen.run.identity import IDENTITY, identity_bytes, read_identity
-from synthgen.run.lifecycle import CONFIG, read_config, standing_identity
-from synthgen.types import Prompt
+from synthgen.run.identity import identity_bytes, read_identity
+from synthgen.run.lifecycle import read_config, standing_identity
+from synthgen.types import Prompt, shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +136,16 @@ def describe(plan: MergePlan, storage: Storage) -> None:
     storage.publish_bytes(identity, IDENTITY)
     storage.publish_bytes(config_yaml(plan.config, plan.digest).encode("utf-8"), CONFIG)
     table = class_table([Prompt("", "", tuple(plan.class_ids))])
-    classes = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
-    storage.publish_bytes(classes.encode("utf-8"), CLASSES)
+    storage.publish_bytes(dump_json(table), CLASSES)
     if read_manifest(storage) is None:
-        tars = [tar_name(f"train-{i:06d}") for i in range(len(plan.shards))]
+        tars = [tar_name(shard_name(i)) for i in range(len(plan.shards))]
         card = readme(plan.config, json.loads(identity), tars, None)
-        storage.publish_bytes(card.encode("utf-8"), "README.md")
+        storage.publish_bytes(card.encode("utf-8"), CARD)
 
 
 def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
     """Publish card and manifest of a merge whose shards are complete; returns the manifest."""
-    found = [read_marker(storage, f"train-{i:06d}") for i in range(len(plan.shards))]
+    found = [read_marker(storage, shard_name(i)) for i in range(len(plan.shards))]
     markers = [marker for marker in found if marker is not None]
     assert len(markers) == len(found), "every shard was just published"
     models: list[dict[str, Any]] = []
@@ -161,7 +165,7 @@ def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
     identity = read_identity(storage)
     assert identity is not None
     card = readme(plan.config, identity, tars, manifest, labels)
-    storage.publish_bytes(card.encode("utf-8"), "README.md")
+    storage.publish_bytes(card.encode("utf-8"), CARD)
     return publish_manifest(storage, manifest)
 
 
@@ -175,7 +179,7 @@ def _source(url: str | Path) -> Source:
             f"finish it with 'synthgen generate'."
         )
     assert identity is not None
-    stems = [str(row["name"])[len("data/") : -len(".tar")] for row in manifest["shards"]]
+    stems = [shard_stem(row["name"]) for row in manifest["shards"]]
     hashes = {
         stem: str(row["sha256"]) for stem, row in zip(stems, manifest["shards"], strict=True)
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from synthgen.config import Config
 from synthgen.dataset.labels import class_ids, class_names
-from synthgen.dataset.manifest import metadata_name, tar_name
+from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import KEY
@@ -74,13 +74,13 @@ def _make_again(recipe: Recipe, rows: Sequence[Row], key: str) -> dict[str, byte
 def _rows_of(storage: Storage, key: str) -> list[Row]:
     if not KEY.fullmatch(key):
         raise ValueError(f"key must be 10 to 20 digits. Got {key!r:.40}.")
-    if storage.size(metadata_name(f"train-{key[:6]}")) is None:
+    if storage.size(metadata_name(shard_of(key))) is None:
         raise ValueError(f"{key} must be a sample of {storage.root}. Got no such shard.")
-    return read_rows(storage, f"train-{key[:6]}")
+    return read_rows(storage, shard_of(key))
 
 
 def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
-    with storage.open(tar_name(f"train-{key[:6]}")) as stream:
+    with storage.open(tar_name(shard_of(key))) as stream:
         for span in spans(scan(stream)):
             if span.key == key:
                 return read_span(stream, span)

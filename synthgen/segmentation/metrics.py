@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
 from synthgen.segmentation.packed import iou_matrix
+from synthgen.types import IGNORE
 
-IGNORE = 255
 """Pixels of a label map that no metric looks at."""
 
 
