@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synthgen.bench.planted import draw, load_planted
+from synthgen.config import (
+    ClusterConfig,
+    Config,
+    DatasetConfig,
+    LabelConfig,
+    ModelConfig,
+    SegmentationConfig,
+)
+from synthgen.diffusion.backbones import Backbone
 from synthgen.evaluation.refiners import degrade_truth, measure_refiners, score_maps
 from synthgen.labeling.refine import refine
 from synthgen.labeling.refiners_border import (
@@ -27,10 +39,11 @@ from synthgen.labeling.refiners_color import (
     vote_by_color,
 )
 from synthgen.registry import REFINERS
+from synthgen.run.batch import Recipe, make_batch
 from synthgen.scenes.render import Scene, render
 from synthgen.scenes.vocabulary import TUNING_SEEDS
 from synthgen.segmentation.metrics import boundary_f
-from synthgen.types import IGNORE
+from synthgen.types import IGNORE, HeadFeatures, Heatmaps, PlannedSample, Prompt
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -93,6 +106,57 @@ def test_eq_6_is_needed_by_those_that_are_named_after_it(method: str) -> None:
     semantic, image, _ = random_sample(0)
     with pytest.raises(ValueError, match="needs the upsampling error"):
         refine(method, semantic, image)
+
+
+def load_heat_and_heads(config: ModelConfig) -> Backbone:
+    """The planted backbone with heat of its classes."""
+
+    def draw_heat(*planned: Any) -> list[Any]:
+        heat = torch.linspace(0.1, 0.9, 16).reshape(4, 4)
+        maps = Heatmaps(("cat",), heat[None], heat.flip(0))
+        return [replace(sample, heatmaps=maps) for sample in draw(*planned)]
+
+    return replace(load_planted(config), draw=draw_heat)
+
+
+def load_heat_alone(config: ModelConfig) -> Backbone:
+    """The same without head outputs."""
+    backbone = load_heat_and_heads(config)
+
+    def draw_alone(*planned: Any) -> list[Any]:
+        assert backbone.draw is not None
+        none = HeadFeatures({}, {})
+        return [replace(sample, features=none) for sample in backbone.draw(*planned)]
+
+    return replace(backbone, draw=draw_alone)
+
+
+def rewrite(semantic, image, scores=None, uncertainty=None):  # type: ignore[no-untyped-def]
+    """A third party's refiner that has a use for the upsampling error."""
+    return np.full_like(semantic, IGNORE if uncertainty is None else semantic.flat[0])
+
+
+@pytest.mark.parametrize("method", [*sorted(REFINERS), "test_refine:rewrite"])
+def test_eq_6_is_computed_for_those_that_read_it(method: str) -> None:
+    """The others ask for no head outputs, and need none."""
+    planned = PlannedSample("0000000000", Prompt("0", "a cat", ("cat",)), 0, 7)
+    made = {}
+    for heads in ("heat_and_heads", "heat_alone"):
+        config = Config(
+            model=ModelConfig(card=f"test_refine:load_{heads}"),
+            segmentation=SegmentationConfig(method="rgbxy", clusters=ClusterConfig(ks=(2, 3))),
+            labeling=LabelConfig(method="argmax", refiner=method),
+            dataset=DatasetConfig(preview_every=0),
+        )
+        (made[heads],) = make_batch(Recipe(config, "0" * 64, 1, {"cat": 1}), [planned], 0)
+    assert made["heat_and_heads"].row.status == "ok"
+    row = made["heat_alone"].row
+    if method.startswith("upsampling"):
+        assert "needs the upsampling error" in row.message
+    else:
+        assert row.status == "ok"
+    same = made["heat_alone"].members == made["heat_and_heads"].members
+    assert same == (method in ("none", "guided", "pcc"))
 
 
 @given(seed=st.integers(0, 10_000), side=st.sampled_from([8, 64, 96]))

@@ -20,6 +20,9 @@ from synthgen.types import IGNORE
 Scores = Mapping[int, Float[np.ndarray, "_height _width"]]
 """Class id to evidence for that class at each pixel; larger is likelier, never negative."""
 
+_IMAGE_ALONE = ("none", "guided", "pcc")
+"""Rows of REFINERS that have no use for the upsampling error."""
+
 
 @runtime_checkable
 class Refiner(Protocol):
@@ -71,6 +74,15 @@ def refine(
             f"{sorted(invented)[:5]} beside {sorted(held)[:5]}."
         )
     return refined
+
+
+def reads_uncertainty(method: str) -> bool:
+    """Whether a refiner reads the upsampling error, which takes a PCA; a plug-in may.
+
+    >>> reads_uncertainty("guided"), reads_uncertainty("upsampling-color")
+    (False, True)
+    """
+    return method not in _IMAGE_ALONE
 
 
 def keep(

@@ -21,6 +21,7 @@ from synthgen.dataset.redaction import redact
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate
 from synthgen.labeling.label import label_sample
+from synthgen.labeling.refine import reads_uncertainty
 from synthgen.run.identity import environment
 from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment
@@ -156,12 +157,12 @@ def _finish(
 
 
 def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
-    """Labels, where they are asked for; refiners are told where features are too coarse."""
+    """Labels, where they are asked for; refiners that read it learn where features are coarse."""
     settings = config.labeling
     if settings.method == "none":
         return None
     uncertainty = None
-    if settings.refiner != "none":
+    if reads_uncertainty(settings.refiner) and sample.features.values:
         blocks = feature_blocks(sample.features, config.segmentation.features)
         uncertainty = upsampling_error(blocks, sample.image.shape[:2]).float().cpu().numpy()
     return label_sample(
