@@ -95,14 +95,12 @@ def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> I
     started = time.perf_counter()
     outcomes = _denoise(recipe, batch)
     share = (time.perf_counter() - started) / len(batch)
-    for planned, position in zip(batch, range(len(batch)), strict=True):
-        outcome, outcomes[position] = outcomes[position], None  # features of one sample at a time
-        assert outcome is not None
+    for planned, outcome in zip(batch, outcomes, strict=True):
         made = _finish(recipe, planned, outcome, number)
         yield replace(made, row=replace(made.row, seconds_generate=round(share, 4)))
 
 
-def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure | None]:
+def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
     config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
@@ -117,7 +115,7 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
         for outcome in outcomes:
             if isinstance(outcome, Failure) and outcome.reason == "out_of_memory":
                 raise MemoryError(outcome.message)
-    return list(outcomes)
+    return outcomes
 
 
 def _finish(
