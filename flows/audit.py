@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-from uuid import UUID
+from operator import itemgetter
+from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.futures import PrefectFuture
 
 from flows.artifacts import publish_audit
 from flows.limits import slot
-from flows.runners import completed, inherited_tags, task_runner
+from flows.runners import inherited_tags, task_runner
+from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.auditing import audit as auditing
 from synthgen.auditing.plan import AuditPlan
 from synthgen.config import AuditConfig
-from synthgen.dataset.redaction import redact
 
 
-@task(
-    retries=2,
-    retry_delay_seconds=1,
-    cache_policy=NO_CACHE,
-    task_run_name="audit-{shard}",
-    tags=["synthgen"],
-    persist_result=False,
-)
+@shard_task("audit-{shard}")
 def audit_shard(plan: AuditPlan, shard: str, gpu_limit: str | None = None) -> dict[str, Any]:
     """Audit one shard; one that is done costs nothing."""
     with slot(gpu_limit):
         marker = auditing.audit_shard(plan, shard)
-    return {"shard": shard, "samples": marker.samples, "rejected": marker.rejected}
+    return {"samples": marker.samples, "rejected": marker.rejected}
 
 
 @flow(name="synthgen-audit-shards", retries=0, persist_result=False)  # the outer one is retried
@@ -43,12 +34,8 @@ def audit_shards(
     def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
         return audit_shard.submit(plan, shard, gpu_limit)
 
-    progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-audit-progress"))
-    rows = []
-    for done in completed(plan.shards, submit, workers):
-        rows.append(_result(*done))
-        update_progress_artifact(progress, progress=100.0 * len(rows) / len(plan.shards))
-    return sorted(rows, key=lambda row: str(row["shard"]))
+    rows = collect(plan.shards, submit, workers, "synthgen-audit-progress")
+    return sorted(rows, key=itemgetter("shard"))
 
 
 @flow(name="audit", persist_result=False)
@@ -80,13 +67,7 @@ def audit(
     shards = audit_shards.with_options(task_runner=task_runner(runner, workers, address))
     with inherited_tags():
         rows = shards(plan, workers, gpu_limit)
-    crashed = [row for row in rows if row.get("error")]
-    if crashed:
-        names = ", ".join(str(row["shard"]) for row in crashed[:5])
-        raise RuntimeError(
-            f"Every shard must be audited before the audit is concluded. Got {len(crashed)} "
-            f"crashed ({names}): {crashed[0]['error']} Run the same command again."
-        )
+    refuse_crashed(rows, "audited before the audit is concluded")
     summary = auditing.conclude(plan)
     publish_audit(rows, summary)
     _check_share(summary["totals"], max_failed)
@@ -100,11 +81,3 @@ def _check_share(totals: dict[str, Any], max_failed: float | None) -> None:
             f"At most {max_failed:.0%} of the samples may be rejected. Got {totals['rejected']} "
             f"of {totals['samples']}: {totals['reasons']}. Look at the report."
         )
-
-
-def _result(shard: str, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return future.result()
-    except Exception as error:
-        get_run_logger().error("%s crashed: %s", shard, redact(str(error)))
-        return {"shard": shard, "error": redact(f"{type(error).__name__}: {error}")}

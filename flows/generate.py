@@ -9,34 +9,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import Sequence
-from typing import Any, cast
-from uuid import UUID
+from operator import itemgetter
+from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.futures import PrefectFuture
 
 from flows.artifacts import publish_dataset, publish_report
 from flows.audit import audit as audit_flow
 from flows.limits import slot
-from flows.runners import completed, inherited_tags, task_runner
+from flows.runners import inherited_tags, task_runner
+from flows.shards import collect, refuse_crashed, shard_task
 from synthgen import run
 from synthgen.config import AuditConfig, Config
-from synthgen.dataset.redaction import redact
 from synthgen.report.page import write_report
-from synthgen.types import ShardReport, ShardSpec
+from synthgen.types import ShardSpec
 
 
-@task(
-    retries=2,
-    retry_delay_seconds=1,
-    cache_policy=NO_CACHE,
-    task_run_name="{spec.name}",
-    tags=["synthgen"],
-    persist_result=False,
-)
+@shard_task("{spec.name}")
 def make_shard(
     config: Config, spec: ShardSpec, out: str, gpu_limit: str | None = None
 ) -> dict[str, Any]:
@@ -51,18 +41,16 @@ def make_shards(
     config: Config, out: str, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:
     """Make every planned shard; one that crashes is reported, and made by the next run."""
-    specs = run.plan(config)
-    progress = cast(UUID, create_progress_artifact(progress=0.0, key="synthgen-progress"))
+    specs = {spec.name: spec for spec in run.plan(config)}
     rows = []
 
-    def submit(spec: ShardSpec) -> PrefectFuture[dict[str, Any]]:
-        return make_shard.submit(config, spec, out, gpu_limit)
+    def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
+        return make_shard.submit(config, specs[shard], out, gpu_limit)
 
-    for spec, future in completed(specs, submit, workers):
-        rows.append(_result(spec, future))
-        _pass_on(rows[-1])
-        update_progress_artifact(progress, progress=100.0 * len(rows) / len(specs))
-    return sorted(rows, key=lambda row: row["name"])
+    for row in collect(list(specs), submit, workers, "synthgen-progress"):
+        rows.append(row)
+        _pass_on(row)
+    return sorted(rows, key=itemgetter("shard"))
 
 
 @flow(name="generate", persist_result=False)
@@ -97,13 +85,7 @@ def generate(
     shards = make_shards.with_options(task_runner=task_runner(runner, workers, address))
     with inherited_tags():
         rows = shards(config, out, workers, gpu_limit)
-    crashed = [row["name"] for row in rows if row.get("error")]
-    if crashed:
-        raise RuntimeError(
-            f"Every shard must be complete before the dataset is finalized. "
-            f"Got {len(crashed)} crashed ({', '.join(crashed[:5])}): {rows_error(rows)} "
-            f"Run the same command again to make them."
-        )
+    refuse_crashed(rows, "complete before the dataset is finalized")
     manifest = run.finalize(config, out)
     publish_dataset(rows, manifest, out)
     if audit is not None:
@@ -114,20 +96,6 @@ def generate(
     if report:
         publish_report(write_report(out))
     return manifest
-
-
-def rows_error(rows: Sequence[dict[str, Any]]) -> str:
-    """The first error among the rows, empty where there is none."""
-    return next((str(row["error"]) for row in rows if row.get("error")), "")
-
-
-def _result(spec: ShardSpec, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return future.result()
-    except Exception as error:
-        get_run_logger().error("%s crashed: %s", spec.name, redact(str(error)))
-        lost = ShardReport(spec.name, len(spec.samples), {}, 0, "")
-        return {**dataclasses.asdict(lost), "error": redact(f"{type(error).__name__}: {error}")}
 
 
 def _worker() -> str:

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
-from prefect import Task, flow, get_run_logger, task
+from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
 from flows.limits import slot
-from flows.runners import completed, inherited_tags, task_runner
+from flows.runners import inherited_tags, task_runner
+from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.config import LabelConfig
-from synthgen.dataset.redaction import redact
 from synthgen.run import label as labeling
 from synthgen.run.label import LabelPlan
 
 
-def may_pass_again(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether to try again: not after a ValueError, which a shard made again only repeats."""
-    return not isinstance(state.result(raise_on_failure=False), ValueError)
-
-
-@task(
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=may_pass_again,
-    cache_policy=NO_CACHE,
-    task_run_name="label-{shard}",
-    tags=["synthgen"],
-    persist_result=False,
-)
+@shard_task("label-{shard}")
 def label_shard(plan: LabelPlan, shard: str, gpu_limit: str | None = None) -> dict[str, Any]:
     """Label one shard; one that is done costs nothing."""
     with slot(gpu_limit):
         marker = labeling.label_shard(plan, shard)
     classes = marker.statistics["classes"].values()
     found = sum(row["images"] > 0 for row in classes)
-    return {"shard": shard, "samples": marker.samples, "classes": found, "bytes": marker.bytes}
+    return {"samples": marker.samples, "classes": found, "bytes": marker.bytes}
 
 
 @flow(name="synthgen-label-shards", retries=0, persist_result=False)  # the outer one is retried
@@ -50,8 +36,8 @@ def label_shards(
     def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
         return label_shard.submit(plan, shard, gpu_limit)
 
-    rows = [_result(*done) for done in completed(plan.shards, submit, workers)]
-    return sorted(rows, key=lambda row: str(row["shard"]))
+    rows = collect(plan.shards, submit, workers, "synthgen-label-progress")
+    return sorted(rows, key=itemgetter("shard"))
 
 
 @flow(name="label", persist_result=False)
@@ -84,23 +70,9 @@ def label(
     shards = label_shards.with_options(task_runner=task_runner(runner, workers, address))
     with inherited_tags():
         rows = shards(plan, workers, gpu_limit)
-    crashed = [row for row in rows if row.get("error")]
-    if crashed:
-        names = ", ".join(str(row["shard"]) for row in crashed[:5])
-        raise RuntimeError(
-            f"Every shard must be labeled before labels are concluded. Got {len(crashed)} "
-            f"crashed ({names}): {crashed[0]['error']} Run the same command again."
-        )
+    refuse_crashed(rows, "labeled before labels are concluded")
     summary = labeling.conclude(plan)
     create_table_artifact(table=rows, key="synthgen-label-shards", description=plan.label_id)
     classes = [{"class": n, **row} for n, row in summary["statistics"]["classes"].items()]
     create_table_artifact(table=classes, key="synthgen-label-classes", description=plan.label_id)
     return summary
-
-
-def _result(shard: str, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return future.result()
-    except Exception as error:
-        get_run_logger().error("%s crashed: %s", shard, redact(str(error)))
-        return {"shard": shard, "error": redact(f"{type(error).__name__}: {error}")}

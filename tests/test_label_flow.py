@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import prefect
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.label import label as flow
+from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.cli.generate import Engine
 from synthgen.cli.label import run_label
 from synthgen.config import LabelConfig
@@ -113,3 +115,34 @@ def test_a_disk_that_recovers_is_tried_again(out: Path) -> None:
     assert attempts("train-000001")[0] == 3
     blocker.rmdir()
     assert flow(str(out), SETTINGS, label_id="c")["shards"] == 3
+
+
+def test_every_shard_is_collected_and_mistakes_are_not_tried_again() -> None:
+    tried: list[str] = []
+
+    @shard_task("planted-{shard}")
+    def planted(shard: str) -> dict[str, Any]:
+        tried.append(shard)
+        if shard == "mistake":
+            raise ValueError("seed must be another.")
+        if shard == "cut off" and tried.count(shard) < 3:
+            raise OSError("the store broke off")
+        return {"samples": 1}
+
+    @prefect.flow(persist_result=False)
+    def planted_flow() -> list[dict[str, Any]]:
+        shards = ["good", "mistake", "cut off"]
+        return list(collect(shards, planted.submit, 2, "synthgen-planted-progress"))
+
+    rows = sorted(planted_flow(), key=lambda row: str(row["shard"]))
+    assert rows == [
+        {"shard": "cut off", "samples": 1},
+        {"shard": "good", "samples": 1},
+        {"shard": "mistake", "error": "ValueError: seed must be another."},
+    ]
+    assert sorted(tried) == ["cut off", "cut off", "cut off", "good", "mistake"]
+    with pytest.raises(
+        RuntimeError, match=r"must be fine\. Got 1 crashed \(mistake\): ValueError"
+    ):
+        refuse_crashed(rows, "fine")
+    refuse_crashed(rows[:2], "fine")
