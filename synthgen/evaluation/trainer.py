@@ -27,7 +27,7 @@ from synthgen.evaluation.labeled_images import LabeledImages
 from synthgen.evaluation.scoring import Scores, score_model
 from synthgen.evaluation.segmenters import MIN_BATCH, build_segmenter
 from synthgen.scenes import checkpoint
-from synthgen.scenes.loop import learning_rate
+from synthgen.scenes.loop import set_learning_rate
 from synthgen.types import IGNORE
 
 
@@ -232,8 +232,8 @@ def _create(settings: TrainSettings, num_classes: int) -> _State:
 
 def _step(state: _State, sources: Sequence[LabeledImages], settings: TrainSettings) -> None:
     """One update of the weights and of their average."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, settings.steps, settings.lr, 1.0, settings.warm_up)
+    s = settings
+    set_learning_rate(state.optimizer, state.step, s.steps, s.lr, 1.0, s.warm_up)
     size = (settings.size, settings.size)
     batch = draw_batch(
         sources, settings.seed, state.step, settings.batch, size, settings.augmentation

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 CARD_NAME = "card.json"
 SHIPPED = Path(__file__).parent / "weights"
+CURVE_POINTS = 60
+"""Points that a card's loss curve is thinned to."""
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -20,6 +24,25 @@ def file_digests(folder: Path) -> dict[str, str]:
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
+
+
+def thinned(curve: Sequence[Any]) -> list[Any]:
+    """Every n-th point of a curve, so that at most `CURVE_POINTS` remain.
+
+    >>> thinned(range(121))[:3]
+    [0, 3, 6]
+    """
+    return list(curve[:: max(1, -(-len(curve) // CURVE_POINTS))])
+
+
+@contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """A path for what takes the place of `folder` at the end, unless something is raised."""
+    draft = folder.with_name(folder.name + ".new")
+    shutil.rmtree(draft, ignore_errors=True)
+    yield draft
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
 
 
 def read_card(folder: Path = SHIPPED) -> dict[str, Any]:

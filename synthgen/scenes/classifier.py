@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from synthgen.scenes.vocabulary import CLASSES, COLORS
 
 WIDTHS = (16, 32, 48, 64)
+CLASSIFIED_AT_ONCE = 50  # images
 FILE_NAME = "classifier.safetensors"
 
 
@@ -64,10 +65,10 @@ def load_classifier(folder: Path) -> SceneClassifier:
 
 @torch.no_grad()
 def classify(
-    model: SceneClassifier, images: Float[Tensor, "batch 3 height width"], chunk: int = 50
+    model: SceneClassifier, images: Float[Tensor, "batch 3 height width"]
 ) -> tuple[Int[Tensor, batch], Int[Tensor, batch]]:
     """Most likely class and most likely color of each image, as indices."""
-    pairs = [model(images[i : i + chunk]) for i in range(0, len(images), chunk)]
+    pairs = [model(part) for part in torch.split(images, CLASSIFIED_AT_ONCE)]
     return torch.cat([c for c, _ in pairs]).argmax(1), torch.cat([k for _, k in pairs]).argmax(1)
 
 

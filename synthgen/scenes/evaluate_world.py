@@ -29,6 +29,9 @@ from synthgen.scenes.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
 PROMPT_OFFSET = 50_000
 """Prompts come from the validation seeds from here on, apart from the scenes that are rendered."""
 
+DRAWN_AT_ONCE = 10  # images
+NUM_RENDERED = 400  # scenes that the classifier is checked on
+
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The embedded pipeline in fp32 on the CPU, without progress bars."""
@@ -39,9 +42,10 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def held_out_prompts(num: int, first: int = VALIDATION_SEEDS[PROMPT_OFFSET]) -> list[str]:
+def held_out_prompts(num: int) -> list[str]:
     """Captions of single-object scenes of held-out seeds."""
-    return [render(seed, num_objects=1).caption for seed in range(first, first + num)]
+    seeds = VALIDATION_SEEDS[PROMPT_OFFSET : PROMPT_OFFSET + num]
+    return [render(seed, num_objects=1).caption for seed in seeds]
 
 
 @torch.no_grad()
@@ -65,12 +69,11 @@ def generate_images(
     num_inference_steps: int,
     guidance_scale: float,
     seed: int = 0,
-    batch: int = 10,
 ) -> Float[Tensor, "batch 3 height width"]:
     """One image per prompt in [-1, 1], with one generator per sample."""
     images = []
-    for first in range(0, len(prompts), batch):
-        part = prompts[first : first + batch]
+    for first in range(0, len(prompts), DRAWN_AT_ONCE):
+        part = prompts[first : first + DRAWN_AT_ONCE]
         rngs = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
         out = pipeline(
             part,
@@ -116,15 +119,12 @@ def prompt_accuracy(
     return float(np.mean(class_hits)), float(np.mean(color_hits))
 
 
-def bench_scenes(
-    num: int = 200, folder: Path | None = None, num_classifier: int = 400, workers: int = 2
-) -> dict[str, float]:
+def bench_scenes(num: int = 200, folder: Path | None = None, workers: int = 2) -> dict[str, float]:
     """Quality of the embedded world on held-out seeds.
 
     Args:
         num: Images to generate from single-object prompts.
         folder: Pipeline folder; the shipped weights by default.
-        num_classifier: Rendered scenes that the classifier is checked on.
         workers: Processes that generate.
 
     Returns:
@@ -138,7 +138,7 @@ def bench_scenes(
         folder, prompts, card["num_inference_steps"], card["guidance_scale"], workers
     )
     class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
-    rendered = render_corpus(num_classifier, 1.0, VALIDATION_SEEDS.start, workers=0)
+    rendered = render_corpus(NUM_RENDERED, 1.0, VALIDATION_SEEDS.start, workers=0)
     classifier_accuracy, _ = single_object_accuracy(load_classifier(folder), rendered)
     return {
         "vae_psnr": round(reconstruction_psnr(load_pipeline(folder)), 3),

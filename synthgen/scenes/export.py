@@ -7,7 +7,6 @@ how good they are. The folder loads with `StableDiffusionPipeline.from_pretraine
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from synthgen.scenes import checkpoint
-from synthgen.scenes.card import CARD_NAME, file_digests, read_card
+from synthgen.scenes.card import CARD_NAME, draft_of, file_digests, read_card, thinned
 from synthgen.scenes.classifier import SceneClassifier, load_classifier, save_classifier
 from synthgen.scenes.evaluate_world import load_pipeline
 from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
@@ -27,9 +26,6 @@ from synthgen.scenes.vocabulary import IMAGE_SIZE
 
 GUIDANCE_SCALE = 4.0
 NUM_INFERENCE_STEPS = 25
-CURVE_POINTS = 60
-"""Points that a loss curve is thinned to."""
-
 MAX_SHARD = "12MB"
 
 
@@ -101,9 +97,7 @@ def _fill(modules: Mapping[str, nn.Module], checkpoint_dir: Path, shipped: Path)
 def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What a card says of a training run, with the curve thinned."""
     kept = {key: meta[key] for key in ("step", "grid", "samples", "settings") if key in meta}
-    curve = list(meta.get("curve", []))
-    stride = max(1, -(-len(curve) // CURVE_POINTS))
-    return {**kept, "curve": curve[::stride]}
+    return {**kept, "curve": thinned(meta.get("curve", []))}
 
 
 def export_weights(work: Path, folder: Path) -> None:
@@ -116,13 +110,10 @@ def export_weights(work: Path, folder: Path) -> None:
     classifier, recipes["classifier"] = _classifier(work / "classifier", folder)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.to(torch.float16)
-    draft = folder.with_name(folder.name + ".new")
-    shutil.rmtree(draft, ignore_errors=True)
-    pipeline.save_pretrained(draft, safe_serialization=True, max_shard_size=MAX_SHARD)
-    save_classifier(classifier, draft)
-    (draft / CARD_NAME).write_text(json.dumps(_card(recipes, draft), indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with draft_of(folder) as draft:
+        pipeline.save_pretrained(draft, safe_serialization=True, max_shard_size=MAX_SHARD)
+        save_classifier(classifier, draft)
+        (draft / CARD_NAME).write_text(json.dumps(_card(recipes, draft), indent=1))
 
 
 def _classifier(checkpoint_dir: Path, shipped: Path) -> tuple[SceneClassifier, dict[str, Any]]:

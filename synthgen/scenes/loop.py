@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from torch.optim import Optimizer
+
 REPORT_EVERY = 20
 """Steps between progress reports."""
 
@@ -32,6 +34,19 @@ def learning_rate(
     """
     left = (steps - step) / max(1.0, decay_share * steps)
     return peak * min(1.0, (step + 1) / warm_up, max(0.02, left))
+
+
+def set_learning_rate(
+    optimizer: Optimizer,
+    step: int,
+    steps: int,
+    peak: float,
+    decay_share: float,
+    warm_up: int = WARM_UP,
+) -> None:
+    """Give an optimizer the `learning_rate` of a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps, peak, decay_share, warm_up)
 
 
 def run_steps(

@@ -16,7 +16,7 @@ from synthgen.scenes import checkpoint
 from synthgen.scenes.classifier import SceneClassifier, classifier_loss, classify
 from synthgen.scenes.corpus import Corpus
 from synthgen.scenes.latents import image_to_unit
-from synthgen.scenes.loop import Progress, learning_rate, run_steps
+from synthgen.scenes.loop import Progress, run_steps, set_learning_rate
 from synthgen.scenes.vocabulary import CLASSES, COLORS
 
 
@@ -71,8 +71,7 @@ class ClassifierTrainer:
     def update(self, step: int) -> float:
         """One step; returns the loss."""
         s = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, s.steps, s.lr, s.decay_share)
+        set_learning_rate(self.optimizer, step, s.steps, s.lr, s.decay_share)
         picks = np.random.default_rng((s.seed, step)).integers(len(self.rows), size=s.batch)
         images = image_to_unit(torch.from_numpy(self.corpus.images[np.sort(self.rows[picks])]))
         order = torch.from_numpy(picks[np.argsort(self.rows[picks], kind="stable")])

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel
 from synthgen.scenes import checkpoint
 from synthgen.scenes.corpus import Corpus
 from synthgen.scenes.latents import encode_blocks, image_to_unit, shrink
-from synthgen.scenes.loop import WARM_UP, Progress, learning_rate, run_steps
+from synthgen.scenes.loop import WARM_UP, Progress, run_steps, set_learning_rate
 from synthgen.scenes.models import build_scheduler, build_text_encoder, build_unet
 from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.tokenizer import load_tokenizer
@@ -36,6 +36,7 @@ CALM = 420
 """Timestep below which an object's outline shows through the noise."""
 
 CAPTION_DROPOUT = 0.1
+ENCODED_AT_ONCE = 500  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +130,11 @@ def prepare_data(corpus: Corpus, tokenizer_dir: Path, cache: Path | None = None)
     return LdmData(latents, single, ids[1:], ids[0])
 
 
-def _encode_corpus(corpus: Corpus, chunk: int = 500) -> Float[Tensor, "scene 4 height width"]:
+def _encode_corpus(corpus: Corpus) -> Float[Tensor, "scene 4 height width"]:
     """Latents of all images, fp16."""
-    parts = [
-        encode_blocks(image_to_unit(torch.from_numpy(corpus.images[i : i + chunk].copy()))).half()
-        for i in range(0, len(corpus.images), chunk)
-    ]
-    return torch.cat(parts)
+    starts = range(0, len(corpus.images), ENCODED_AT_ONCE)
+    chunks = (corpus.images[start : start + ENCODED_AT_ONCE].copy() for start in starts)
+    return torch.cat([encode_blocks(image_to_unit(torch.from_numpy(c))).half() for c in chunks])
 
 
 def create_state(tokenizer_dir: Path, settings: LdmSettings) -> LdmState:
@@ -255,10 +254,8 @@ def ldm_loss(
 
 def train_step(state: LdmState, workers: GradientWorkers, settings: LdmSettings) -> float:
     """One update of models and averages; returns the loss."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(
-            state.step, settings.steps, settings.lr, settings.decay_share, settings.warm_up
-        )
+    s = settings
+    set_learning_rate(state.optimizer, state.step, s.steps, s.lr, s.decay_share, s.warm_up)
     loss = workers.backward(state.step)
     nn.utils.clip_grad_norm_(workers.parameters, 1.0)
     state.optimizer.step()

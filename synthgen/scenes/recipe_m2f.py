@@ -8,7 +8,6 @@ process's slices; the exported weights are the averages, with those statistics.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,16 +18,13 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from synthgen.scenes import checkpoint
-from synthgen.scenes.card import CARD_NAME, file_digests
-from synthgen.scenes.loop import WARM_UP, Progress, learning_rate, run_steps
+from synthgen.scenes.card import CARD_NAME, draft_of, file_digests, thinned
+from synthgen.scenes.loop import WARM_UP, Progress, run_steps, set_learning_rate
 from synthgen.scenes.m2f_data import SemanticBatch, draw_batch
 from synthgen.scenes.m2f_model import SHIPPED_M2F, build_m2f, save_m2f
 from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.truth_corpus import TruthCorpus
 from synthgen.scenes.vocabulary import IMAGE_SIZE
-
-CURVE_POINTS = 60
-"""Points that the card's loss curve is thinned to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +116,8 @@ def m2f_loss(
 
 def train_step(state: M2fState, workers: GradientWorkers, settings: M2fSettings) -> float:
     """One update of model and average; returns the loss."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(
-            state.step, settings.steps, settings.lr, settings.decay_share, settings.warm_up
-        )
+    s = settings
+    set_learning_rate(state.optimizer, state.step, s.steps, s.lr, s.decay_share, s.warm_up)
     loss = workers.backward(state.step)
     nn.utils.clip_grad_norm_(workers.parameters, 1.0)
     state.optimizer.step()
@@ -177,17 +171,12 @@ def export_m2f(checkpoint_dir: Path, folder: Path = SHIPPED_M2F) -> None:
     model.load_state_dict(
         checkpoint.subset(tensors, "model.") | checkpoint.subset(tensors, "ema.")
     )
-    draft = folder.with_name(folder.name + ".new")
-    shutil.rmtree(draft, ignore_errors=True)
-    save_m2f(model, draft)
-    (draft / CARD_NAME).write_text(json.dumps(_card(meta, draft), indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with draft_of(folder) as draft:
+        save_m2f(model, draft)
+        (draft / CARD_NAME).write_text(json.dumps(_card(meta, draft), indent=1))
 
 
 def _card(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    curve = list(meta["curve"])
-    stride = max(1, -(-len(curve) // CURVE_POINTS))
     return {
         "name": "scenes-m2f",
         "license": "Apache-2.0",
@@ -196,7 +185,7 @@ def _card(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "recipe": {
             "step": meta["step"],
             "settings": meta["settings"],
-            "curve": curve[::stride],
+            "curve": thinned(meta["curve"]),
         },
         "quality": {},
         "sha256": file_digests(folder),

@@ -22,7 +22,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from synthgen.scenes import checkpoint
-from synthgen.scenes.loop import WARM_UP, Progress, learning_rate, run_steps
+from synthgen.scenes.loop import WARM_UP, Progress, run_steps, set_learning_rate
 from synthgen.scenes.parallel import GradientWorkers
 from synthgen.scenes.sam_data import NUM_BOXES, NUM_POINTS, PromptBatch, draw_batch
 from synthgen.scenes.sam_model import (
@@ -259,10 +259,8 @@ def averaged_sam(folder: Path) -> tuple[Sam, dict[str, Any]]:
 
 def _train_step(state: SamState, workers: GradientWorkers, settings: SamSettings) -> float:
     """One update of model and average; returns the loss."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(
-            state.step, settings.steps, settings.lr, settings.decay_share, settings.warm_up
-        )
+    s = settings
+    set_learning_rate(state.optimizer, state.step, s.steps, s.lr, s.decay_share, s.warm_up)
     loss = workers.backward(state.step)
     nn.utils.clip_grad_norm_(workers.parameters, 1.0)
     state.optimizer.step()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from synthgen.scenes import checkpoint
 from synthgen.scenes.corpus import Corpus
 from synthgen.scenes.latents import construct_encoder, encode_blocks, image_to_unit
-from synthgen.scenes.loop import Progress, learning_rate, run_steps
+from synthgen.scenes.loop import Progress, run_steps, set_learning_rate
 from synthgen.scenes.models import REDUCTION, build_vae
 
 LATENT_NOISE = 0.03
@@ -78,9 +78,8 @@ class VaeTrainer:
 
     def update(self, step: int) -> float:
         """One step; returns the mean squared error, images in [-1, 1]."""
-        for group in self.optimizer.param_groups:
-            s = self.settings
-            group["lr"] = learning_rate(step, s.steps, s.lr, s.decay_share)
+        s = self.settings
+        set_learning_rate(self.optimizer, step, s.steps, s.lr, s.decay_share)
         images = image_to_unit(self.crops(step)).to(self.settings.device)
         latents = encode_blocks(images)
         rng = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from synthgen.scenes.card import CARD_NAME, file_digests
+from synthgen.scenes.card import CARD_NAME, draft_of, file_digests, thinned
 from synthgen.scenes.recipe_sam import averaged_sam
 from synthgen.scenes.sam_data import LEVELS
 from synthgen.scenes.sam_model import SHIPPED_SAM, save_sam
 from synthgen.scenes.vocabulary import IMAGE_SIZE
-
-CURVE_POINTS = 60
-"""Points that the loss curve is thinned to."""
 
 
 def export_sam(work: Path, folder: Path = SHIPPED_SAM) -> None:
@@ -26,11 +22,6 @@ def export_sam(work: Path, folder: Path = SHIPPED_SAM) -> None:
         FileNotFoundError: If there is no checkpoint.
     """
     sam, meta = averaged_sam(work / "sam")
-    draft = folder.with_name(folder.name + ".new")
-    shutil.rmtree(draft, ignore_errors=True)
-    save_sam(sam, draft)
-    curve = list(meta["curve"])
-    stride = max(1, -(-len(curve) // CURVE_POINTS))
     recipe = {key: meta[key] for key in ("step", "samples", "settings")}
     card: dict[str, Any] = {
         "name": "scenes-sam",
@@ -40,10 +31,10 @@ def export_sam(work: Path, folder: Path = SHIPPED_SAM) -> None:
         "untrained": "mask prompts and negative points",
         "num_parameters": sum(p.numel() for p in sam.parameters()),
         "seed": meta["settings"]["seed"],
-        "recipe": {**recipe, "curve": curve[::stride]},
+        "recipe": {**recipe, "curve": thinned(meta["curve"])},
         "quality": {},
-        "sha256": file_digests(draft),
     }
-    (draft / CARD_NAME).write_text(json.dumps(card, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with draft_of(folder) as draft:
+        save_sam(sam, draft)
+        digests = file_digests(draft)
+        (draft / CARD_NAME).write_text(json.dumps({**card, "sha256": digests}, indent=1))
