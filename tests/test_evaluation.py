@@ -15,7 +15,6 @@ import torch
 
 from synthgen import progress
 from synthgen.evaluation.augment import (
-    NO_AUGMENTATION,
     Augmentation,
     crop,
     crop_grid,
@@ -50,6 +49,7 @@ from synthgen.scenes.vocabulary import CLASSES, TRAIN_SEEDS
 from synthgen.types import IGNORE
 
 NAMES = ("background", "square", "stripe")
+NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0)
 TINY = TrainSettings(steps=6, batch=2, size=32, warm_up=2, validate_every=2)
 
 

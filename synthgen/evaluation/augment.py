@@ -42,7 +42,6 @@ class Augmentation:
 
 
 DEFAULT_AUGMENTATION = Augmentation()
-NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0)
 
 PASTE_REACH = 0.75
 """How far from the center what is pasted may stand, in half sides of the sample."""

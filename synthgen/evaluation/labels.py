@@ -34,14 +34,11 @@ from synthgen.segmentation.segment import segment
 from synthgen.types import Prompt, Sample
 
 BATCH = 10
+METHODS, REFINED = tuple(LABELERS), tuple(REFINERS)
 
 
 def measure_labels(
-    num: int = 100,
-    tuning: bool = False,
-    labeling: LabelConfig | None = None,
-    methods: Sequence[str] = tuple(LABELERS),
-    refiners: Sequence[str] = tuple(REFINERS),
+    num: int = 100, tuning: bool = False, labeling: LabelConfig | None = None
 ) -> dict[str, Any]:
     """Scores of each labeler with each refiner.
 
@@ -49,8 +46,6 @@ def measure_labels(
         num: Scenes.
         tuning: Take tuning scenes, on which settings may be chosen, in place of validation ones.
         labeling: Settings; method and refiner are replaced.
-        methods: Rows of LABELERS or ``module:attribute``.
-        refiners: Rows of REFINERS or ``module:attribute``.
 
     Returns:
         ``num``, ``scenes``, and under ``scores`` per labeler and refiner those of `score_maps`:
@@ -65,13 +60,13 @@ def measure_labels(
     for start in range(0, num, BATCH):
         batch = [render(seed) for seed in seeds[start : start + BATCH]]
         for sample in recorded(backbone, batch, settings):
-            for names, semantic in labeled(sample, settings, methods, refiners).items():
+            for names, semantic in labeled(sample, settings, METHODS, REFINED).items():
                 maps[names].append(semantic)
         scenes += batch
         print(f"labels: {len(scenes)}/{num} scenes", file=sys.stderr, flush=True)
     scores = {
-        method: {refiner: score_maps(scenes, maps[method, refiner]) for refiner in refiners}
-        for method in methods
+        method: {refiner: score_maps(scenes, maps[method, refiner]) for refiner in REFINED}
+        for method in METHODS
     }
     return {"num": num, "scenes": "tuning" if tuning else "validation", "scores": scores}
 

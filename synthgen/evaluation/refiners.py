@@ -33,15 +33,12 @@ TOLERANCE = 1.0
 NAMES = ("background", *CLASSES)
 
 
-def measure_refiners(
-    num: int = 100, tuning: bool = False, methods: Sequence[str] = tuple(REFINERS)
-) -> dict[str, Any]:
+def measure_refiners(num: int = 100, tuning: bool = False) -> dict[str, Any]:
     """Scores of each refiner on degraded truth.
 
     Args:
         num: Scenes.
         tuning: Take tuning scenes, on which settings may be chosen, in place of validation ones.
-        methods: Rows of REFINERS or ``module:attribute``.
 
     Returns:
         ``num``, ``scenes``, ``grid``, and per refiner ``miou`` (undecided pixels are wrong),
@@ -52,7 +49,7 @@ def measure_refiners(
     scenes = [render(seed) for seed in seeds]
     degraded = [degrade_truth(scene.semantic, GRID) for scene in scenes]
     result: dict[str, Any] = {"num": num, "scenes": "tuning" if tuning else "validation"}
-    for method in methods:
+    for method in REFINERS:
         started = time.process_time()
         refined = [
             refine(method, coarse, scene.image, None, error)
