@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one line that says what to do, before anything is made."""
+"""Mistakes on the command line are one line before anything is made; help and what looks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from synthgen.cli import app, main
+from synthgen.cli.status import _lines as status_lines
+from synthgen.run import DatasetStatus
 
 Refused = Callable[..., str]
 SECRET = "hunter2hunter2"
@@ -198,6 +201,7 @@ def test_values_out_of_bounds_name_their_option(
         (["view", "s3://bucket/x"], "must be a folder on this machine"),
         (["config", "show", "nosuch"], "nosuch"),
         (["config", "show", "nosuch.jsonl"], "nosuch.jsonl"),
+        (["status", "folder"], "must be a dataset. Got no"),
         (["verify", "folder"], "must be a dataset. Got no identity.json"),
         (["verify", "nosuch"], "must be a dataset. Got no identity.json"),
         (["export", "DATA", "notes.txt"], "OUT must be a new or empty folder"),
@@ -231,3 +235,37 @@ def test_problems_are_counted_by_kind_on_request(made: Path, tmp_path: Path) -> 
     assert said["kinds"]["marker without tar"] == 1
     assert said["total"] == len(said["problems"]) == sum(said["kinds"].values())
     assert {"kind", "where", "message"} == set(said["problems"][0])
+
+
+def test_the_version_is_the_package_s() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"synthgen {metadata.version('synthgen')}\n")
+
+
+def test_status_tells_how_far_a_dataset_is(tiny_dataset: Path, tmp_path: Path) -> None:
+    def told(root: Path) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["status", str(root), "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    manifest = json.loads((tiny_dataset / "manifest.json").read_text())
+    whole = told(tiny_dataset)
+    assert whole["finalized"]
+    assert whole["samples"] == whole["planned"] == manifest["totals"]["samples"] == 8
+    assert whole["num_bytes"] == sum(p.stat().st_size for p in tiny_dataset.glob("data/*.tar"))
+    assert (whole["failed"], whole["reasons"]) == (0, {})
+    cut_off = shutil.copytree(tiny_dataset, tmp_path / "cut-off")
+    (cut_off / "manifest.json").unlink()
+    (cut_off / "data/train-000001.tar").unlink()
+    found = told(cut_off)
+    assert (found["finalized"], found["complete_shards"], found["planned_shards"]) == (False, 2, 3)
+    shown = CliRunner().invoke(app, ["status", str(cut_off)]).stdout
+    assert "5 samples in 2 shards" in shown
+    assert "run the command that made it again" in shown
+
+
+def test_status_names_why_samples_failed() -> None:
+    found = DatasetStatus(2, 1, 9, 3, 2, {"black": 2}, 1_500_000, False)
+    lines = status_lines(found)
+    assert [line.split()[:2] for line in lines[2:4]] == [["failed", "2"], ["black", "2"]]
+    assert lines[4].split() == ["size", "1.5", "MB"]

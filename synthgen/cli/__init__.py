@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from synthgen import __version__
 from synthgen.cli import (
     audit,
     bench,
@@ -25,6 +27,7 @@ from synthgen.cli import (
     report,
     serve,
     soak,
+    status,
     study,
     train,
 )
@@ -40,6 +43,24 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 partial, 4 audit failed, 130 and 143 after a "
     "signal.",
 )
+
+
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"synthgen {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version)
+    ] = False,
+) -> None:
+    """Options of the command line itself."""
+
+
 app.command()(generate.demo)
 app.command()(generate.generate)
 app.command()(plan.plan)
@@ -56,6 +77,7 @@ app.command()(export.push)
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)
+app.command()(status.status)
 app.command()(inspect.verify)
 app.command()(inspect.replay)
 app.command()(inspect.gc)
