@@ -16,7 +16,7 @@ from flows.runners import one_server
 try:
     from prefect_dask import DaskTaskRunner
 except ImportError as error:
-    raise ImportError(f"{error.name} is not installed; pip install 'synthgen[dask]'") from error
+    raise ImportError(f"{error.name} is not installed; pip install '.[dask]'") from error
 
 
 class OneServerDaskTaskRunner(DaskTaskRunner):  # type: ignore[misc]  # no types here

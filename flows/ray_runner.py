@@ -20,7 +20,7 @@ try:
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 except ImportError as error:
-    raise ImportError(f"{error.name} is not installed; pip install 'synthgen[ray]'") from error
+    raise ImportError(f"{error.name} is not installed; pip install '.[ray]'") from error
 
 MAX_RETRIES = 2  # of a shard whose worker died; errors that a shard raises are Prefect's to retry
 OBJECT_STORE_BYTES = 100_000_000  # no image crosses a task boundary; Ray takes at least 75 MB

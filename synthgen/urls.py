@@ -82,7 +82,7 @@ def open_url(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **fresh)
     except ImportError as error:
-        extra = "'synthgen[s3]'" if scheme == "s3" else f"fsspec's package for {scheme}"
+        extra = "'.[s3]'" if scheme == "s3" else f"fsspec's package for {scheme}"
         raise ValueError(
             f"{scheme} must be installed: pip install {extra}. Got {error}."
         ) from None
