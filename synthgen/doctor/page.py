@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import torch
 
 from synthgen import __version__
@@ -16,7 +17,7 @@ from synthgen.diffusion.generate import settle
 from synthgen.doctor.findings import Finding, StepReport, Table, shareable
 from synthgen.doctor.install import installed_version
 from synthgen.doctor.machine import Examination
-from synthgen.doctor.probe import available_bytes, gigabytes
+from synthgen.doctor.probe import gigabytes
 
 PAGE = "doctor.md"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "segment-anything")
@@ -111,9 +112,9 @@ def facts(examination: Examination) -> dict[str, str]:
 
 def _machine() -> str:
     """System, processor, GPU; no name of the machine."""
-    free = available_bytes()
-    memory = f", {free / 1e9:.0f} GB of memory free" if free else ""
-    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{memory}"
+    free = psutil.virtual_memory().available
+    cores = f"{os.cpu_count()} CPU cores, {free / 1e9:.0f} GB of memory free"
+    system = f"{platform.system()} {platform.machine()}, {cores}"
     if not torch.cuda.is_available():
         return f"{system}, no CUDA"
     gpu = torch.cuda.get_device_properties(0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -81,18 +81,10 @@ def _no_larger(examination: Examination, seconds: float, needed: float) -> str:
     """Why no larger batch is tried; on a CPU the system would kill the process, not refuse."""
     if seconds > LONG_PROBE:
         return f"a call took {seconds:.0f} s"
-    free = None if examination.model.device.type == "cuda" else available_bytes()
+    free = None if examination.model.device.type == "cuda" else psutil.virtual_memory().available
     if free is not None and needed > 0.8 * free:
         return f"the next would need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
     return ""
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory that processes can still take, None where the system does not say."""
-    if not meminfo.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
