@@ -145,7 +145,8 @@ def test_labels_beside_the_dataset_are_used(tmp_path: Path) -> None:
     make_dataset(tmp_path / "bare", num=2, shard_size=2, labeled=False)
     make_dataset(tmp_path / "labeled", num=2, shard_size=2)
     shutil.copy(tmp_path / "labeled/classes.json", tmp_path / "bare/classes.json")
-    from synthgen.auditing.samples import ShardSamples, listed_shards
+    from synthgen.auditing.samples import ShardSamples
+    from synthgen.dataset.listed import listed_shards
 
     storage = open_storage(tmp_path / "labeled")
     shard = listed_shards(storage)[0]

@@ -9,28 +9,24 @@ same auditor and other thresholds uses it again and looks at no image with a mod
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AuditPlan, audit_content
-from synthgen.auditing.samples import listed_shards
 from synthgen.auditing.shard_audit import ShardAudit
 from synthgen.auditing.summary import summarize
 from synthgen.config import AuditConfig, digest
 from synthgen.dataset.audits import (
     AUDIT_SCHEMA_VERSION,
+    AUDITS,
     AuditMarker,
-    check_audit_id,
-    description_name,
     is_audited,
     read_audit_marker,
     summary_name,
 )
+from synthgen.dataset.listed import first_shards, listed_shards
 from synthgen.dataset.publish import clear_disk_errors, dump_json, open_storage
 from synthgen.progress import Progress, report
 
@@ -82,21 +78,11 @@ def begin(
     content = audit_content(storage, settings, loaded)
     if audit_id is None:
         name = loaded.identity.get("name") if auditor else settings.auditor.name
-        audit_id = f"{_slug(str(name))}-{digest(content)[:8]}"
-    name = description_name(check_audit_id(audit_id))
-    standing = storage.read(name)
-    if standing is not None:
-        _check_same(json.loads(standing), content, audit_id)
-    with clear_disk_errors(storage, _BYTES_PER_SAMPLE, f"the audit {audit_id}"):
-        tree = {"schema_version": AUDIT_SCHEMA_VERSION, "id": audit_id}
-        storage.publish_bytes(dump_json({**tree, "settings": content}), name)
-        storage.clear_stale_staging()
-    counts = [shard.samples for shard in shards]
-    wanted = sum(counts) if num is None else max(1, num)
-    enough = next((i for i in range(len(shards)) if sum(counts[: i + 1]) >= wanted), len(shards))
-    chosen = shards[: enough + 1]
+        audit_id = AUDITS.id_for(str(name), digest(content))
+    AUDITS.claim(storage, audit_id, content, AUDIT_SCHEMA_VERSION)
+    chosen = first_shards(shards, num)
     stems = tuple(shard.stem for shard in chosen)
-    return AuditPlan(str(out), audit_id, settings, stems, tuple(counts[: len(stems)]))
+    return AuditPlan(str(out), audit_id, settings, stems, tuple(s.samples for s in chosen))
 
 
 def audit_shard(
@@ -113,7 +99,7 @@ def audit_shard(
     content = audit_content(storage, plan.settings, auditor)
     standing = read_audit_marker(storage, plan.audit_id, shard)
     if standing is not None and is_audited(storage, plan.audit_id, standing, listed.sha256):
-        _check_same({"settings": standing.settings}, content, plan.audit_id)
+        AUDITS.check_same(plan.audit_id, standing.settings, content)
         progress("shard", name=shard, planned=listed.samples, reused=True)
         return standing
     needed = _BYTES_PER_SAMPLE * listed.samples
@@ -146,33 +132,3 @@ def conclude(plan: AuditPlan) -> dict[str, Any]:
     summary = summarize(storage, plan, done)
     storage.publish_bytes(dump_json(summary), summary_name(plan.audit_id))
     return summary
-
-
-def _check_same(standing: Mapping[str, Any], content: Mapping[str, Any], audit_id: str) -> None:
-    """Refuse to mix two audits under one id; the keys that differ are named."""
-    old, new = _flat(standing.get("settings", {})), _flat(content)
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if changed:
-        shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" * (len(changed) > 8))
-        raise ValueError(
-            f"The settings must be the ones that the audit {audit_id} was begun with. Got a "
-            f"change of {shown}. Undo it, or choose another --id: what the auditor saw is used "
-            f"again where it can be."
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
-
-
-def _slug(name: str) -> str:
-    """An auditor's name as the beginning of an id.
-
-    >>> _slug("mylab.mod:Auditor_2")
-    'mylab-mod-auditor-2'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].rstrip("-") or "audit"

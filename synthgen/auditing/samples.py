@@ -5,7 +5,6 @@ Everything read here is untrusted; a tar is audited only if it is the one that t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,56 +12,14 @@ import numpy as np
 from jaxtyping import UInt8, UInt64
 
 from synthgen.config import SegmentationConfig, parse
-from synthgen.dataset.manifest import CONFIG, MANIFEST, read_manifest, shard_stem
+from synthgen.dataset.listed import ListedShard
+from synthgen.dataset.manifest import CONFIG
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.dataset.records import decode_sample, parse_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.packed import pack_masks
 from synthgen.types import ByteStream, MaskSet
-
-
-@dataclass(frozen=True, slots=True)
-class ListedShard:
-    """A shard as the manifest lists it.
-
-    Args:
-        name: Of its tar, ``data/train-000000.tar``.
-        sha256: Hash of its tar.
-        num_bytes: Size of its tar.
-        samples: Samples in it.
-    """
-
-    name: str
-    sha256: str
-    num_bytes: int
-    samples: int
-
-    @property
-    def stem(self) -> str:
-        """Its file stem, ``train-000000``."""
-        return shard_stem(self.name)
-
-
-def listed_shards(storage: Storage) -> list[ListedShard]:
-    """The shards of a finished dataset that have samples.
-
-    Raises:
-        ValueError: If there is no manifest, one of another schema version, or no sample.
-    """
-    manifest = read_manifest(storage)
-    if manifest is None:
-        raise ValueError(
-            f"A dataset must have a {MANIFEST}. Got none in {storage.root}; finish it with "
-            f"'synthgen generate'."
-        )
-    rows = [row for row in manifest["shards"] if not row["skipped"]]
-    if not rows:
-        raise ValueError(f"A dataset must have at least one sample. Got none in {storage.root}.")
-    return [
-        ListedShard(row["name"], str(row["sha256"]), int(row["bytes"]), int(row["samples"]))
-        for row in rows
-    ]
 
 
 def segmentation_settings(storage: Storage) -> SegmentationConfig:

@@ -19,7 +19,7 @@ from synthgen.auditing.chance import chance_masks
 from synthgen.auditing.judge import judge, metric_names, mismatch, score
 from synthgen.auditing.loading import annotate
 from synthgen.auditing.plan import AuditPlan
-from synthgen.auditing.samples import ListedShard, ShardSamples, segmentation_settings
+from synthgen.auditing.samples import ShardSamples, segmentation_settings
 from synthgen.config import SegmentationConfig, digest
 from synthgen.dataset.audits import (
     AuditMarker,
@@ -32,6 +32,7 @@ from synthgen.dataset.audits import (
     table_bytes,
     table_name,
 )
+from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.publish import Storage
 from synthgen.progress import Progress
 from synthgen.types import Annotations

@@ -8,12 +8,16 @@ so they are checked wherever they enter.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.changes import changed_keys, list_keys
+from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json
+from synthgen.untrusted import parse_object
 
 MAX_ID = 80
+_NO_WORD = re.compile(r"[^a-z0-9]+")
 _ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
@@ -88,6 +92,51 @@ class SideFolder:
         folders = (item for item in found if item["type"] == "directory")
         names = (str(item["name"]).rstrip("/").rsplit("/", 1)[-1] for item in folders)
         return sorted(name for name in names if len(name) <= MAX_ID and _ID.fullmatch(name))
+
+    def id_for(self, name: str, digest: str) -> str:
+        """The id of results that nobody named: what made them, and the hash of all settings.
+
+        >>> SideFolder("labels", "labels.json", ".tar", "id").id_for("my.mod:Label_2", "0a1b2c3")
+        'my-mod-label-2-0a1b2c3'
+        """
+        words = _NO_WORD.sub("-", name.lower()).strip("-")[:60].rstrip("-")
+        return f"{words or self.folder}-{digest[:8]}"
+
+    def claim(
+        self, storage: Storage, name: str, settings: Mapping[str, Any], schema_version: int
+    ) -> None:
+        """Say what the results of an id are, or check that it is what was said before.
+
+        Args:
+            storage: The dataset.
+            name: The id.
+            settings: All that determines the results but the tars.
+            schema_version: Of the results.
+
+        Raises:
+            ValueError: If the results there are of other settings.
+        """
+        standing = storage.read(self.description_name(name))
+        if standing is not None:
+            self.check_same(name, parse_object(standing).get("settings", {}), settings)
+        tree = {"schema_version": schema_version, "id": name, "settings": settings}
+        content = dump_json(tree)
+        with clear_disk_errors(storage, len(content), f"the {self.folder} {name}"):
+            storage.publish_bytes(content, self.description_name(name))
+            storage.clear_stale_staging()
+
+    def check_same(self, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Refuse to mix results of different settings under one id.
+
+        Raises:
+            ValueError: With the keys that differ.
+        """
+        changed = changed_keys(old, new)
+        if changed:
+            raise ValueError(
+                f"The settings must be those of the standing {self.folder} {name}. Got a change "
+                f"of {list_keys(changed)}. Undo it, or choose another --id."
+            )
 
     def is_done(
         self, storage: Storage, name: str, marker: SideMarker | None, tar_sha256: str

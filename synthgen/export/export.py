@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from synthgen import registry
-from synthgen.auditing.samples import ListedShard
+from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.export.card import model_licenses, readme

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.auditing.samples import ListedShard, ShardSamples, listed_shards
+from synthgen.auditing.samples import ShardSamples
 from synthgen.dataset.audits import (
     audit_ids,
     check_audit_id,
@@ -26,6 +26,7 @@ from synthgen.dataset.audits import (
     read_verdicts,
 )
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
+from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from synthgen import __version__
 from synthgen.config import Config, digest
+from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import IDENTITY
 from synthgen.dataset.publish import Storage, dump_json
 from synthgen.dataset.redaction import redact_tree
@@ -164,10 +165,9 @@ def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:
     if ours == standing["digest"]:
         return ours
     changed = changed_keys(standing["content"], redact_tree(content))
-    shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
     raise ValueError(
         f"The configuration must be the one that {root} was begun with. Got a change of "
-        f"{shown or 'hidden values'}. Undo it, or choose another output folder."
+        f"{list_keys(changed) or 'hidden values'}. Undo it, or choose another output folder."
     )
 
 
@@ -184,27 +184,3 @@ def check_drawn(standing: Mapping[str, Any], root: str) -> None:
             f"{root} was merged from {names} and nothing can be drawn for it again. Got such a "
             f"request; repeat or extend its sources, and merge them into another folder."
         )
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two trees.
-
-    >>> changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
-    ['a.c', 'd']
-    """
-    left, right = _flat(old), _flat(new)
-    return sorted(
-        key.removeprefix("settings.")
-        for key in left.keys() | right.keys()
-        if (key in left, left.get(key)) != (key in right, right.get(key))
-    )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from synthgen.auditing.samples import ListedShard, listed_shards
 from synthgen.config import LabelConfig
 from synthgen.dataset.label_statistics import LabelCounts, merge_statistics, summarize_counts
 from synthgen.dataset.labels import (
@@ -35,6 +34,7 @@ from synthgen.dataset.labels import (
     read_labels_marker,
     summary_name,
 )
+from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import (

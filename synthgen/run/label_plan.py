@@ -7,25 +7,23 @@ an unfinished dataset, another model, classes that no label can be, an id that i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from synthgen.auditing.samples import ListedShard, listed_shards
 from synthgen.config import ALGORITHM_VERSION, LABELING_VERSION, Config, LabelConfig, digest
 from synthgen.dataset.labels import (
+    LABELS,
     LABELS_SCHEMA_VERSION,
-    check_label_id,
     class_ids,
     class_names,
-    description_name,
 )
+from synthgen.dataset.listed import ListedShard, first_shards, listed_shards
 from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
+from synthgen.dataset.publish import Storage, open_storage
 from synthgen.run.classes import check_methods, check_names, check_tokens
-from synthgen.run.identity import changed_keys, read_identity
+from synthgen.run.identity import read_identity
 from synthgen.run.lifecycle import read_config
 from synthgen.run.replay import check_model
 from synthgen.types import Prompt
@@ -85,24 +83,16 @@ def begin(
     standing = read_config(storage)
     check_model(storage, standing)
     config = _with_labels(standing, settings, ks)
-    chosen = _first_shards(listed, num)
+    chosen = first_shards(listed, num)
     check_tokens(config, _prompts(storage, chosen))
     content = _content(storage, config)
     found = digest(content)
-    label_id = label_id or f"{_slug(settings.method)}-{found[:8]}"
-    _claim(storage, check_label_id(label_id), content)
+    label_id = label_id or LABELS.id_for(settings.method, found)
+    LABELS.claim(storage, label_id, content, LABELS_SCHEMA_VERSION)
     other = config.segmentation != standing.segmentation
     stems = tuple(shard.stem for shard in chosen)
     samples = tuple(shard.samples for shard in chosen)
     return LabelPlan(str(out), label_id, config, found, other, stems, samples)
-
-
-def _first_shards(listed: Sequence[ListedShard], num: int | None) -> list[ListedShard]:
-    """The first shards that together hold ``num`` samples; all of them for None."""
-    totals = list(accumulate(shard.samples for shard in listed))
-    before = [0, *totals[:-1]]
-    wanted = totals[-1] if num is None else max(1, num)
-    return [shard for shard, made in zip(listed, before, strict=True) if made < wanted]
 
 
 def _prompts(storage: Storage, shards: Sequence[ListedShard]) -> list[Prompt]:
@@ -129,28 +119,3 @@ def _content(storage: Storage, config: Config) -> dict[str, Any]:
         "versions": [ALGORITHM_VERSION, LABELING_VERSION],
     }
     return dict(json.loads(json.dumps(content)))
-
-
-def _claim(storage: Storage, label_id: str, content: Mapping[str, Any]) -> None:
-    standing = storage.read(description_name(label_id))
-    if standing is not None:
-        changed = changed_keys(json.loads(standing).get("settings", {}), content)
-        if changed:
-            raise ValueError(
-                f"The settings must be the ones that the labels {label_id} were begun with. Got "
-                f"a change of {', '.join(changed[:8])}. Undo it, or choose another --id."
-            )
-    tree = {"schema_version": LABELS_SCHEMA_VERSION, "id": label_id, "settings": content}
-    with clear_disk_errors(storage, BYTES_PER_SAMPLE, f"the labels {label_id}"):
-        storage.publish_bytes(dump_json(tree), description_name(label_id))
-        storage.clear_stale_staging()
-
-
-def _slug(name: str) -> str:
-    """A method's name as the beginning of an id.
-
-    >>> _slug("mylab.mod:label_2")
-    'mylab-mod-label-2'
-    """
-    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
-    return "-".join(letters.replace("-", " ").split())[:60].rstrip("-") or "labels"

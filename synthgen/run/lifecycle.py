@@ -14,6 +14,7 @@ from typing import Any
 
 from synthgen.config import Config, parse
 from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.changes import changed_keys
 from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.manifest import (
     CARD,
@@ -40,7 +41,6 @@ from synthgen.prompts import load_prompts
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.identity import (
-    changed_keys,
     check_same,
     environment,
     identity_bytes,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
+from synthgen.dataset.changes import changed_keys
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
@@ -19,7 +20,6 @@ from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.run.batch import Recipe, make_batch
 from synthgen.run.identity import (
-    changed_keys,
     check_drawn,
     keep_threads,
     model_content,
