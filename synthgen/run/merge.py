@@ -24,16 +24,15 @@ from synthgen.dataset.manifest import (
     metadata_name,
     preview_name,
     read_marker,
-    shard_index,
     tar_name,
 )
 from synthgen.dataset.metadata import Origin, Row, read_rows, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.rekey import rekey, translate_ids
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
-from synthgen.dataset.verify import verify_tar
 from synthgen.progress import Progress, report
 from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
+from synthgen.run.shard import verify_staged
 from synthgen.types import shard_name
 
 _TEXT_BYTES = 100_000
@@ -120,7 +119,7 @@ def _publish(
     if not old.skipped:
         _check_source(copy.source, copy.stem)
         _write(copy, tar_name(copy.stem), folder / "shard.tar", progress)
-        rows, num_bytes, sha256 = _verify(folder / "shard.tar", copy.name, rows)
+        rows, num_bytes, sha256 = verify_staged(folder / "shard.tar", copy.name, rows)
         storage.publish(folder / "shard.tar", tar_name(copy.name))
     if copy.source.storage.size(preview_name(copy.stem)) is not None:
         _write(copy, preview_name(copy.stem), folder / "previews.tar", None)
@@ -148,25 +147,6 @@ def _write(copy: _Copy, tar: str, path: Path, progress: Progress | None) -> None
 
 def _row(copy: _Copy, row: Row) -> Row:
     return replace(row, key=copy.key(row.key), origin=Origin(copy.source.digest, row.key))
-
-
-def _verify(path: Path, name: str, rows: list[Row]) -> tuple[list[Row], int, str]:
-    """Rows with their places in the new tar, its size and hash; the tar is checked whole."""
-    num_ok = sum(row.status == "ok" for row in rows)
-    with path.open("rb") as stream:
-        problems = verify_tar(stream, name, shard_index(name), num_ok, deep=True)
-        if problems:
-            raise RuntimeError(f"A merged shard must be correct. Got {problems[0]}.")
-        places = {span.key: span for span in spans(scan(stream))}
-        placed = [
-            replace(row, byte_offset=places[row.key].offset, byte_size=places[row.key].size)
-            if row.key in places
-            else row
-            for row in rows
-        ]
-        num_bytes = stream.seek(0, 2)
-        stream.seek(0)
-        return placed, num_bytes, sha256_file(stream)
 
 
 def _check_source(source: Source, stem: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from synthgen.dataset.manifest import (
     metadata_name,
     preview_name,
     read_marker,
+    shard_index,
     tar_name,
 )
 from synthgen.dataset.metadata import Row, rows_bytes
@@ -151,8 +153,9 @@ def _publish(
 ) -> Marker:
     """Put a draft into the dataset; the marker, which makes it count, is last."""
     started = time.perf_counter()
-    num_bytes, sha256 = _verify_draft(spec, draft)
+    num_bytes, sha256 = 0, ""
     if draft.num_ok:
+        draft.rows, num_bytes, sha256 = verify_staged(draft.tar, spec.name, draft.rows)
         storage.publish(draft.tar, tar_name(spec.name))
     else:  # readers fail on a tar without members; one of an earlier, smaller plan may stand there
         storage.remove(tar_name(spec.name))
@@ -178,21 +181,32 @@ def _publish(
     return marker
 
 
-def _verify_draft(spec: ShardSpec, draft: _Draft) -> tuple[int, str]:
-    """Size and hash of a draft's tar, whose samples are found in it and checked."""
-    if not draft.num_ok:
-        return 0, ""
-    with draft.tar.open("rb") as stream:
-        problems = verify_tar(stream, spec.name, spec.index, draft.num_ok, deep=True)
+def verify_staged(tar: Path, shard: str, rows: Sequence[Row]) -> tuple[list[Row], int, str]:
+    """Check a new tar whole before it is published.
+
+    Args:
+        tar: The staged file.
+        shard: File stem of its shard.
+        rows: Its samples, and those that failed.
+
+    Returns:
+        The rows with their places in the tar, its size and its hash.
+
+    Raises:
+        RuntimeError: If anything is wrong with it.
+    """
+    num_ok = sum(row.status == "ok" for row in rows)
+    with tar.open("rb") as stream:
+        problems = verify_tar(stream, shard, shard_index(shard), num_ok, deep=True)
         if problems:
             raise RuntimeError(f"A new shard must be correct. Got {problems[0]}.")
         places = {span.key: span for span in spans(scan(stream))}
-        draft.rows = [
+        placed = [
             replace(row, byte_offset=places[row.key].offset, byte_size=places[row.key].size)
             if row.key in places
             else row
-            for row in draft.rows
+            for row in rows
         ]
         num_bytes = stream.seek(0, 2)
         stream.seek(0)
-        return num_bytes, sha256_file(stream)
+        return placed, num_bytes, sha256_file(stream)
