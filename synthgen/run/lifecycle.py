@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config, parse
-from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.changes import changed_keys
-from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.manifest import (
-    CARD,
-    CLASSES,
     CONFIG,
     IDENTITY,
     SHARD_NAME,
     Marker,
-    build_manifest,
     is_complete,
     marker_name,
     metadata_name,
     preview_name,
-    publish_manifest,
     read_manifest,
     read_marker,
     read_markers,
     tar_name,
 )
-from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
 from synthgen.progress import Progress, report
 from synthgen.prompts import load_prompts
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
+from synthgen.run.description import publish_conclusion, publish_description
 from synthgen.run.identity import (
     check_same,
     environment,
@@ -108,7 +100,8 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     """
     storage = open_storage(out)
     resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
-    check_labeling(config, load_prompts(config.prompts))
+    prompts = load_prompts(config.prompts)
+    check_labeling(config, prompts)
     standing = standing_identity(storage)
     here = environment(config) | machine(standing)
     if standing is None:
@@ -120,7 +113,9 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         content = identity_content(config)
         environments = _extended(standing["environments"], here, strict)
     with clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"):
-        _describe(storage, config, identity_bytes(content, environments))
+        shards = [spec.name for spec in plan(config)]
+        identity = identity_bytes(content, environments)
+        publish_description(storage, config, identity, prompts, shards)
         storage.clear_stale_staging()
 
 
@@ -140,26 +135,9 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"{storage.root} must be initialized first. Got no {IDENTITY} there.")
     digest = check_same(standing, config, storage.root)
     markers = _complete_markers(storage, plan(config), digest)
-    times = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": dict(sum((Counter(marker.seconds) for marker in markers), Counter())),
-    }
-    manifest = build_manifest(markers, digest, [standing["content"]["model"]], times)
-    tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
-    card = readme(config, standing, tars, manifest, _label_statistics(storage, config, markers))
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
-        storage.publish_bytes(card.encode("utf-8"), CARD)
-        return publish_manifest(storage, manifest)
-
-
-def _label_statistics(
-    storage: Storage, config: Config, markers: Sequence[Marker]
-) -> dict[str, Any] | None:
-    """Statistics over the labels of all samples, from the rows in ``metadata``."""
-    if config.labeling.method == "none":
-        return None
-    rows = (row for marker in markers for row in read_rows(storage, marker.name))
-    return summarize_counts(row.labels for row in rows if row.labels is not None)
+        models = [standing["content"]["model"]]
+        return publish_conclusion(storage, config, standing, markers, models)
 
 
 def status(out: str | Path) -> DatasetStatus:
@@ -286,17 +264,6 @@ def _extended(
         )
     logger.warning("Continued in another environment: %s. Bytes may differ from it.", changed)
     return [*environments, here]
-
-
-def _describe(storage: Storage, config: Config, identity: bytes) -> None:
-    """Write the descriptions; the identity first, for it claims the folder."""
-    storage.publish_bytes(identity, IDENTITY)
-    tree = json.loads(identity)
-    storage.publish_bytes(config_yaml(config, tree["digest"]).encode("utf-8"), CONFIG)
-    storage.publish_bytes(dump_json(class_table(load_prompts(config.prompts))), CLASSES)
-    if read_manifest(storage) is None:
-        tars = [tar_name(spec.name) for spec in plan(config)]
-        storage.publish_bytes(readme(config, tree, tars, None).encode("utf-8"), CARD)
 
 
 def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str) -> list[Marker]:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config, digest
-from synthgen.dataset.card import class_table, config_yaml, readme
-from synthgen.dataset.label_statistics import summarize_counts
+from synthgen.dataset.card import class_table
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
-    CARD,
-    CLASSES,
-    CONFIG,
-    IDENTITY,
-    build_manifest,
-    publish_manifest,
     read_manifest,
     read_marker,
     shard_stem,
-    tar_name,
 )
-from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import Storage, dump_json, open_storage
+from synthgen.dataset.publish import Storage, open_storage
 from synthgen.run.classes import check_names
+from synthgen.run.description import publish_conclusion, publish_description
 from synthgen.run.identity import identity_bytes, read_identity
 from synthgen.run.lifecycle import read_config, standing_identity
 from synthgen.types import Prompt, shard_name
@@ -133,14 +122,9 @@ def describe(plan: MergePlan, storage: Storage) -> None:
             f"in {storage.root}. Choose another folder."
         )
     identity = identity_bytes(plan.content, _environments(plan))
-    storage.publish_bytes(identity, IDENTITY)
-    storage.publish_bytes(config_yaml(plan.config, plan.digest).encode("utf-8"), CONFIG)
-    table = class_table([Prompt("", "", tuple(plan.class_ids))])
-    storage.publish_bytes(dump_json(table), CLASSES)
-    if read_manifest(storage) is None:
-        tars = [tar_name(shard_name(i)) for i in range(len(plan.shards))]
-        card = readme(plan.config, json.loads(identity), tars, None)
-        storage.publish_bytes(card.encode("utf-8"), CARD)
+    prompts = [Prompt("", "", tuple(plan.class_ids))]
+    shards = [shard_name(i) for i in range(len(plan.shards))]
+    publish_description(storage, plan.config, identity, prompts, shards)
 
 
 def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
@@ -152,21 +136,9 @@ def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
     for source in plan.sources:
         model = source.identity["content"]["model"]
         models += [] if model in models else [model]
-    times = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": dict(sum((Counter(marker.seconds) for marker in markers), Counter())),
-    }
-    manifest = build_manifest(markers, plan.digest, models, times)
-    tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
-    labels = None
-    if plan.config.labeling.method != "none":
-        rows = (row for marker in markers for row in read_rows(storage, marker.name))
-        labels = summarize_counts(row.labels for row in rows if row.labels is not None)
     identity = read_identity(storage)
     assert identity is not None
-    card = readme(plan.config, identity, tars, manifest, labels)
-    storage.publish_bytes(card.encode("utf-8"), CARD)
-    return publish_manifest(storage, manifest)
+    return publish_conclusion(storage, plan.config, identity, markers, models)
 
 
 def _source(url: str | Path) -> Source:
