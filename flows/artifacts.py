@@ -25,7 +25,7 @@ from prefect.artifacts import (
 from synthgen.config import TOPS
 from synthgen.dataset.contact_sheet import magnify, overlay
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.redaction import redact
+from synthgen.redaction import redact
 
 SHOWN = 8
 SIDE = 144  # pixels of a tile: eight pairs are about 40 kB

@@ -35,7 +35,7 @@ from flows.automations import (
     put_automation,
     zombie_automations,
 )
-from synthgen.dataset.redaction import redact
+from synthgen.redaction import redact
 from synthgen.registry import near_miss
 from synthgen.untrusted import one_line
 from synthgen.urls import check_url, scheme_of

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
 from flows.runners import completed
-from synthgen.dataset.redaction import redact
+from synthgen.redaction import redact
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from synthgen.redaction import redact
 from synthgen.untrusted import one_line, quote
 
 LOCAL = ("file", "memory")
@@ -127,7 +128,7 @@ def reaching(where: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise
     except Exception as error:
-        said = one_line(error) or "no message"
+        said = one_line(redact(str(error))) or "no message"
         raise OSError(
             f"The store of {one_line(where)} must answer and let us in. "
             f"Got {type(error).__name__}: {said}. "

@@ -16,8 +16,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
-from synthgen.dataset.redaction import redact, redact_tree
 from synthgen.dataset.rle import decode_masks, encode_masks, run_lengths
+from synthgen.redaction import redact, redact_tree
 from synthgen.types import MaskSet, Record
 
 

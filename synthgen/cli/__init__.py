@@ -31,8 +31,8 @@ from synthgen.cli import (
     study,
     train,
 )
-from synthgen.dataset.redaction import redact
 from synthgen.progress import Stopped
+from synthgen.redaction import redact
 
 app = typer.Typer(
     name="synthgen",

@@ -14,7 +14,7 @@ import yaml
 
 from synthgen import __version__
 from synthgen.config import Config, dump
-from synthgen.dataset.redaction import redact_tree
+from synthgen.redaction import redact_tree
 from synthgen.types import BACKGROUND, IGNORE, Prompt
 
 

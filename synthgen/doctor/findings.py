@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from synthgen.dataset.redaction import redact
+from synthgen.redaction import redact
 
 Status = Literal["ok", "note", "failed", "not run"]
 MAX_REASON = 300

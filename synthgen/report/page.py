@@ -26,8 +26,8 @@ from synthgen.dataset.manifest import TAR_NAME, metadata_name, preview_name, rea
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, open_storage
-from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
+from synthgen.redaction import redact_tree
 from synthgen.report.audits import (
     Audit,
     auditor_ious,

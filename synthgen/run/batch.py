@@ -17,11 +17,11 @@ from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import preview_members
 from synthgen.dataset.records import encode_record
-from synthgen.dataset.redaction import redact
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import reads_uncertainty
+from synthgen.redaction import redact
 from synthgen.run.identity import environment
 from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment

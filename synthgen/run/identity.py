@@ -22,9 +22,9 @@ from synthgen.config import Config, digest
 from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import IDENTITY
 from synthgen.dataset.publish import Storage, dump_json
-from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.prompts import load_prompts
+from synthgen.redaction import redact_tree
 from synthgen.types import Prompt
 from synthgen.untrusted import check_shape, parse_object
 

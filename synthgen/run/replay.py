@@ -15,9 +15,9 @@ from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import KEY
-from synthgen.dataset.redaction import redact_tree
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.diffusion.backbones import load_backbone
+from synthgen.redaction import redact_tree
 from synthgen.run.batch import Recipe, make_batch
 from synthgen.run.identity import (
     check_drawn,

@@ -18,10 +18,10 @@ from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AUDIT_VERSION
 from synthgen.config import ALGORITHM_VERSION, AuditorConfig, CaptureConfig, Config, digest
 from synthgen.dataset.publish import Storage
-from synthgen.dataset.redaction import redact_tree
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.selection import Layer, attention_layers, select_layers
 from synthgen.progress import Progress, report
+from synthgen.redaction import redact_tree
 from synthgen.study.captures import (
     Captures,
     capture_bytes,
