@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -20,6 +22,7 @@ from pycocotools import mask as coco
 from torch.utils.data import DataLoader
 
 import synthgen
+from synthgen.dataset.audits import AuditMarker, audit_marker_bytes
 from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
 from synthgen.dataset.records import encode_image
@@ -261,6 +264,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (_write("stats/train-000001.json", "{"), "bad marker", "train-000001.json"),
     (_write("manifest.json", "{"), "unreadable file", "manifest.json"),
     (_write("metadata/train-000001.parquet", "PAR1"), "unreadable file", "000001.parquet"),
+    (_write("classes.json", "[]"), "unreadable file", "classes.json"),
 ]
 
 
@@ -271,6 +275,62 @@ def test_every_fault_is_found_and_named(
     fault(dataset)
     found = verify_dataset(dataset)
     assert any(p.kind == kind and where in p.where for p in found), [str(p) for p in found]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("prompt", "a photo of a blue car"), ("prompt_id", "cars"), ("classes", ["cat"])),
+        *(("seed", 1), ("image_index", 7), ("num_segments", 1)),
+        *(("byte_offset", 512), ("byte_size", 512), ("key", "0000010009")),
+    ],
+)
+def test_a_changed_row_is_found_and_named(dataset: Path, column: str, value: Any) -> None:
+    path = dataset / "metadata" / "train-000001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    assert rows[0][column] != value
+    key = rows[0]["key"]
+    rows[0][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    found = verify_dataset(dataset)
+    assert {problem.kind for problem in found} == {"wrong row"}
+    wheres = {problem.where for problem in found}
+    keys = {key, value} if column == "key" else {key}
+    assert wheres == {f"metadata/train-000001.parquet '{key}'" for key in keys}
+    assert all("remove stats/train-000001.json and run again" in str(p) for p in found)
+
+
+def test_a_changed_byte_of_previews_is_found(dataset: Path) -> None:
+    path = dataset / "previews" / "train-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[1024 + 100] ^= 1  # of a png behind its header
+    path.write_bytes(content)
+    (problem,) = verify_dataset(dataset, deep=True)
+    assert (problem.kind, problem.where) == ("unreadable file", "previews/train-000000.tar")
+
+
+def test_a_changed_byte_of_an_audit_is_found(dataset: Path) -> None:
+    content = b"PAR1 as far as a hash can tell"
+    fields = {"samples": 3, "reasons": {}, "seconds": {}, "settings": {}, "created": ""}
+    fields |= {"digest": "", "annotations_digest": "", "annotations_from": "", "tar_sha256": ""}
+    sha256 = hashlib.sha256(content).hexdigest()
+    marker = AuditMarker(name="train-000000", sha256=sha256, bytes=len(content), **fields)
+    folder = dataset / "audit" / "sam"
+    folder.mkdir(parents=True)
+    (folder / "train-000000.json").write_bytes(audit_marker_bytes(marker))
+    (folder / "train-000000.parquet").write_bytes(content)
+    assert verify_dataset(dataset) == []
+    faults = [(content[:-1] + b"L", "wrong hash"), (content[:-1], "wrong size")]
+    for changed, kind in faults:
+        (folder / "train-000000.parquet").write_bytes(changed)
+        (problem,) = verify_dataset(dataset)
+        assert (problem.kind, problem.where) == (kind, "audit/sam/train-000000.parquet")
+        assert "remove audit/sam/train-000000.json and run 'synthgen audit" in str(problem)
+    (folder / "train-000000.parquet").unlink()
+    assert [problem.kind for problem in verify_dataset(dataset)] == ["missing file"]
+    (folder / "train-000000.json").write_text("{")
+    assert [problem.kind for problem in verify_dataset(dataset)] == ["bad marker"]
 
 
 def test_a_shard_that_lost_tar_and_marker_is_named(dataset: Path) -> None:

@@ -34,7 +34,8 @@ from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
 from synthgen.dataset.rle import decode_masks, encode_masks, run_lengths
 from synthgen.dataset.shards import BrokenShardError, scan, spans
-from synthgen.dataset.verify import MAX_LINE, verify_sample, verify_tar
+from synthgen.dataset.verify import verify_tar
+from synthgen.dataset.verify_samples import MAX_LINE, verify_sample
 from synthgen.prompts import load_prompts
 from synthgen.run.identity import read_identity
 from synthgen.types import Verdict

@@ -18,7 +18,8 @@ from synthgen.bench.made_dataset import make_sample, write_dataset
 from synthgen.dataset.labels import class_names, label_ids, labels_tar_name
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.records import decode_sample, describe_labels, encode_record, semantic_ids
-from synthgen.dataset.verify import verify_sample
+from synthgen.dataset.verify import verify_dataset
+from synthgen.dataset.verify_samples import verify_sample
 from synthgen.labeling.instances import find_instances
 from synthgen.types import LabelMap
 
@@ -113,6 +114,14 @@ def test_verify_names_labels_that_contradict_each_other() -> None:
     ]
 
 
+def test_verify_names_ids_that_no_class_has() -> None:
+    record = make_labeled("0000000003", seed=3)
+    members = encode_record(record, "png")
+    for table, kinds in (({1: "car", 2: "cat"}, []), ({1: "car", 3: "dog"}, ["bad id"])):
+        found = verify_sample("x", record.key, members, deep=False, names=table)
+        assert [problem.kind for problem in found] == kinds
+
+
 @pytest.fixture
 def labeled(tmp_path: Path) -> Path:
     """A made dataset of 5 samples in 2 shards with side labels ``hand``."""
@@ -196,6 +205,25 @@ def test_unknown_ids_unknown_labels_and_broken_tars_are_refused(labeled: Path) -
     (labeled / labels_tar_name("hand", "train-000000")).unlink()
     with pytest.raises(ValueError, match="Got none of train-000000 as it stands"):
         open_dataset(labeled, labels="hand")
+
+
+def test_verify_finds_changed_bytes_and_unknown_ids_of_labels(labeled: Path) -> None:
+    assert verify_dataset(labeled, deep=True) == []
+    names = json.loads((labeled / "classes.json").read_text())
+    (labeled / "classes.json").write_text(json.dumps({"0": "background", "255": "ignore"}))
+    found = verify_dataset(labeled, deep=True)
+    assert {problem.kind for problem in found} == {"bad id"}
+    assert found[0].where.startswith(labels_tar_name("hand", "train-000000"))
+    (labeled / "classes.json").write_text(json.dumps(names))
+    path = labeled / labels_tar_name("hand", "train-000000")
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    (problem,) = verify_dataset(labeled)
+    assert problem.kind == "wrong hash"
+    assert "remove labels/hand/train-000000.json and run 'synthgen label --id hand'" in str(
+        problem
+    )
 
 
 def test_labels_of_another_sample_are_refused(labeled: Path) -> None:

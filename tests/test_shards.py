@@ -15,7 +15,8 @@ from made_records import encode_many, make_record, write_tar
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image, encode_image, encode_record
 from synthgen.dataset.shards import BrokenShardError, ShardWriter, read_span, scan, spans
-from synthgen.dataset.verify import Problem, verify_tar
+from synthgen.dataset.verify import verify_tar
+from synthgen.dataset.verify_samples import Problem
 
 Members = dict[str, dict[str, bytes]]
 

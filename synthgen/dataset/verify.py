@@ -7,12 +7,9 @@ ids are checked here: on every staged shard before it is published, and by ``syn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
+from synthgen.dataset.labels import class_names
 from synthgen.dataset.manifest import (
     CARD,
     CLASSES,
@@ -29,41 +26,16 @@ from synthgen.dataset.manifest import (
     shard_stem,
     tar_name,
 )
-from synthgen.dataset.metadata import parse_rows
+from synthgen.dataset.metadata import Row, parse_rows
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
-from synthgen.dataset.records import (
-    IMAGE_OPTIONS,
-    KEY,
-    MAX_ID,
-    bbox_xywh,
-    decode_image,
-    parse_sample,
-)
-from synthgen.dataset.rle import decode_masks, run_lengths
+from synthgen.dataset.records import IMAGE_OPTIONS, KEY
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
-from synthgen.types import IGNORE, ByteStream, shard_name
+from synthgen.dataset.verify_beside import verify_beside
+from synthgen.dataset.verify_samples import Problem, verify_row, verify_sample, wrong_row
+from synthgen.types import ByteStream, shard_name
 from synthgen.untrusted import one_line, quote
 
-MAX_LINE = 400
 TOP_FILES = (CARD, CONFIG, IDENTITY, CLASSES)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong.
-
-    Args:
-        kind: Short name, such as ``truncated`` or ``bad id``.
-        where: File, and sample where there is one.
-        message: What was found.
-    """
-
-    kind: str
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return one_line(f"{self.where}: {self.kind}: {self.message}", MAX_LINE)
 
 
 def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
@@ -71,7 +43,8 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
 
     Args:
         directory: Its folder or URL.
-        deep: Also decode every image and mask and rebuild ``mask.png`` from the masks.
+        deep: Also decode every image and mask, rebuild ``mask.png`` from the masks, and look
+            into previews and labels beside the data.
 
     Raises:
         ValueError: If there is nothing of a dataset.
@@ -84,17 +57,27 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
         for name in TOP_FILES
         if storage.size(name) is None
     ]
+    names, found = _class_names(storage)
+    problems += found
     markers: dict[str, Marker] = {}
     for shard in _shard_names(storage):
-        found, marker = _verify_published(storage, shard, deep)
+        found, marker = _verify_published(storage, shard, names, deep)
         problems += found
         if marker is not None:
             markers[shard] = marker
-    return [*problems, *_verify_manifest(storage, markers), *_foreign_files(storage)]
+    problems += _verify_manifest(storage, markers)
+    problems += _foreign_files(storage)
+    return [*problems, *verify_beside(storage, list(markers), names, deep)]
 
 
 def verify_tar(
-    stream: ByteStream, name: str, shard_index: int, num_samples: int, deep: bool
+    stream: ByteStream,
+    name: str,
+    shard_index: int,
+    num_samples: int,
+    deep: bool,
+    rows: Mapping[str, Row] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> list[Problem]:
     """Every problem of one tar: structure, keys, members, and the content of the samples.
 
@@ -104,6 +87,8 @@ def verify_tar(
         shard_index: Number that its keys begin with.
         num_samples: Samples that it must hold.
         deep: See ``verify_dataset``.
+        rows: Rows of the metadata, by key, of the samples that it must hold; None: not compared.
+        names: Classes of classes.json by id; None: not compared.
     """
     problems: list[Problem] = []
     seen: list[Span] = []
@@ -116,113 +101,15 @@ def verify_tar(
     problems += _verify_members(seen, name)
     if len(seen) != num_samples and not problems:
         problems.append(Problem("wrong count", name, f"{len(seen)} samples, not {num_samples}"))
+    if rows is not None and not problems:
+        problems += _verify_row_keys(seen, rows, shard_name(shard_index))
     for span in seen:
-        where = f"{name} {one_line(span.key, 40)}"
-        problems += verify_sample(where, span.key, read_span(stream, span), deep)
+        where, members = f"{name} {one_line(span.key, 40)}", read_span(stream, span)
+        problems += verify_sample(where, span.key, members, deep, names)
+        if rows is not None and span.key in rows and "json" in members:
+            row = rows[span.key]
+            problems += verify_row(shard_name(shard_index), row, span, members["json"])
     return problems
-
-
-def verify_sample(
-    where: str, key: str, members: Mapping[str, bytes], deep: bool
-) -> Iterator[Problem]:
-    """Every problem of one sample's content.
-
-    Args:
-        where: Its place, for the messages.
-        key: Its key.
-        members: Its members by suffix; missing ones are reported elsewhere.
-        deep: See ``verify_dataset``.
-    """
-    if not {"json", "mask.png", "txt"} <= members.keys():
-        return
-    try:
-        info = parse_sample(members["json"])
-        mask = decode_image(members["mask.png"], "L")
-        yield from _verify_json(where, key, info, members)
-        yield from _verify_segments(where, info)
-        yield from _verify_ids(where, info, mask)
-        if "sem.png" in members:
-            yield from _verify_labels(where, info, members["sem.png"])
-        if deep:
-            yield from _verify_pixels(where, info, mask, members)
-    except (KeyError, TypeError, ValueError) as error:
-        yield Problem("unreadable sample", where, f"{error!r:.200}")
-
-
-def _verify_json(
-    where: str, key: str, info: Mapping[str, Any], members: Mapping[str, bytes]
-) -> Iterator[Problem]:
-    if info["key"] != key:
-        yield Problem("wrong key", where, f"the json says {quote(info['key'], 40)}")
-    if info["prompt"].encode("utf-8") != members["txt"]:
-        yield Problem("wrong prompt", where, "the json's prompt is not the txt's")
-    if info["num_segments"] != len(info["segments"]):
-        found = len(info["segments"])
-        yield Problem("wrong count", where, f"{found} segments, not {info['num_segments']}")
-
-
-def _verify_segments(where: str, info: Mapping[str, Any]) -> Iterator[Problem]:
-    num = len(info["segments"])
-    for position, segment in enumerate(info["segments"], start=1):
-        if segment["id"] != position:
-            yield Problem("bad id", where, f"segment {position} has id {segment['id']}")
-        if not 0 <= segment["parent"] <= num or segment["parent"] == segment["id"]:
-            yield Problem("bad id", where, f"segment {position} has parent {segment['parent']}")
-        area = int(run_lengths(segment["rle"])[1::2].sum())
-        if area != segment["area"]:
-            message = f"segment {position} says {segment['area']} pixels, its rle has {area}"
-            yield Problem("wrong area", where, message)
-    if num > MAX_ID:
-        yield Problem("wrong count", where, f"{num} segments, at most {MAX_ID}")
-
-
-def _verify_ids(
-    where: str, info: Mapping[str, Any], mask: UInt8[np.ndarray, "height width"]
-) -> Iterator[Problem]:
-    if mask.shape != (info["height"], info["width"]):
-        yield Problem("wrong size", where, f"mask.png is {mask.shape[0]} x {mask.shape[1]}")
-    known = {0, IGNORE, *(segment["id"] for segment in info["segments"])}
-    unknown = sorted(set(np.unique(mask).tolist()) - known)
-    if unknown:
-        yield Problem("bad id", where, f"mask.png has ids {unknown} that no segment has")
-
-
-def _verify_labels(where: str, info: Mapping[str, Any], sem_png: bytes) -> Iterator[Problem]:
-    """Size of the semantic map, and that classes which were not found have no pixels or masks."""
-    semantic = decode_image(sem_png, "L")
-    if semantic.shape != (info["height"], info["width"]):
-        yield Problem("wrong size", where, f"sem.png is {semantic.shape[0]} x {semantic.shape[1]}")
-    known = {"", "background", *info["classes"]}
-    named = {item["label"] for item in (*info["segments"], *info["instances"])}
-    for name in sorted(named - known):
-        yield Problem("bad label", where, f"{quote(name, 40)} is no class of the prompt")
-    found = {item["label"] for item in info["instances"]} & set(info["not_found"])
-    for name in sorted(found):
-        yield Problem("bad label", where, f"{quote(name, 40)} has an instance and is not found")
-
-
-def _verify_pixels(
-    where: str,
-    info: Mapping[str, Any],
-    mask: UInt8[np.ndarray, "height width"],
-    members: Mapping[str, bytes],
-) -> Iterator[Problem]:
-    for suffix in IMAGE_OPTIONS.keys() & members.keys():
-        image = decode_image(members[suffix])
-        if image.shape[:2] != (info["height"], info["width"]):
-            found = f"{suffix} is {image.shape[0]} x {image.shape[1]}"
-            yield Problem("wrong size", where, found)
-    masks = decode_masks([s["rle"] for s in info["segments"]], info["height"], info["width"])
-    painted = np.zeros(mask.shape, dtype=np.int64)  # ids of a forged json may be any number
-    smallest = np.full(mask.shape, np.inf)
-    for segment, pixels in zip(info["segments"], masks, strict=True):
-        if list(bbox_xywh(pixels)) != segment["bbox_xywh"]:
-            yield Problem("wrong box", where, f"segment {segment['id']}")
-        inside = pixels & (segment["area"] <= smallest)
-        painted[inside], smallest[inside] = segment["id"], segment["area"]
-    if not np.array_equal(painted, mask):
-        wrong = int((painted != mask).sum())
-        yield Problem("bad id", where, f"{wrong} pixels do not have the smallest mask's id")
 
 
 def _verify_keys(seen: list[Span], name: str, shard_index: int) -> Iterator[Problem]:
@@ -242,6 +129,14 @@ def _verify_keys(seen: list[Span], name: str, shard_index: int) -> Iterator[Prob
         last = max(last, span.key)
 
 
+def _verify_row_keys(seen: list[Span], rows: Mapping[str, Row], shard: str) -> Iterator[Problem]:
+    keys = {span.key for span in seen}
+    for key in sorted(rows.keys() - keys):
+        yield wrong_row(shard, key, "the tar has no such sample")
+    for key in sorted(keys - rows.keys()):
+        yield wrong_row(shard, key, "the tar has such a sample, the rows have none")
+
+
 def _verify_members(seen: list[Span], name: str) -> Iterator[Problem]:
     images = {suffix for span in seen for suffix in span.members if suffix in IMAGE_OPTIONS}
     labeled = any("sem.png" in span.members for span in seen)
@@ -256,7 +151,7 @@ def _verify_members(seen: list[Span], name: str) -> Iterator[Problem]:
 
 
 def _verify_published(
-    storage: Storage, shard: str, deep: bool
+    storage: Storage, shard: str, names: Mapping[int, str] | None, deep: bool
 ) -> tuple[list[Problem], Marker | None]:
     tar, size = tar_name(shard), storage.size(tar_name(shard))
     content = storage.read(marker_name(shard))
@@ -267,18 +162,25 @@ def _verify_published(
         marker = parse_marker(content, shard)
     except ValueError as error:
         return [Problem("bad marker", marker_name(shard), str(error))], None
-    problems = [*_verify_metadata(storage, marker)]
+    rows, problems = _read_rows(storage, marker)
     if marker.skipped:
         if size is not None:
             problems.append(Problem("foreign file", tar, "its marker says skipped"))
     elif size is None:
         problems.append(Problem("marker without tar", tar, "does not exist"))
     else:
-        problems += _verify_content(storage, marker, size, deep)
+        problems += _verify_content(storage, marker, size, rows, names, deep)
     return problems, marker
 
 
-def _verify_content(storage: Storage, marker: Marker, size: int, deep: bool) -> Iterator[Problem]:
+def _verify_content(
+    storage: Storage,
+    marker: Marker,
+    size: int,
+    rows: Mapping[str, Row] | None,
+    names: Mapping[int, str] | None,
+    deep: bool,
+) -> Iterator[Problem]:
     tar = tar_name(marker.name)
     if size != marker.bytes:
         yield Problem("wrong size", tar, f"{size} bytes, the marker says {marker.bytes}")
@@ -289,24 +191,35 @@ def _verify_content(storage: Storage, marker: Marker, size: int, deep: bool) -> 
         if sha256 != marker.sha256:
             found = f"sha256 {sha256[:12]}…, the marker says {marker.sha256[:12]}…"
             yield Problem("wrong hash", tar, found)
-        index = shard_index(marker.name)
-        yield from verify_tar(stream, tar, index, marker.counts.get("ok", 0), deep)
+            rows = None  # they are about another tar
+        index, num_ok = shard_index(marker.name), marker.counts.get("ok", 0)
+        yield from verify_tar(stream, tar, index, num_ok, deep, rows, names)
 
 
-def _verify_metadata(storage: Storage, marker: Marker) -> Iterator[Problem]:
+def _read_rows(storage: Storage, marker: Marker) -> tuple[dict[str, Row] | None, list[Problem]]:
+    """Rows by key of the samples that a shard's tar must hold, None without such a file."""
     name = metadata_name(marker.name)
     content = storage.read(name)
     if content is None:
-        yield Problem("missing file", name, "every shard has one")
-        return
+        return None, [Problem("missing file", name, "every shard has one")]
     try:
         rows = parse_rows(content)
     except ValueError as error:
-        yield Problem("unreadable file", name, str(error))
-        return
+        return None, [Problem("unreadable file", name, str(error))]
+    problems = []
     found = {status: sum(row.status == status for row in rows) for status in marker.counts}
     if len(rows) != marker.planned or found != dict(marker.counts):
-        yield Problem("wrong count", name, f"{len(rows)} rows, {marker.planned} planned")
+        message = f"{len(rows)} rows, {marker.planned} planned"
+        problems.append(Problem("wrong count", name, message))
+    return {row.key: row for row in rows if row.status == "ok"}, problems
+
+
+def _class_names(storage: Storage) -> tuple[dict[int, str] | None, list[Problem]]:
+    """Classes of classes.json by id, None where it is missing or unreadable."""
+    try:
+        return class_names(storage) or None, []
+    except ValueError as error:
+        return None, [Problem("unreadable file", CLASSES, str(error))]
 
 
 def _verify_manifest(storage: Storage, markers: Mapping[str, Marker]) -> Iterator[Problem]:

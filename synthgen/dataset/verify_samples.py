@@ -1,0 +1,191 @@
+"""What can be wrong with one sample: json, masks, labels, pixels, and its row of the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from synthgen.dataset.labels import check_ids
+from synthgen.dataset.manifest import marker_name, metadata_name
+from synthgen.dataset.metadata import Row
+from synthgen.dataset.records import IMAGE_OPTIONS, MAX_ID, bbox_xywh, decode_image, parse_sample
+from synthgen.dataset.rle import decode_masks, run_lengths
+from synthgen.dataset.shards import Span
+from synthgen.types import IGNORE
+from synthgen.untrusted import one_line, parse_object, quote
+
+MAX_LINE = 400
+_TOLD = ("prompt", "prompt_id", "classes", "image_index", "seed", "num_segments")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Args:
+        kind: Short name, such as ``truncated`` or ``bad id``.
+        where: File, and sample where there is one.
+        message: What was found.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return one_line(f"{self.where}: {self.kind}: {self.message}", MAX_LINE)
+
+
+def verify_sample(
+    where: str,
+    key: str,
+    members: Mapping[str, bytes],
+    deep: bool,
+    names: Mapping[int, str] | None = None,
+) -> Iterator[Problem]:
+    """Every problem of one sample's content.
+
+    Args:
+        where: Its place, for the messages.
+        key: Its key.
+        members: Its members by suffix; missing ones are reported elsewhere.
+        deep: See `synthgen.dataset.verify.verify_dataset`.
+        names: Classes of classes.json by id; None where it is not known.
+    """
+    if not {"json", "mask.png", "txt"} <= members.keys():
+        return
+    try:
+        info = parse_sample(members["json"])
+        mask = decode_image(members["mask.png"], "L")
+        yield from _verify_json(where, key, info, members)
+        yield from _verify_segments(where, info)
+        yield from _verify_ids(where, info, mask)
+        if "sem.png" in members:
+            yield from _verify_labels(where, info, members["sem.png"], names)
+        if deep:
+            yield from _verify_pixels(where, info, mask, members)
+    except (KeyError, TypeError, ValueError) as error:
+        yield Problem("unreadable sample", where, f"{error!r:.200}")
+
+
+def verify_class_ids(
+    where: str, semantic: UInt8[np.ndarray, "height width"], names: Mapping[int, str] | None
+) -> Iterator[Problem]:
+    """Ids of a semantic map that classes.json does not know; see `verify_sample`."""
+    try:
+        if names is not None:
+            check_ids(where, semantic, names)
+    except ValueError as error:
+        yield Problem("bad id", where, str(error))
+
+
+def verify_row(shard: str, row: Row, span: Span, sample_json: bytes) -> Iterator[Problem]:
+    """Whether a row of the metadata says of a sample what the tar says.
+
+    Args:
+        shard: File stem of the shard.
+        row: The sample's row.
+        span: Where it lies in the tar.
+        sample_json: Content of its json; reported elsewhere if it cannot be read.
+    """
+    try:
+        info = parse_object(sample_json)
+    except ValueError:
+        return
+    found = {name: info.get(name) for name in _TOLD}
+    found |= {"byte_offset": span.offset, "byte_size": span.size}
+    for name, there in found.items():
+        value = getattr(row, name)
+        if (list(value) if isinstance(value, tuple) else value) != there:
+            yield wrong_row(
+                shard, row.key, f"{name} is {quote(value, 40)}, in the tar {quote(there, 40)}"
+            )
+
+
+def wrong_row(shard: str, key: str, found: str) -> Problem:
+    """A row of the metadata that is not about the tar beside it, and what to do."""
+    where = f"{metadata_name(shard)} {quote(key, 40)}"
+    return Problem("wrong row", where, f"{found}; remove {marker_name(shard)} and run again")
+
+
+def _verify_json(
+    where: str, key: str, info: Mapping[str, Any], members: Mapping[str, bytes]
+) -> Iterator[Problem]:
+    if info["key"] != key:
+        yield Problem("wrong key", where, f"the json says {quote(info['key'], 40)}")
+    if info["prompt"].encode("utf-8") != members["txt"]:
+        yield Problem("wrong prompt", where, "the json's prompt is not the txt's")
+    if info["num_segments"] != len(info["segments"]):
+        found = len(info["segments"])
+        yield Problem("wrong count", where, f"{found} segments, not {info['num_segments']}")
+
+
+def _verify_segments(where: str, info: Mapping[str, Any]) -> Iterator[Problem]:
+    num = len(info["segments"])
+    for position, segment in enumerate(info["segments"], start=1):
+        if segment["id"] != position:
+            yield Problem("bad id", where, f"segment {position} has id {segment['id']}")
+        if not 0 <= segment["parent"] <= num or segment["parent"] == segment["id"]:
+            yield Problem("bad id", where, f"segment {position} has parent {segment['parent']}")
+        area = int(run_lengths(segment["rle"])[1::2].sum())
+        if area != segment["area"]:
+            message = f"segment {position} says {segment['area']} pixels, its rle has {area}"
+            yield Problem("wrong area", where, message)
+    if num > MAX_ID:
+        yield Problem("wrong count", where, f"{num} segments, at most {MAX_ID}")
+
+
+def _verify_ids(
+    where: str, info: Mapping[str, Any], mask: UInt8[np.ndarray, "height width"]
+) -> Iterator[Problem]:
+    if mask.shape != (info["height"], info["width"]):
+        yield Problem("wrong size", where, f"mask.png is {mask.shape[0]} x {mask.shape[1]}")
+    known = {0, IGNORE, *(segment["id"] for segment in info["segments"])}
+    unknown = sorted(set(np.unique(mask).tolist()) - known)
+    if unknown:
+        yield Problem("bad id", where, f"mask.png has ids {unknown} that no segment has")
+
+
+def _verify_labels(
+    where: str, info: Mapping[str, Any], sem_png: bytes, names: Mapping[int, str] | None
+) -> Iterator[Problem]:
+    """Size and ids of the semantic map; classes that were not found have no pixels or masks."""
+    semantic = decode_image(sem_png, "L")
+    if semantic.shape != (info["height"], info["width"]):
+        yield Problem("wrong size", where, f"sem.png is {semantic.shape[0]} x {semantic.shape[1]}")
+    yield from verify_class_ids(where, semantic, names)
+    known = {"", "background", *info["classes"]}
+    named = {item["label"] for item in (*info["segments"], *info["instances"])}
+    for name in sorted(named - known):
+        yield Problem("bad label", where, f"{quote(name, 40)} is no class of the prompt")
+    found = {item["label"] for item in info["instances"]} & set(info["not_found"])
+    for name in sorted(found):
+        yield Problem("bad label", where, f"{quote(name, 40)} has an instance and is not found")
+
+
+def _verify_pixels(
+    where: str,
+    info: Mapping[str, Any],
+    mask: UInt8[np.ndarray, "height width"],
+    members: Mapping[str, bytes],
+) -> Iterator[Problem]:
+    for suffix in IMAGE_OPTIONS.keys() & members.keys():
+        image = decode_image(members[suffix])
+        if image.shape[:2] != (info["height"], info["width"]):
+            found = f"{suffix} is {image.shape[0]} x {image.shape[1]}"
+            yield Problem("wrong size", where, found)
+    masks = decode_masks([s["rle"] for s in info["segments"]], info["height"], info["width"])
+    painted = np.zeros(mask.shape, dtype=np.int64)  # ids of a forged json may be any number
+    smallest = np.full(mask.shape, np.inf)
+    for segment, pixels in zip(info["segments"], masks, strict=True):
+        if list(bbox_xywh(pixels)) != segment["bbox_xywh"]:
+            yield Problem("wrong box", where, f"segment {segment['id']}")
+        inside = pixels & (segment["area"] <= smallest)
+        painted[inside], smallest[inside] = segment["id"], segment["area"]
+    if not np.array_equal(painted, mask):
+        wrong = int((painted != mask).sum())
+        yield Problem("bad id", where, f"{wrong} pixels do not have the smallest mask's id")
