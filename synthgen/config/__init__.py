@@ -1,0 +1,68 @@
+"""One frozen tree of settings; every default cites the table or the section it comes from.
+
+The tree is also the parameter schema of the Prefect flows. ``digest`` covers what determines
+the bytes of a dataset and nothing else: not paths, workers, progress, nor the number of samples.
+BL is the paper "Beyond Labels" (Stillger et al., VISAPP 2025).
+"""
+
+from __future__ import annotations
+
+from synthgen.config.audit import (
+    TOPS,
+    AuditConfig,
+    AuditorConfig,
+    TopN,
+    VerdictConfig,
+)
+from synthgen.config.reading import (
+    describe,
+    dump,
+    load,
+    load_audit,
+    parse,
+)
+from synthgen.config.settings import (
+    ALGORITHM_VERSION,
+    LABELING_VERSION,
+    NEED_SELF_MAP,
+    CaptureConfig,
+    ClusterConfig,
+    Config,
+    DatasetConfig,
+    FeatureConfig,
+    Fraction,
+    GenerationConfig,
+    LabelConfig,
+    MaskConfig,
+    ModelConfig,
+    SegmentationConfig,
+    digest,
+)
+
+__all__ = [
+    "ALGORITHM_VERSION",
+    "LABELING_VERSION",
+    "NEED_SELF_MAP",
+    "TOPS",
+    "AuditConfig",
+    "AuditorConfig",
+    "CaptureConfig",
+    "ClusterConfig",
+    "Config",
+    "DatasetConfig",
+    "FeatureConfig",
+    "Fraction",
+    "GenerationConfig",
+    "LabelConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "SegmentationConfig",
+    "TopN",
+    "VerdictConfig",
+    "describe",
+    "digest",
+    "dump",
+    "load",
+    "load_audit",
+    "parse",
+]
