@@ -12,6 +12,7 @@ import typer
 from synthgen import progress
 from synthgen.cli.display import attached
 from synthgen.cli.generate import Set, stop_on_signals
+from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
 if TYPE_CHECKING:
@@ -89,9 +90,7 @@ def doctor(
     given = {"--card": card, "--path": path, "--checkpoint": checkpoint, "--sha256": sha256}
     given |= {"--auditor": auditor, "--prompts": prompts, "--out": out, "--set": overrides}
     given |= {"--num": num, "--max-batch": max_batch}
-    unused = next((name for name, value in given.items() if value), None)
-    if unused and not run:
-        raise ValueError(f"{unused} has no effect without --run. Add --run.")
+    refuse_unused(given, not run, "without --run")
     if not run:
         _show_findings(examine_installation(Path()))
         return

@@ -12,6 +12,7 @@ import typer
 from synthgen import progress
 from synthgen.cli.display import show_progress
 from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
 DECIDED = (
@@ -111,8 +112,7 @@ def study(
       synthgen study components --backbone sd21-base --prompts voc --auditor sam \
         --checkpoint sam_vit_l_0b3195.pth
     """
-    if prompts is not None and images is Images.rendered:
-        raise ValueError("--prompts has no effect with --images rendered. Leave out either.")
+    refuse_unused({"--prompts": prompts}, images is Images.rendered, "with --images rendered")
     config, judge = _settings(backbone, prompts or "scenes", num, overrides or [], auditor)
     given = {"checkpoint": checkpoint, "sha256": sha256}
     judge = judge.model_copy(update={k: v for k, v in given.items() if v is not None})
