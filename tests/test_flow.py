@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,11 +15,9 @@ from flows.artifacts import SIDE
 from flows.audit import audit
 from flows.extend import extend
 from flows.generate import generate
-from flows.runners import task_runner
 from synthgen import run
-from synthgen.config import AuditorConfig, Config, load, load_audit
+from synthgen.config import Config, load, load_audit
 from synthgen.dataset.verify import verify_dataset
-from synthgen.types import Annotations
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
 
@@ -78,32 +74,10 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     assert len(picture) < 60_000
 
 
-class HalvesAuditor:
-    """Sees the left and the right half of every image."""
-
-    identity = MappingProxyType({"name": "halves"})
-
-    def annotate(self, images: Sequence[np.ndarray]) -> list[Annotations]:
-        return [_halves(image.shape[:2]) for image in images]
-
-
-def _halves(size: tuple[int, int]) -> Annotations:
-    left = np.zeros(size, dtype=bool)
-    left[:, : size[1] // 2] = True
-    return Annotations(
-        np.stack([left, ~left]), (1.0,) * 2, (1.0,) * 2, ((0.0, 0.0),) * 2, ("",) * 2
-    )
-
-
-def load_halves(_settings: AuditorConfig) -> HalvesAuditor:
-    """The auditor, as a configuration names it."""
-    return HalvesAuditor()
-
-
 @pytest.mark.usefixtures("server")
 def test_the_flow_audits_and_reports_when_asked_to(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = load_audit(["auditor.name=test_flow:load_halves", "verdict.min_top_n=1"])
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=1"])
     generate(config, str(out), audit=settings, report=True)
     (summary,) = out.glob("audit/*/summary.json")
     assert json.loads(summary.read_text())["totals"]["reasons"] == {"low_agreement": 4}
@@ -120,7 +94,7 @@ def test_the_flow_audits_and_reports_when_asked_to(config: Config, tmp_path: Pat
 def test_a_failed_audit_fails_its_run_and_stands(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run.generate(config, out)
-    settings = load_audit(["auditor.name=test_flow:load_halves", "verdict.min_top_n=1"])
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=1"])
     with pytest.raises(RuntimeError, match=r"At most 50% of the samples may be rejected\. Got 4"):
         audit(str(out), settings, max_failed=0.5)
     assert list(out.glob("audit/*/summary.json"))
@@ -131,7 +105,7 @@ def test_the_growth_flow_begins_extends_and_audits_what_is_new(
     config: Config, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    settings = load_audit(["auditor.name=test_flow:load_halves"])
+    settings = load_audit(["auditor.name=halves:load_halves"])
     planned = [extend(str(out), 1, config, audit=settings)["totals"]["planned"] for _ in range(2)]
     assert planned == [4, 6]
     assert verify_dataset(out, deep=True) == []
@@ -170,10 +144,3 @@ def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
     assert (out / "stats" / "train-000000.json").exists()
     blocker.rmdir()
     assert generate(config, str(out))["totals"]["samples"] == 4
-
-
-def test_unknown_runners_and_no_workers_are_refused() -> None:
-    with pytest.raises(ValueError, match="threads"):
-        task_runner("thread", 1)
-    with pytest.raises(ValueError, match="at least 1"):
-        task_runner("threads", 0)
