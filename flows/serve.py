@@ -7,6 +7,7 @@ it at a time.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import prefect
@@ -87,6 +88,7 @@ def serve(
         ),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # at Ctrl-C
     # not Flow.serve: it pickles the flow for its child, where annotations find no names
     prefect.serve(deployment, pause_on_shutdown=False, limit=1, print_starting_message=False)
 
