@@ -32,7 +32,7 @@ class AuditorConfig(Section):
         "by segment-anything's names (points_per_side, pred_iou_thresh, ...).",
     )
 
-    _known_name = row_of("name", AUDITORS)
+    _known_name = row_of("name", {**AUDITORS, "truth": ""})  # truth: in studies of rendered scenes
 
 
 class VerdictConfig(Section):

@@ -208,7 +208,7 @@ class LabelConfig(Section):
     )
     presence_area: Fraction = Field(0.002, description="... on at least this share of the image.")
     margin: Fraction = Field(
-        0.02, description="Least lead of the best share over the second; nearer ones are 255."
+        0.02, description="Of the best share over the second; a lead of no more is undecided, 255."
     )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
     refiner: str = Field(

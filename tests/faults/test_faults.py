@@ -239,7 +239,7 @@ def test_an_output_that_became_read_only_is_said_too(
 
 def test_an_output_that_is_a_file_is_said_in_one_line(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="must be a writable folder") as error:
+    with pytest.raises(ValueError, match="must be a folder") as error:
         run.generate(config, tmp_path / "file")
     assert len(str(error.value).splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"
