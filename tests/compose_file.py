@@ -7,11 +7,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -222,16 +223,20 @@ def every_minute(file: Path) -> Path:
     return file
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Commands of processes whose environment names a folder of ours."""
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Processes whose environment names a folder of ours."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder).encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(folder) in " ".join(process.environ().values()):
+                found.append(process)
     return found
+
+
+def end_processes(folder: Path, seconds: float = 30) -> None:
+    """Wait for processes of ours, then kill: Prefect's clients wait for a server that is gone."""
+    for process in psutil.wait_procs(processes_of(folder), timeout=seconds)[1]:
+        process.kill()
 
 
 def wait_for(condition: Callable[[], bool], said: Callable[[], str], seconds: float) -> None:

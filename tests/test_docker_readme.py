@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compose_file import DOCKER, every_minute, processes_of, wait_for
+from compose_file import DOCKER, end_processes, every_minute, processes_of, wait_for
 from s3_server import RCLONE, free_port
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(2400)]
@@ -74,5 +74,6 @@ def test_the_readme_s_local_processes_make_a_dataset_on_the_store(tmp_path: Path
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
         shell.wait(60)
+        end_processes(tmp_path)
         wait_for(lambda: processes_of(tmp_path) == [], log.read_text, 120)
     assert json.loads(manifest.read_text())["totals"]["planned"] == 4
