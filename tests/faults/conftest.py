@@ -7,8 +7,12 @@ their marker too: ``-m 'faults and slow'``, ``-m 'faults and ray'``.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from synthgen.config import Config
 
 HERE = Path(__file__).parent
 APART = ("slow", "ray", "s3", "postgres")
@@ -27,3 +31,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if ours and apart else chosen).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Forty planted samples in ten shards; modules with other needs have their own."""
+    from ordered import ordered_config
+
+    return ordered_config(tmp_path_factory.mktemp("flows"))
+
+
+@pytest.fixture(scope="module")
+def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The bytes of the dataset that nothing interrupted, made without a server."""
+    from tiny_run import tree_hashes
+
+    from synthgen import run
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run.generate(config, out)
+    return tree_hashes(out)

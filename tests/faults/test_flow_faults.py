@@ -15,27 +15,12 @@ from fault_table import Faults
 from flow_children import finish_flow
 from flow_states import CLIENT, put_zombie_automations, wait_for_true_states
 from invariants import check_whole
-from ordered import ordered_config
 from prefect_server import PrefectServer, running_server
-from tiny_run import tree_hashes
 
 from synthgen import run
 from synthgen.config import Config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return ordered_config(tmp_path_factory.mktemp("flows"))
-
-
-@pytest.fixture(scope="module")
-def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The bytes of the dataset that nothing interrupted, made without a server."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    run.generate(config, out)
-    return tree_hashes(out)
 
 
 @pytest.fixture(scope="module")
