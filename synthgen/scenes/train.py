@@ -45,8 +45,8 @@ from synthgen.scenes.tokenizer import write_tokenizer
 from synthgen.scenes.truth_corpus import TruthCorpus, truth_corpus
 
 WEIGHTS = Path("synthgen/scenes/weights")
-SINGLE_SHARE = 0.6
-"""Share of the corpus with one object: enough to learn shapes, the rest teaches composition."""
+SINGLE_SHARE = 0.3
+"""Share of the corpus with one object; the rest, two to four, teaches composition."""
 
 
 def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
