@@ -143,9 +143,8 @@ def execute(
     check_runner(engine, runner, workers, address)
     run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's traceback
     stop_on_signals()
-    planned = sum(len(spec.samples) for spec in specs)
     started = time.perf_counter()
-    with show_progress(planned, len(specs), json_logs) as tally:
+    with show_progress(config.planned, len(specs), json_logs) as tally:
         if engine is Engine.flow:
             manifest = _run_flow(config, out, runner, workers, strict, address)
         else:

@@ -328,7 +328,7 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
     made = [f"num={num}", "labeling.method=clusters", f"prompts={prompts}"]
     config = load(overrides=[*made, *overrides])
     specs = run.plan(config)
-    with show_progress(sum(len(spec.samples) for spec in specs), len(specs), json_logs):
+    with show_progress(config.planned, len(specs), json_logs):
         run.generate(config, out)
 
 

@@ -179,10 +179,11 @@ def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> 
     return size is None if marker.skipped else size == marker.bytes
 
 
-def read_markers(storage: Storage) -> list[Marker]:
-    """All markers that can be read, in the order of their shards."""
-    names = (name.removeprefix("stats/").removesuffix(".json") for name in storage.names("stats"))
-    markers = (read_marker(storage, name) for name in names if SHARD_NAME.fullmatch(name))
+def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
+    """All markers that can be read, in the order of their shards; or those of the last shards."""
+    names = [name.removeprefix("stats/").removesuffix(".json") for name in storage.names("stats")]
+    names = [name for name in names if SHARD_NAME.fullmatch(name)]
+    markers = (read_marker(storage, name) for name in names[-newest if newest else 0 :])
     return [marker for marker in markers if marker is not None]
 
 

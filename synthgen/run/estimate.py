@@ -9,7 +9,8 @@ from synthgen.config import Config
 from synthgen.dataset.manifest import read_markers
 from synthgen.dataset.publish import open_storage
 from synthgen.diffusion.cards import find_card
-from synthgen.run.plan import plan
+from synthgen.prompts import load_prompts
+from synthgen.run.plan import shard_spans
 
 # Measured on the embedded model, 128 x 128 px, 41 masks per image, 2026-11-21.
 BYTES_PER_PIXEL = {"jpg": 0.8, "png": 1.8, "webp": 1.6}
@@ -17,6 +18,7 @@ BYTES_PER_SIDE_PIXEL = 110  # masks: their outlines grow with the sides, not wit
 BYTES_PER_TAR_MEMBERS = 3500  # four headers and paddings
 SECONDS_PER_STEP, SECONDS_PER_IMAGE = 0.13, 0.7  # per image on one core of a CPU
 
+BASIS = 100  # shards whose markers are enough to judge the others by
 FALLBACK_SIDE = 512  # of a card that leaves the size to the model's own configuration
 
 
@@ -40,14 +42,15 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
         ``shards``, ``samples``, ``bytes``, ``seconds`` (None where there is no basis) and
         ``basis``.
     """
-    specs = plan(config)
-    counts = {"shards": len(specs), "samples": config.planned}
-    markers = [m for m in read_markers(open_storage(out)) if m.planned] if out else []
+    counts = {"shards": len(shard_spans(config)), "samples": config.planned}
+    load_prompts(config.prompts)  # one that cannot be read is said before, not by the run
+    markers = read_markers(open_storage(out), newest=BASIS) if out else []
+    markers = [marker for marker in markers if marker.planned]
     if markers:
         planned = sum(marker.planned for marker in markers)
         seconds = sum(sum(marker.seconds.values()) for marker in markers) / planned
         num_bytes = sum(marker.bytes for marker in markers) / planned
-        basis = f"the {planned} samples that are already made there"
+        basis = f"the {planned} samples that were made there last"
         return counts | _scaled(config.planned, num_bytes, seconds, basis)
     num_bytes = float(bytes_per_sample(config))
     card, _ = find_card(config.model.card)

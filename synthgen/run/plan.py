@@ -3,19 +3,57 @@
 Sample i draws prompt i mod P as its (i div P)-th image. Its seed is a hash of the run's seed, the
 prompt's id and the image's number, so that inserting a prompt changes no other image. The first
 ``num`` samples fill shards of ``shard_size``, the last of which may be short; extensions add
-whole shards behind it. Keys are ``{shard:06d}{index:04d}``.
+whole shards behind it. Keys are ``{shard:06d}{index:04d}``, so there are at most a million shards.
+Nothing is enumerated: the n-th shard is computed when it is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, overload
 
 from synthgen.config import Config
 from synthgen.prompts import load_prompts
 from synthgen.types import PlannedSample, Prompt, ShardSpec
+
+MAX_SHARDS = 1_000_000
+"""A shard's number has six digits, in its name and in the keys of its samples."""
+
+T = TypeVar("T")
+
+
+class Computed(Sequence[T]):
+    """A sequence whose items are made when they are asked for, and not kept.
+
+    Args:
+        length: Items in it.
+        item: Makes the one with a number.
+
+    >>> squares = Computed(10**9, lambda index: index**2)
+    >>> squares[3], squares[-1], squares[1:3], len(squares)
+    (9, 999999998000000001, (1, 4), 1000000000)
+    """
+
+    def __init__(self, length: int, item: Callable[[int], T]) -> None:
+        self._indices = range(length)
+        self._item = item
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        chosen = self._indices[index]
+        if isinstance(chosen, range):
+            return tuple(self._item(i) for i in chosen)
+        return self._item(chosen)
 
 
 def sample_seed(run_seed: int, prompt_id: str, image_index: int) -> int:
@@ -31,41 +69,57 @@ def sample_seed(run_seed: int, prompt_id: str, image_index: int) -> int:
     return int.from_bytes(hashed, "big") >> 1
 
 
-def plan(config: Config) -> tuple[ShardSpec, ...]:
+def plan(config: Config) -> Sequence[ShardSpec]:
     """The shards of a configuration, in order.
 
     A larger ``num`` adds samples behind the others; shards that were full stay what they are.
 
     Raises:
-        ValueError: If the prompts cannot be read.
+        ValueError: If the prompts cannot be read, or there are too many shards.
     """
     return plan_prompts(config, load_prompts(config.prompts))
 
 
-def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> tuple[ShardSpec, ...]:
+def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpec]:
     """``plan`` for prompts that are already read."""
-    return tuple(
-        ShardSpec(
-            index=shard,
-            samples=tuple(
-                planned_sample(config, prompts, index, f"{shard:06d}{index - span.start:04d}")
-                for index in span
-            ),
+    spans = shard_spans(config)
+
+    def spec(shard: int) -> ShardSpec:
+        span = spans[shard]
+        keys = (f"{shard:06d}{index:04d}" for index in range(len(span)))
+        samples = (
+            planned_sample(config, prompts, index, key)
+            for index, key in zip(span, keys, strict=True)
         )
-        for shard, span in enumerate(shard_spans(config))
-    )
+        return ShardSpec(index=shard, samples=tuple(samples))
+
+    return Computed(len(spans), spec)
 
 
-def shard_spans(config: Config) -> list[range]:
+def shard_spans(config: Config) -> Sequence[range]:
     """Numbers of the samples of each shard.
 
+    Raises:
+        ValueError: If there are more shards than their numbers have digits for.
+
     >>> sizes = {"num": 5, "extended": 2, "dataset": {"shard_size": 3}}
-    >>> shard_spans(Config.model_validate(sizes))
+    >>> list(shard_spans(Config.model_validate(sizes)))
     [range(0, 3), range(3, 5), range(5, 8), range(8, 11)]
     """
-    size = config.dataset.shard_size
-    starts = [*range(0, config.num, size), *range(config.num, config.planned, size)]
-    return [range(start, stop) for start, stop in pairwise([*starts, config.planned])]
+    num, size = config.num, config.dataset.shard_size
+    first = -(-num // size)
+    if first + config.extended > MAX_SHARDS:
+        raise ValueError(
+            f"A dataset must have at most {MAX_SHARDS:,} shards. Got {first + config.extended:,}: "
+            f"{config.planned:,} samples in shards of {size:,}. Lower num, or raise "
+            f"dataset.shard_size."
+        )
+
+    def span(shard: int) -> range:
+        start = shard * size if shard < first else num + (shard - first) * size
+        return range(start, min(start + size, num) if shard < first else start + size)
+
+    return Computed(first + config.extended, span)
 
 
 def planned_sample(
