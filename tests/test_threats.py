@@ -384,9 +384,12 @@ def test_foreign_files_are_named_and_links_are_no_shards(world: Path) -> None:
     data = world / "data"
     (data / "data" / "train-000002.tar").symlink_to(world / "outside" / "x.tar")
     (data / "data" / "evil\n\x1b[2J.tar").write_bytes(b"x")
+    assert "data/train-000002.tar" not in open_storage(data).names("data")
+    (problem,) = verify_dataset(data)
+    assert (problem.kind, problem.where) == ("no plain file", "data/train-000002.tar")
+    (data / "data" / "train-000002.tar").unlink()
     found = verify_dataset(data)
     assert "foreign file" in {problem.kind for problem in found}
-    assert "data/train-000002.tar" not in open_storage(data).names("data")
     assert all(str(problem).isprintable() for problem in found)
 
 

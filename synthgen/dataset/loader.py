@@ -6,6 +6,7 @@ format are decoded, and none of them by pickle.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,9 @@ def _tar_hashes(storage: Storage, asked: str, version: int | None) -> dict[str, 
 def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[tuple[str, int]]]:
     """The storage, and name and size of every shard that has samples."""
     storage = open_storage(url)
-    if storage.root.endswith(".tar"):
-        folder, _, name = storage.root.rpartition("/")
+    if storage.root.endswith(".tar") and not storage.fs.isdir(storage.root):
+        whole = storage.root if storage.local_root is None else os.path.realpath(storage.root)
+        folder, _, name = whole.rpartition("/")
         storage = Storage(storage.fs, folder)
         size = storage.size(name)
         if size is None:

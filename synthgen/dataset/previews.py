@@ -21,7 +21,7 @@ from torch import Tensor
 
 from synthgen.config import FeatureConfig
 from synthgen.dataset.manifest import preview_name
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling_error
@@ -81,9 +81,10 @@ def pca_colors(
 
 def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "height width"]]]:
     """Label maps by sample key and k, from every preview tar of a dataset."""
+    storage = open_storage(root)
     found: dict[str, dict[int, np.ndarray]] = {}
-    for path in sorted((root / "previews").glob("train-*.tar")):
-        with path.open("rb") as stream:
+    for name in storage.names("previews"):
+        with storage.open(name) as stream:
             for span in spans(scan(stream)):
                 members = read_span(stream, span)
                 for suffix, match in ((name, _LABELS.fullmatch(name)) for name in members):

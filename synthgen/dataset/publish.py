@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
@@ -29,6 +30,7 @@ import fsspec
 
 from synthgen import urls
 from synthgen.types import ByteStream
+from synthgen.untrusted import one_line
 
 STAGING = ".synthgen/staging"
 LOCKS = ".synthgen/locks"
@@ -58,8 +60,31 @@ class Storage:
         return Path(self.root) if "file" in _protocols(self.fs) else None
 
     def path(self, name: str) -> str:
-        """Full path of a name."""
+        """Full path of a name; whoever reads, writes or removes by name asks here.
+
+        Raises:
+            ValueError: If a link, pipe or device stands on the way below the folder, which may be
+                anybody's: nothing is done through it.
+        """
+        if self.local_root is not None:
+            _refuse_strangers(self.root, name)
         return f"{self.root}/{name}"
+
+    def strangers(self) -> list[str]:
+        """Names of the links, pipes and devices below a local folder; none is followed."""
+        found, folders = [], [] if self.local_root is None else [""]
+        while folders:
+            prefix = folders.pop()
+            try:
+                items = list(os.scandir(self.path(prefix)))
+            except (FileNotFoundError, NotADirectoryError):  # another process removed it
+                continue
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{item.name}/")
+                elif not item.is_file(follow_symlinks=False):
+                    found.append(prefix + item.name)
+        return sorted(found)
 
     def in_this_process(self) -> Storage:
         """The same folder for a forked process, which clients of object stores do not survive."""
@@ -70,6 +95,8 @@ class Storage:
         try:
             with self._reaching():
                 content: bytes = self.fs.cat_file(self.path(name))
+        except IsADirectoryError:
+            raise _no_file(self.path(name)) from None
         except (FileNotFoundError, NotADirectoryError):
             return None
         return content
@@ -78,9 +105,12 @@ class Storage:
         """Bytes of a file, None where there is none."""
         try:
             with self._reaching():
-                return int(self.fs.info(self.path(name))["size"])
+                found = self.fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        if found["type"] == "directory":
+            raise _no_file(self.path(name))
+        return int(found["size"])
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no folder."""
@@ -108,7 +138,7 @@ class Storage:
             self._put(staged, name)
             staged.unlink()
             return
-        target = self.local_root / name
+        target = Path(self.path(name))
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             _sync_folder(target.parent.parent)
@@ -148,7 +178,7 @@ class Storage:
 
     def _staging_root(self) -> Path:
         """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
-        return _own_temporary_folder() if self.local_root is None else self.local_root / STAGING
+        return _own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
 
     def _reaching(self) -> AbstractContextManager[None]:
         """What the client of a remote store raises becomes one line."""
@@ -185,7 +215,7 @@ class Storage:
         if self.local_root is None:
             yield
             return
-        path = self.local_root / LOCKS / f"{name}.lock"
+        path = Path(self.path(f"{LOCKS}/{name}.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
             try:
@@ -333,6 +363,26 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _no_file(path: str) -> ValueError:
+    return ValueError(f"{one_line(path)} must be a file. Got a folder; move it away.")
+
+
+def _refuse_strangers(root: str, name: str) -> None:
+    path = root
+    for part in name.rstrip("/").split("/"):
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:  # what does not exist leads nowhere
+            return
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "a pipe or device"
+            raise ValueError(
+                f"{one_line(path)} must be a plain file or folder. Got {kind}, through which "
+                f"nothing is read or written. Remove it, or put what you trust in its place."
+            )
 
 
 @functools.cache

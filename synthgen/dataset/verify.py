@@ -50,6 +50,9 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
         ValueError: If there is nothing of a dataset.
     """
     storage = open_storage(directory)
+    if strangers := storage.strangers():
+        message = "a link, pipe or device; remove it, nothing is looked at before"
+        return [Problem("no plain file", name, message) for name in strangers]
     if not {*storage.names(), *storage.names("data"), *storage.names("stats")}:
         raise ValueError(f"A dataset must be a folder of ours. Got nothing in {storage.root}.")
     problems = [
@@ -61,7 +64,11 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     problems += found
     markers: dict[str, Marker] = {}
     for shard in _shard_names(storage):
-        found, marker = _verify_published(storage, shard, names, deep)
+        try:
+            found, marker = _verify_published(storage, shard, names, deep)
+        except ValueError as error:  # a folder that is called like a file
+            problems.append(Problem("unreadable file", tar_name(shard), str(error)))
+            continue
         problems += found
         if marker is not None:
             markers[shard] = marker

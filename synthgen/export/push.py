@@ -21,9 +21,9 @@ from typing import Any
 
 from synthgen import urls
 from synthgen.dataset.manifest import MANIFEST
-from synthgen.dataset.publish import Storage, dump_json, sha256_file
+from synthgen.dataset.publish import Storage, dump_json, open_storage, sha256_file
 from synthgen.progress import Progress, report
-from synthgen.untrusted import quote
+from synthgen.untrusted import one_line, quote
 
 PLAN = ".synthgen/push.json"
 LAST = (MANIFEST, "export.json")
@@ -95,10 +95,23 @@ def open_target(url: str) -> Storage:
 
 
 def local_files(root: Path) -> list[str]:
-    """Names of the files that are pushed: nothing hidden, those that tell of others last."""
+    """Names of the files that are pushed: nothing hidden, those that tell of others last.
+
+    Raises:
+        ValueError: If a link, pipe or device stands among them.
+    """
+    if strangers := [name for name in open_storage(root).strangers() if not _is_hidden(name)]:
+        raise ValueError(
+            f"What is pushed must be plain files. Got {one_line(strangers[0])}, a link, pipe or "
+            f"device; remove it."
+        )
     paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    names = sorted(p.as_posix() for p in paths if not any(part[0] == "." for part in p.parts))
+    names = sorted(name for path in paths if not _is_hidden(name := path.as_posix()))
     return [name for name in names if name not in LAST] + [n for n in names if n in LAST]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[0] == "." for part in name.split("/"))
 
 
 def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
