@@ -15,7 +15,8 @@ from drawn_samples import CAPTURE, CAR, DOG, FAST, HOUSE, fast, images, samples,
 from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion import Backbone, generate
 from synthgen.diffusion.attention import Attribution, record
-from synthgen.diffusion.generate import SCHEDULERS, initial_noise, settle
+from synthgen.diffusion.generate import initial_noise, settle
+from synthgen.diffusion.schedulers import SCHEDULERS, make_scheduler, sample_generators
 from synthgen.types import Failure, Prompt, Sample
 
 
@@ -91,8 +92,6 @@ def test_schedulers_make_the_calls_they_announce(
 
 def test_ddim_does_not_clip_latents(backbone: Backbone) -> None:
     """A DDIM made from PNDM's settings clips at 1 by default, which latents exceed."""
-    from synthgen.diffusion.generate import make_scheduler
-
     scheduler = make_scheduler(backbone, "ddim")
     assert scheduler.config.clip_sample is False
     assert scheduler.config.beta_start == backbone.pipeline.scheduler.config.beta_start
@@ -123,7 +122,7 @@ def test_an_image_depends_on_its_seed_and_hardly_on_its_batch(backbone: Backbone
 
 def test_noise_is_one_generator_per_sample(backbone: Backbone) -> None:
     state = torch.get_rng_state()
-    noise = initial_noise(backbone, [3, 2**63 + 1, 3], (16, 24))
+    noise = initial_noise(backbone, sample_generators([3, 2**63 + 1, 3]), (16, 24))
     assert torch.equal(noise[0], noise[2])
     assert not torch.equal(noise[0], noise[1])
     assert torch.equal(state, torch.get_rng_state())

@@ -2,9 +2,9 @@
 
 One call is one UNet batch: which samples share a batch is the caller's plan, never decided here.
 The denoising loop is diffusers' own. Every sample has its own CPU generator, so its initial
-latents depend on its seed alone; its image depends on its batch only through the rounding of
-batched kernels (bytes are equal for equal batches). What went wrong with one sample is a
-`Failure` in its place: NaN latents and one-colored images are never segmented.
+latents and its scheduler's noise depend on its seed alone; its image depends on its batch only
+through the rounding of batched kernels (bytes are equal for equal batches). What went wrong with
+one sample is a `Failure` in its place: NaN latents and one-colored images are never segmented.
 """
 
 from __future__ import annotations
@@ -24,17 +24,10 @@ from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import Recording, record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps, map_request
+from synthgen.diffusion.schedulers import make_scheduler, sample_generators, set_steps
 from synthgen.diffusion.selection import attention_layers, select_layers
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
-
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-}
-"""Scheduler name to diffusers class; configured like the one stored with the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +39,7 @@ class Settings:
         width: Pixels.
         num_inference_steps: Denoising steps.
         guidance_scale: Classifier-free guidance; on above 1.
-        scheduler: Key of `SCHEDULERS`; None is the one stored with the weights.
+        scheduler: Key of `schedulers.SCHEDULERS`; None is the one stored with the weights.
     """
 
     height: int
@@ -60,7 +53,8 @@ def settle(backbone: Backbone, generation: GenerationConfig) -> Settings:
     """The settings of a run: what is asked for, or else what the card says.
 
     Raises:
-        ValueError: If the size does not go through the model without remainder.
+        ValueError: If the size does not go through the model without remainder, or the scheduler
+            cannot make such a run.
     """
     card, asked = backbone.card, generation
     height, width = backbone.native_size
@@ -74,6 +68,7 @@ def settle(backbone: Backbone, generation: GenerationConfig) -> Settings:
         scheduler=asked.scheduler or card.scheduler,
     )
     backbone.latent_size(settings.height, settings.width)
+    set_steps(make_scheduler(backbone, settings.scheduler), settings.num_inference_steps)
     return settings
 
 
@@ -216,13 +211,11 @@ def samples_or_failures(
 
 
 def initial_noise(
-    backbone: Backbone, seeds: Sequence[int], latent_size: tuple[int, int]
+    backbone: Backbone, generators: Sequence[torch.Generator], latent_size: tuple[int, int]
 ) -> Float[Tensor, "batch channel latent_height latent_width"]:
-    """Standard normal latents, one CPU generator per sample, equal on every device."""
+    """Standard normal latents, from a CPU generator per sample: equal on every device."""
     shape = (1, backbone.pipeline.unet.config.in_channels, *latent_size)
-    rows = [
-        torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds
-    ]
+    rows = [torch.randn(shape, generator=generator) for generator in generators]
     return torch.cat(rows).to(backbone.device, backbone.dtype)
 
 
@@ -242,15 +235,6 @@ def decode_image(
     image01 = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
     pixels8: np.ndarray = (image01 * 255).round().to(torch.uint8).cpu().numpy()
     return pixels8
-
-
-def make_scheduler(backbone: Backbone, name: str | None) -> Any:
-    """A fresh scheduler with the noise schedule and prediction type stored with the weights."""
-    stored = backbone.pipeline.scheduler
-    kind = type(stored) if name is None else getattr(diffusers, SCHEDULERS[name])
-    # Latents are not bounded by 1; a DDIM made from another scheduler's settings would clip.
-    settings = {"clip_sample": False} if kind is diffusers.DDIMScheduler else {}
-    return kind.from_config(stored.config, **settings)
 
 
 def with_scheduler(backbone: Backbone, kind: Any, scheduler: Any) -> Any:
@@ -293,9 +277,10 @@ def text_to_image(
         warnings.warn("generation.negative_prompt has no effect without guidance.", stacklevel=3)
     latent_size = backbone.latent_size(settings.height, settings.width)
     scheduler = make_scheduler(backbone, settings.scheduler)
-    scheduler.set_timesteps(settings.num_inference_steps)
+    set_steps(scheduler, settings.num_inference_steps)
 
     def run() -> Tensor:
+        generators = sample_generators(seeds)
         pipeline = with_scheduler(backbone, diffusers.StableDiffusionPipeline, scheduler)
         latents: Tensor = pipeline(
             prompt=texts,
@@ -304,7 +289,8 @@ def text_to_image(
             width=settings.width,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            latents=initial_noise(backbone, seeds, latent_size),
+            latents=initial_noise(backbone, generators, latent_size),
+            generator=generators,  # of schedulers that draw noise at every step
             output_type="latent",
         ).images
         return latents

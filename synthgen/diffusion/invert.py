@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import diffusers
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -23,10 +22,15 @@ from synthgen.diffusion.generate import (
     drawn_text,
     initial_noise,
     is_guided,
-    make_scheduler,
     run_recorded,
     samples_or_failures,
     with_scheduler,
+)
+from synthgen.diffusion.schedulers import (
+    ImageToImage,
+    make_scheduler,
+    sample_generators,
+    set_steps,
 )
 from synthgen.types import Failure, Prompt, Sample
 
@@ -95,16 +99,19 @@ def _image_to_image(
     strength: float,
     num_inference_steps: int,
 ) -> Denoising:
-    """diffusers' image-to-image run; the number of its calls is that of its timesteps."""
+    """diffusers' image-to-image run; the number of its calls is that of its timesteps.
+
+    PNDM makes one call more than steps, Heun and KDPM2 one less than twice as many.
+    """
     if not 0 < strength <= 1 or int(num_inference_steps * strength) < 1:
         raise ValueError(
             "strength must be above 0, at most 1 and leave at least one of num_inference_steps. "
             f"Got {strength} of {num_inference_steps}; raise either."
         )
     guidance = 1.0 if generation.guidance_scale is None else generation.guidance_scale
-    scheduler = make_scheduler(backbone, generation.scheduler or backbone.card.scheduler)
-    pipeline = with_scheduler(backbone, diffusers.StableDiffusionImg2ImgPipeline, scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    name = generation.scheduler or backbone.card.scheduler
+    scheduler = set_steps(make_scheduler(backbone, name, midway=True), num_inference_steps)
+    pipeline = with_scheduler(backbone, ImageToImage, scheduler)
     timesteps, _ = pipeline.get_timesteps(num_inference_steps, strength, backbone.device)
 
     def run() -> Tensor:
@@ -115,7 +122,7 @@ def _image_to_image(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance,
             negative_prompt=[generation.negative_prompt] * len(texts),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            generator=sample_generators(seeds),
             output_type="latent",
         ).images
         return latents
@@ -140,7 +147,8 @@ def _single_call(
         pixels = (2 * image01 - 1).to(backbone.device, backbone.dtype)
         means = [pipeline.vae.encode(row).latent_dist.mean for row in pixels.chunk(len(pixels))]
         latents = torch.cat(means) * pipeline.vae.config.scaling_factor
-        noise = initial_noise(backbone, seeds, (latents.shape[2], latents.shape[3]))
+        size = (latents.shape[2], latents.shape[3])
+        noise = initial_noise(backbone, sample_generators(seeds), size)
         t = torch.full((len(latents),), timestep, device=backbone.device)
         noisy = make_scheduler(backbone, "ddim").add_noise(latents, noise, t)
         states, _ = pipeline.encode_prompt(
