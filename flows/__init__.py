@@ -1,13 +1,8 @@
-"""Prefect flows: the only place that imports Prefect. Bodies are one library call each."""
+"""The flows by their short name in a checkout: ``python -m flows.deploy``, ``flows.serve``.
 
-import os
+They live in `synthgen.flows`, where no ``flows`` folder of somebody else's project hides them.
+"""
 
-# Read by Prefect, Hugging Face and Ray at import: no telemetry, and time for a slow first start.
-for _name, _value in {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
+from synthgen import flows
+
+__path__ = flows.__path__

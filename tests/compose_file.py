@@ -216,7 +216,7 @@ def entry_point(service: Service) -> tuple[str, ...]:
 
 def every_minute(file: Path) -> Path:
     """Write the shipped deployments as a user would edit them: small, and fired every minute."""
-    text = (DOCKER.parent / "flows" / "prefect.yaml").read_text()
+    text = (DOCKER.parent / "synthgen/flows/prefect.yaml").read_text()
     text = text.replace('"0 22 * * *"', '"* * * * *"').replace(SHIPPED, SMALL)
     assert text.count(SMALL) == text.count('"* * * * *"') == 2
     file.write_text(text)

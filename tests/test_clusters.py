@@ -100,7 +100,7 @@ class TestRay:
     def test_there_are_as_many_models_as_workers(
         self, config: Config, orders: Path, expected: dict[str, str], tmp_path: Path
     ) -> None:
-        from flows.generate import generate
+        from synthgen.flows.generate import generate
 
         out = tmp_path / "out"
         generate(config, str(out), runner="ray", workers=WORKERS)
@@ -110,7 +110,7 @@ class TestRay:
     def test_a_killed_worker_loses_nothing(
         self, config: Config, orders: Path, expected: dict[str, str], tmp_path: Path
     ) -> None:
-        from flows.generate import generate
+        from synthgen.flows.generate import generate
 
         out = tmp_path / "out"
         (orders / "kill").write_text(seed_of(config, 1))
@@ -123,7 +123,7 @@ class TestRay:
     def test_a_poison_shard_is_reported_and_the_next_run_makes_it(
         self, config: Config, orders: Path, expected: dict[str, str], tmp_path: Path
     ) -> None:
-        from flows.generate import generate
+        from synthgen.flows.generate import generate
 
         out = tmp_path / "out"
         (orders / "poison").write_text(seed_of(config, 2))
@@ -138,8 +138,8 @@ class TestRay:
     def test_a_shard_that_kills_every_worker_is_reported(
         self, config: Config, orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from flows import ray_runner
-        from flows.generate import generate
+        from synthgen.flows import ray_runner
+        from synthgen.flows.generate import generate
 
         out = tmp_path / "out"
         monkeypatch.setattr(ray_runner, "MAX_RETRIES", 0)
@@ -216,7 +216,7 @@ def test_dask_makes_the_same_bytes_and_survives_a_killed_worker(
     server: None, config: Config, orders: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("prefect_dask", reason="Dask is not installed: pip install '.[dask]'")
-    from flows.generate import generate
+    from synthgen.flows.generate import generate
 
     (orders / "kill").write_text(seed_of(config, 1))
     generate(config, str(tmp_path / "out"), runner="dask", workers=WORKERS)

@@ -19,15 +19,15 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect_server import prefect_server, used
 
-from flows import deploy as deploying
-from flows.automations import (
+from synthgen.flows import deploy as deploying
+from synthgen.flows.automations import (
     TAG,
     crash_unheard,
     crash_unstarted,
     crash_zombies,
     put_automation,
 )
-from flows.limits import slot
+from synthgen.flows.limits import slot
 
 pytestmark = [pytest.mark.timeout(900)]
 ARGUMENTS = ("--out", "/data/nightly", "--timezone", "Europe/Berlin", "--gpus", "1")
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     """A server with everything deployed twice: the second time must change nothing."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as environment, used(environment):
         subprocess.run(
-            [sys.executable, "-m", "flows.deploy", *ARGUMENTS],
+            [sys.executable, "-m", "synthgen.flows.deploy", *ARGUMENTS],
             cwd=ROOT,
             env={**os.environ, **environment},
             check=True,
@@ -134,7 +134,7 @@ def test_every_pool_takes_its_job_template(
     kind: deploying.Pool, client: SyncPrefectClient
 ) -> None:
     pool = deploying.put_pool(client, kind)
-    template = json.loads((ROOT / "flows" / "pools" / f"{kind}.json").read_text())
+    template = json.loads((ROOT / "synthgen/flows" / "pools" / f"{kind}.json").read_text())
     assert pool.type == kind.value
     assert pool.base_job_template == template
     names = set(template["variables"]["properties"])
@@ -151,7 +151,7 @@ def test_repeating_the_deployment_adds_nothing(client: SyncPrefectClient) -> Non
     ]
     names = [item.name for item in client.read_deployments()]
     assert len(names) == len(
-        [*(ROOT / "flows" / "prefect.yaml").read_text().split("\n  - <<")][1:]
+        [*(ROOT / "synthgen/flows" / "prefect.yaml").read_text().split("\n  - <<")][1:]
     )
 
 
@@ -264,7 +264,7 @@ def test_mistakes_are_one_line() -> None:
         deploying.check_timezone("Europe/Berlln")
     clean = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.deploy", "--out", "x", "--timezone", "Mars"],
+        [sys.executable, "-m", "synthgen.flows.deploy", "--out", "x", "--timezone", "Mars"],
         cwd=ROOT,
         env=clean,
         capture_output=True,

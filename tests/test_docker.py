@@ -104,7 +104,7 @@ def test_images_run_without_root_and_install_what_is_constrained(target: str) ->
 def test_the_image_examines_itself_and_calls_nobody() -> None:
     assert 'CMD ["synthgen", "doctor"]' in STAGES["base"].split("HEALTHCHECK")[1].splitlines()[0]
     there = image_environment()
-    block = (ROOT / "flows" / "__init__.py").read_text()
+    block = (ROOT / "synthgen/flows" / "__init__.py").read_text()
     ours = dict(re.findall(r'^    "(\w+)": "(\w+)",', block, re.MULTILINE))
     assert len(ours) == 5
     assert ours.items() <= there.items()

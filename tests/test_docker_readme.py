@@ -36,7 +36,7 @@ def block(deployments: Path) -> str:
         rest = rest.replace(f":{port}", f":{free_port()}")
     url = re.findall(r"PREFECT_API_URL=http://127\.0\.0\.1:(\d+)/", rest)[0]
     rest = rest.replace("prefect server start", f"prefect server start --port {url}")
-    deploy = "python -m flows.deploy"
+    deploy = "python -m synthgen.flows.deploy"
     assert deploy in rest
     return rest.replace(deploy, f"{deploy} --prefect-file {deployments}")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.artifacts import SIDE
-from flows.audit import audit
-from flows.extend import extend
-from flows.generate import generate
 from synthgen import run
 from synthgen.config import Config, load, load_audit
 from synthgen.dataset.verify import verify_dataset
+from synthgen.flows.artifacts import SIDE
+from synthgen.flows.audit import audit
+from synthgen.flows.extend import extend
+from synthgen.flows.generate import generate
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.label import label as flow
-from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.cli.generate import Engine
 from synthgen.cli.label import run_label
 from synthgen.config import LabelConfig
+from synthgen.flows.label import label as flow
+from synthgen.flows.shards import collect, refuse_crashed, shard_task
 from synthgen.run.label import label
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flows.deploy import deploy
-from flows.runners import WINDOW, completed, task_runner
-from flows.serve import serve
 from synthgen import progress
 from synthgen.config import Config
+from synthgen.flows.deploy import deploy
+from synthgen.flows.runners import WINDOW, completed, task_runner
+from synthgen.flows.serve import serve
 
 
 @pytest.mark.parametrize("workers", [1, 40])
@@ -55,7 +55,7 @@ def test_a_straggler_holds_up_nobody() -> None:
 
 
 def test_a_request_to_stop_does_not_wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.runners.stop_requested", lambda: True)
+    monkeypatch.setattr("synthgen.flows.runners.stop_requested", lambda: True)
     with pytest.raises(progress.Stopped):
         next(completed([1], lambda _: Future(), 1))  # type: ignore[arg-type, return-value]
 
@@ -85,7 +85,7 @@ def test_no_bad_url_becomes_a_parameter_of_a_deployment(out: str) -> None:
 
 def test_ray_clients_are_refused() -> None:
     pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install '.[ray]'")
-    from flows.ray_runner import ray_runner
+    from synthgen.flows.ray_runner import ray_runner
 
     with pytest.raises(ValueError, match="auto or host:port"):
         ray_runner(2, "ray://head:10001")

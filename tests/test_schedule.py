@@ -17,11 +17,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_server import prefect_server, used
 from tiny_run import OVERRIDES, write_prompts
 
-from flows.automations import zombie_automations
 from synthgen import run
 from synthgen.cli import main
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
+from synthgen.flows.automations import zombie_automations
 
 pytestmark = pytest.mark.timeout(1500)
 MAIN = (sys.executable, "-c", "from synthgen.cli import main; main()")

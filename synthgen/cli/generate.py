@@ -163,7 +163,7 @@ def check_runner(engine: Engine, runner: str, workers: int, address: str | None)
         ValueError: In one line.
     """
     if engine is Engine.flow:
-        from flows.runners import task_runner
+        from synthgen.flows.runners import task_runner
 
         task_runner(runner, workers, address)
     elif (runner, workers, address) != ("threads", 1, None):
@@ -215,7 +215,7 @@ def _run_flow(
     config: Config, out: str | Path, runner: str, workers: int, strict: bool, address: str | None
 ) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    from flows.generate import generate as flow
+    from synthgen.flows.generate import generate as flow
 
     manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict, address=address)
     return manifest

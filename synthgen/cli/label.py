@@ -118,7 +118,7 @@ def _run_flow(
     workers: int,
 ) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    from flows.label import label as flow
+    from synthgen.flows.label import label as flow
 
     summary: dict[str, Any] = flow(str(out), settings, ks, label_id, num, workers=workers)
     if progress.stop_requested():

@@ -62,10 +62,10 @@ def serve(
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     for variable, value in RUN_SETTINGS.items():
         os.environ.setdefault(variable, value)
-    from flows.runners import task_runner
-    from flows.serve import check_schedule
-    from flows.serve import serve as serve_flow
     from synthgen import run
+    from synthgen.flows.runners import task_runner
+    from synthgen.flows.serve import check_schedule
+    from synthgen.flows.serve import serve as serve_flow
 
     check_schedule(cron, timezone)
     task_runner(runner, workers, address)

@@ -47,7 +47,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Variables that stop telemetry; ``import flows`` sets those that are not set."""
+"""Variables that stop telemetry; ``import synthgen.flows`` sets those that are not set."""
 
 LEAST_FREE, SCANT_FREE = 1e9, 10e9
 """Bytes: a staged shard of 64 images at 512 px is some 20 MB, SD 2.1's weights are 5.2 GB."""
@@ -162,7 +162,7 @@ def torch_finding(
 
 def check_prefect() -> Finding:
     """Whether the orchestrator imports, and where its server is."""
-    importlib.import_module("flows")  # switches its telemetry off
+    importlib.import_module("synthgen.flows")  # switches its telemetry off
     version = importlib.import_module("prefect").__version__
     url = os.environ.get("PREFECT_API_URL")
     server = shareable(f"server at {url}") if url else "a server of its own for each run"

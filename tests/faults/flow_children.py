@@ -11,9 +11,9 @@ import torch
 from prefect import tags
 from prefect_server import used
 
-from flows.generate import generate
 from synthgen.config import Config
 from synthgen.diffusion.backbones import load_backbone
+from synthgen.flows.generate import generate
 
 children.PRELOADED.append(__name__)
 

@@ -11,7 +11,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect_server import used
 
-from flows.automations import crash_unheard, crash_unstarted, crash_zombies, put_automation
+from synthgen.flows.automations import (
+    crash_unheard,
+    crash_unstarted,
+    crash_zombies,
+    put_automation,
+)
 
 SILENCE = timedelta(seconds=75)  # heartbeats come every 30 seconds, the shortest that there is
 CLIENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_CLIENT_MAX_RETRIES": "10"}

@@ -71,7 +71,7 @@ def kill_nodes(cluster: Any, out: Path, ended: threading.Event, faults: Faults) 
 
 
 def test_sigkill_of_nodes(cluster: Any, config: Config, tmp_path: Path, faults: Faults) -> None:
-    from flows.generate import generate
+    from synthgen.flows.generate import generate
 
     out, whole, ended = tmp_path / "out", tmp_path / "whole", threading.Event()
     run.generate(config, whole)

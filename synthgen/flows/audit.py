@@ -8,13 +8,13 @@ from typing import Any
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from flows.artifacts import publish_audit
-from flows.limits import slot
-from flows.runners import inherited_tags, task_runner
-from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.auditing import audit as auditing
 from synthgen.auditing.plan import AuditPlan
 from synthgen.config import AuditConfig
+from synthgen.flows.artifacts import publish_audit
+from synthgen.flows.limits import slot
+from synthgen.flows.runners import inherited_tags, task_runner
+from synthgen.flows.shards import collect, refuse_crashed, shard_task
 
 
 @shard_task("audit-{shard}")

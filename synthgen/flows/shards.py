@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
-from flows.runners import completed
+from synthgen.flows.runners import completed
 from synthgen.redaction import redact
 
 P = ParamSpec("P")

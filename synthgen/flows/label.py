@@ -9,10 +9,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 
-from flows.limits import slot
-from flows.runners import inherited_tags, task_runner
-from flows.shards import collect, refuse_crashed, shard_task
 from synthgen.config import LabelConfig
+from synthgen.flows.limits import slot
+from synthgen.flows.runners import inherited_tags, task_runner
+from synthgen.flows.shards import collect, refuse_crashed, shard_task
 from synthgen.run import label as labeling
 from synthgen.run.label import LabelPlan
 

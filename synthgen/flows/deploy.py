@@ -1,6 +1,6 @@
 """Set up a Prefect server: work pool, GPU limit, deployments, automations. May be repeated.
 
-    python -m flows.deploy --pool process --out data/nightly --timezone Europe/Berlin
+    python -m synthgen.flows.deploy --pool process --out data/nightly --timezone Europe/Berlin
 
 The deployments are the blocks of ``prefect.yaml``, put there by Prefect's own ``deploy``; pools
 are the job templates in ``pools/``. What is drawn at once on the machine's GPUs is bounded by the
@@ -28,7 +28,7 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
-from flows.automations import (
+from synthgen.flows.automations import (
     PAUSE,
     drop_automation,
     pause_after_failed_audits,

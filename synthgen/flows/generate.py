@@ -15,13 +15,13 @@ from typing import Any
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from flows.artifacts import publish_dataset, publish_report
-from flows.audit import audit as audit_flow
-from flows.limits import slot
-from flows.runners import inherited_tags, task_runner
-from flows.shards import collect, refuse_crashed, shard_task
 from synthgen import run
 from synthgen.config import AuditConfig, Config
+from synthgen.flows.artifacts import publish_dataset, publish_report
+from synthgen.flows.audit import audit as audit_flow
+from synthgen.flows.limits import slot
+from synthgen.flows.runners import inherited_tags, task_runner
+from synthgen.flows.shards import collect, refuse_crashed, shard_task
 from synthgen.report.page import write_report
 from synthgen.types import ShardSpec
 

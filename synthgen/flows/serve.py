@@ -20,11 +20,11 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows.automations import put_automation, zombie_automations
-from flows.deploy import check_server, check_timezone, place
-from flows.extend import extend
-from flows.generate import generate
 from synthgen.config import AuditConfig, Config
+from synthgen.flows.automations import put_automation, zombie_automations
+from synthgen.flows.deploy import check_server, check_timezone, place
+from synthgen.flows.extend import extend
+from synthgen.flows.generate import generate
 
 
 def serve(

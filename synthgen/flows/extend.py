@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from flows.generate import generate
-from flows.runners import inherited_tags
 from synthgen import run
 from synthgen.config import AuditConfig, Config
+from synthgen.flows.generate import generate
+from synthgen.flows.runners import inherited_tags
 
 TARGET = "synthgen.extended"
 """Label of a flow run: how many extended shards the dataset has when it has ended."""

@@ -24,9 +24,9 @@ from synthgen.progress import Stopped, stop_requested
 from synthgen.registry import resolve
 
 RUNNERS = {
-    "threads": "flows.runners:threads",
-    "ray": "flows.ray_runner:ray_runner",
-    "dask": "flows.dask_runner:dask_runner",
+    "threads": "synthgen.flows.runners:threads",
+    "ray": "synthgen.flows.ray_runner:ray_runner",
+    "dask": "synthgen.flows.dask_runner:dask_runner",
 }
 WINDOW = 32  # submissions in flight: a plan of a million shards must not flood the server
 _STOP_SECONDS = 1.0  # how long a request to stop may wait for workers that do not hear of it

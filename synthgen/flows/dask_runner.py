@@ -11,7 +11,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 
-from flows.runners import one_server
+from synthgen.flows.runners import one_server
 
 try:
     from prefect_dask import DaskTaskRunner
