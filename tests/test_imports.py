@@ -26,6 +26,7 @@ def test_a_project_with_its_own_flows_hides_none_of_ours(tmp_path: Path) -> None
 
 def test_the_short_name_of_the_checkout_is_the_same_code() -> None:
     import flows.limits
+
     from synthgen.flows import limits
 
     assert flows.limits.__file__ == limits.__file__
