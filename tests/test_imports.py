@@ -1,4 +1,4 @@
-"""What stands in the user's own folder hides nothing of ours: names of folders are common words."""
+"""What stands in a user's own folder hides nothing of ours: folders have common names."""
 
 from __future__ import annotations
 
