@@ -6,12 +6,13 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from made_export import make_dataset
+from made_export import add_audit, make_dataset
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -124,7 +125,7 @@ def test_coco_is_read_by_pycocotools_and_torchvision(
 def test_coco_evaluation_of_perfect_predictions_is_one(
     labeled: bool, world: Path, bare: Path, tmp_path: Path
 ) -> None:
-    export(world if labeled else bare, tmp_path, "coco")
+    export(world if labeled else bare, tmp_path, "coco", segmentation="rle")
     truth = quiet_coco(tmp_path / "annotations/instances_train.json")
     keys = ("image_id", "category_id", "segmentation", "score")
     results = [{key: item[key] for key in keys} for item in truth.anns.values()]
@@ -265,6 +266,9 @@ def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
     ):
         np.testing.assert_array_equal(numbers == number, mask)
         assert item["name"] == label
+        assert list(item) == ["name", "pose", "truncated", "difficult", "bndbox"]
+        edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+        assert (item["pose"], item["truncated"]) == ("Unspecified", str(int(edge)))
         box = {name: int(value) for name, value in item["bndbox"].items()}
         rows, columns = np.nonzero(mask)
         assert (box["xmin"], box["xmax"]) == (columns.min() + 1, columns.max() + 1)
@@ -366,6 +370,9 @@ def test_yolo_lines_give_every_mask_back(
     export(world, tmp_path, "yolo-seg", split=SPLIT)
     data = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert data["names"] == dict(enumerate(named(world).values()))
+    assert "path" not in data, "folders are beside the file, wherever it is used from"
+    table = json.loads((tmp_path / "classes.json").read_text())
+    assert {int(number): name for number, name in table.items()} == data["names"]
     seen = set()
     for split in ("train", "val"):
         for image in sorted((tmp_path / data[split]).iterdir()):
@@ -388,7 +395,6 @@ def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
     export(bare, tmp_path, "yolo-seg")
     data = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert data == {
-        "path": ".",
         "train": "images/train",
         "val": "images/train",
         "names": {0: "mask"},
@@ -448,3 +454,148 @@ def test_parquet_of_bare_masks_has_no_semantic_column(bare: Path, tmp_path: Path
     assert yaml.safe_load(head)["configs"][0]["data_files"] == [
         {"split": "train", "path": "data/train-*.parquet"}
     ]
+
+
+# --- what loaders ask for -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segmentation", [None, "rle", "rle-list"])
+def test_every_segmentation_gives_the_masks_and_their_parents_back(
+    segmentation: str | None, world: Path, tmp_path: Path
+) -> None:
+    """Read by transformers' DETR, which takes no compressed run lengths, and by pycocotools."""
+    from transformers import DetrImageProcessor
+
+    export(world, tmp_path, "coco", masks="all", split=SPLIT, segmentation=segmentation)
+    processor, seen = DetrImageProcessor(do_resize=False), 0
+    for split in ("train", "val"):
+        truth = quiet_coco(tmp_path / f"annotations/instances_{split}.json")
+        by_key = {Path(image["file_name"]).stem: image for image in truth.imgs.values()}
+        for sample in open_dataset(world):
+            image = by_key.get(sample["key"])
+            found = truth.imgToAnns[image["id"]] if image else []
+            segments = sample["json"]["segments"] if image else []
+            masks = [truth.annToMask(annotation).astype(bool) for annotation in found]
+            for mask, expected, segment, annotation in zip(
+                masks, sample["masks"] if image else (), segments, found, strict=True
+            ):
+                np.testing.assert_array_equal(mask, expected)
+                number = found[segment["parent"] - 1]["id"] if segment["parent"] else 0
+                assert annotation["parent"] == number
+                name = segment["label"] if segment["label"] in named(world).values() else "mask"
+                assert truth.cats[annotation["category_id"]]["name"] == name
+            if not found or segmentation == "rle":
+                continue
+            target = {"image_id": image["id"], "annotations": found}
+            read = processor(
+                images=Image.fromarray(sample["image"]),
+                annotations=target,
+                return_segmentation_masks=True,
+                return_tensors="pt",
+            )["labels"][0]["masks"]
+            np.testing.assert_array_equal(read.numpy().astype(bool), sample["masks"])
+            seen += 1
+    assert seen > 5 or segmentation == "rle"
+    names = json.loads((tmp_path / "classes.json").read_text())
+    assert {names[str(number)] for number in truth.cats} == {*named(world).values(), "mask"}
+
+
+def test_masks_below_the_least_area_hand_their_children_on(bare: Path, tmp_path: Path) -> None:
+    """The ring's half hangs below the whole image once the ring is left out."""
+    export(bare, tmp_path, "coco", min_area=0.05)
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    least = 0.05 * 48 * 64
+    for sample in open_dataset(bare):
+        found = truth.imgToAnns[int(sample["key"]) + 1]
+        areas = [int(mask.sum()) for mask in sample["masks"]]
+        assert [item["area"] for item in found] == [area for area in areas if area >= least]
+        assert 0 < len(found) < len(areas)
+        ids = {item["id"] for item in found}
+        assert [item["parent"] for item in found] == [0, *[min(ids)] * (len(found) - 1)]
+
+
+def test_small_objects_join_what_they_border_on_in_every_format(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    least = 60.0
+    for name in ("coco", "voc", "coco-panoptic"):
+        export(world, tmp_path / name, name, min_area=least)
+    truth = quiet_coco(tmp_path / "coco/annotations/instances_train.json")
+    left = kept = 0
+    for key, sample in samples.items():
+        folder = tmp_path / "voc/VOCdevkit/VOC2012"
+        semantic = np.array(Image.open(folder / f"SegmentationClass/{key}.png"))
+        objects = np.array(Image.open(folder / f"SegmentationObject/{key}.png"))
+        found = truth.imgToAnns[int(key) + 1]
+        masks = [truth.annToMask(item).astype(bool) for item in found]
+        before = [mask for _, mask in instance_masks(sample)]
+        assert len(found) == sum(mask.sum() >= least for mask in before)
+        left += len(before) - len(found)
+        kept += len(found)
+        for item, mask in zip(found, masks, strict=True):
+            assert item["area"] == mask.sum() >= least
+            assert (semantic[mask] == item["category_id"]).all()
+        # a class's pixels are objects: no specks are left, hence no void but what is ignored
+        np.testing.assert_array_equal((objects > 0) & (objects < 255), np.any(masks, 0))
+        np.testing.assert_array_equal(objects == 255, semantic == 255)
+        changed = semantic != sample["semantic"]
+        large = np.any([mask for mask in before if mask.sum() >= least] or [changed & False], 0)
+        assert not (changed & (large | np.isin(sample["semantic"], (0, 255)))).any()
+        whole = np.array(
+            Image.open(tmp_path / f"coco-panoptic/annotations/panoptic_train/{key}.png")
+        )
+        np.testing.assert_array_equal((whole == 0).all(-1), semantic == 255)
+    assert kept > 5
+    assert left > 5 or len(samples) == 10  # all drawn shapes are large
+
+
+def test_settings_without_effect_are_refused_before_anything_is_written(
+    world: Path, tmp_path: Path
+) -> None:
+    for given, words in (
+        ({"format": "voc", "segmentation": "rle"}, r"segmentation must be given with .* coco\."),
+        ({"segmentation": "rles"}, r"one of polygon, rle, rle-list\. Got 'rles'\. Did you mean"),
+        ({"masks": "everything"}, r"masks must be labeled or all\. Got 'everything'"),
+        ({"min_area": -1.0}, r"min_area must be pixels, or a share .* Got -1"),
+        ({"format": "voc", "masks": "all"}, r"masks=all must be with .* may overlap\. Got voc"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(world, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_polygons_of_one_piece_are_exact_where_a_trainer_fills_them() -> None:
+    """Ultralytics' polygon2mask cuts to whole pixels and fills with the outline (OpenCV)."""
+    cv2 = pytest.importorskip("cv2")
+    from synthgen.export.contours import outline
+    from synthgen.export.yolo import INSET
+
+    rows, columns = np.indices((64, 96))
+    blob = np.hypot(rows - 30, columns - 40) < 20 + 5 * np.sin(columns / 5)
+    for mask in (blob, columns > 90, (rows == 5) & (columns == 7), rows + columns < 30):
+        for scale in (1, 2, 10):
+            size = (mask.shape[1] * scale, mask.shape[0] * scale)
+            shares = np.round(outline(mask, INSET) / mask.shape[::-1], 6).astype(np.float32)
+            filled = np.zeros(size[::-1], dtype=np.uint8)
+            cv2.fillPoly(filled, [(shares * np.float32(size)).astype(np.int32)], 1)
+            np.testing.assert_array_equal(filled, np.kron(mask, np.ones((scale, scale))))
+
+
+def test_fiftyone_carries_prompt_scores_and_verdicts(world: Path, tmp_path: Path) -> None:
+    """Its own importer is not there: FiftyOne is stood for by what its README's lines touch."""
+    data = shutil.copytree(world, tmp_path / "data")
+    add_audit(data, "mine", {"0000000001"})
+    export(data, tmp_path / "out", "fiftyone", audited="mine", keep_only=False)
+    lines = (tmp_path / "out/train/fields.jsonl").read_text().splitlines()
+    rows = {row["key"]: row for row in map(json.loads, lines)}
+    for sample in open_dataset(data, audited="mine", keep_only=False):
+        row = rows.pop(sample["key"])
+        assert row["prompt"] == sample["prompt"]
+        assert row["keep"] == sample["verdict"].keep
+        assert row["reason"] == sample["verdict"].reason
+        height, width = sample["mask"].shape
+        for item, shown in zip(sample["json"]["instances"], row["objects"], strict=True):
+            assert (shown["label"], shown["confidence"]) == (item["label"], item["label_score"])
+            box = np.array(shown["bounding_box"]) * [width, height, width, height]
+            np.testing.assert_allclose(box, item["bbox_xywh"], atol=1e-3)
+    assert not rows

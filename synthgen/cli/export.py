@@ -40,6 +40,20 @@ def export(
     min_label_score: Annotated[
         float, typer.Option(help="Objects with less sure labels become pixels to ignore.")
     ] = 0.0,
+    masks: Annotated[
+        str,
+        typer.Option(help="labeled: objects by class (without labels: masks); all: every mask."),
+    ] = "labeled",
+    min_area: Annotated[
+        float,
+        typer.Option(
+            help="Pixels, or below 1 a share of the image; a smaller object joins its border."
+        ),
+    ] = 0.0,
+    segmentation: Annotated[
+        str | None,
+        typer.Option(help="COCO's masks: polygon (if left out), rle or rle-list."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="What was exported, as one JSON object.")
     ] = False,
@@ -75,6 +89,9 @@ def export(
             keep_only=keep_only,
             labels=labels,
             min_label_score=min_label_score,
+            masks=masks,
+            min_area=min_area,
+            segmentation=segmentation,
         )
     if as_json:
         print(json.dumps(done), flush=True)

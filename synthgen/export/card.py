@@ -19,6 +19,7 @@ def readme(
     source: Mapping[str, Any],
     classes: Sequence[str],
     labeled: bool,
+    overlapping: bool,
     tally: Tally,
     near_duplicates: int,
     usage: str,
@@ -31,6 +32,7 @@ def readme(
         source: ``digest``, ``models`` and ``license`` of the dataset it was made from.
         classes: Names in use.
         labeled: Whether masks have classes.
+        overlapping: Whether objects are masks that may overlap.
         tally: Counts over all shards.
         near_duplicates: See `duplicates.count_near_duplicates`.
         usage: How to load it, Markdown.
@@ -50,8 +52,8 @@ def readme(
         distance=MAX_DISTANCE,
         classes=_class_table(classes, tally),
         usage=usage.strip(),
-        choices=_choices(settings, tally),
-        objects=_OBJECTS if labeled else _MASKS,
+        choices=_choices(settings, tally, overlapping),
+        objects=_MASKS if overlapping else _OBJECTS,
         **source,
         **settings,
     )
@@ -82,7 +84,7 @@ def model_licenses() -> Mapping[str, str]:
     }
 
 
-def _choices(settings: Mapping[str, Any], tally: Tally) -> str:
+def _choices(settings: Mapping[str, Any], tally: Tally, overlapping: bool) -> str:
     """What was left out, and why."""
     lines = []
     if settings["audited"] is None:
@@ -96,9 +98,14 @@ def _choices(settings: Mapping[str, Any], tally: Tally) -> str:
         )
     else:
         lines.append(f"The audit `{settings['audited']}` was read, but nothing was left out.")
+    if settings["min_area"]:
+        fate = "are left out" if overlapping else "join what they border on"
+        share = " of the image" if settings["min_area"] < 1 else " pixels"
+        lines.append(f"Below {settings['min_area']:g}{share}, objects {fate}.")
     if settings["min_label_score"]:
         least = settings["min_label_score"]
-        lines.append(f"Objects whose label scores below {least} are pixels to ignore.")
+        fate = "masks without a class" if overlapping else "pixels to ignore"
+        lines.append(f"Objects whose label scores below {least} are {fate}.")
     return " ".join(lines)
 
 
@@ -122,8 +129,8 @@ def _cell(name: str) -> str:
 
 _OBJECTS = """Objects are connected components: two that touch are one, one that is hidden in part
 may be two."""
-_MASKS = """Masks have no classes. They overlap, from foreground to eye, so their shares may sum to
-more than the image."""
+_MASKS = """The class `mask` is that of masks without one. They overlap, from foreground to eye, so
+their shares may sum to more than the image."""
 _BODY = """
 # Synthetic segmentation dataset, format {format}
 

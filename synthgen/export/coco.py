@@ -1,36 +1,56 @@
 """COCO instances: ``train/KEY.jpg`` and ``annotations/instances_train.json``.
 
-Masks are compressed run-length encodings, which pycocotools and every reader built on it takes;
-``iscrowd`` is 0. Without labels every mask is an instance of the one category ``mask``. Ids
-begin at 1; an image's id is its key plus one.
+Masks are polygons, which every reader takes and pycocotools fills to the mask, pixel for pixel;
+or run lengths, compressed (``rle``) or as lists (``rle-list``). ``iscrowd`` is 0. Without labels
+every mask is an instance of the one category ``mask``. Masks have a ``parent``: the id of the
+annotation that holds them, 0 at the top. Ids begin at 1; an image's id is its key plus one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from synthgen.dataset.records import bbox_xywh
-from synthgen.dataset.rle import encode_masks
+from synthgen.dataset.rle import encode_masks, run_lengths
+from synthgen.export.contours import polygons
 from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
+from synthgen.registry import near_miss
+
+SEGMENTATIONS: Mapping[str, Callable[[np.ndarray], Any]] = {
+    "polygon": lambda mask: [polygon.ravel().astype(int).tolist() for polygon in polygons(mask)],
+    "rle": lambda mask: encode_masks(mask[None])[0],
+    "rle-list": lambda mask: _run_list(encode_masks(mask[None])[0]),
+}
 
 
 class CocoExporter(Exporter):
-    """Instances with boxes and run-length encoded masks."""
+    """Instances with boxes and masks.
+
+    Raises:
+        ValueError: If the context's ``segmentation`` is none of ``SEGMENTATIONS``.
+    """
 
     def __init__(self, context: ExportContext) -> None:
         self.context = context
+        segmentation = context.segmentation or "polygon"
+        if segmentation not in SEGMENTATIONS:
+            raise ValueError(
+                f"segmentation must be one of {', '.join(SEGMENTATIONS)}. Got "
+                f"{segmentation!r:.40}.{near_miss(segmentation, SEGMENTATIONS)}"
+            )
+        self.encode = SEGMENTATIONS[segmentation]
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Images as they are stored; a row per image and per instance."""
         for sample in samples:
             yield File(f"{sample.split}/{sample.file_name}", sample.image)
             yield Row(f"images-{sample.split}", image_entry(sample))
-            for annotation in instance_entries(sample):
+            for annotation in self._annotations(sample):
                 yield Row(f"annotations-{sample.split}", annotation)
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
@@ -47,6 +67,22 @@ class CocoExporter(Exporter):
                 "annotations": _numbered(tables(f"annotations-{split}")),
             }
             yield f"annotations/instances_{split}.json", stream_json(head, lists)
+
+    def _annotations(self, sample: ExportSample) -> Iterator[dict[str, Any]]:
+        """Entries without ids, which count over all shards; parents by position, from 1."""
+        for instance in sample.instances:
+            entry = {
+                "image_id": image_id(sample.key),
+                "category_id": instance.class_id,
+                "segmentation": self.encode(instance.mask),
+                "area": int(instance.mask.sum()),
+                "bbox": list(bbox_xywh(instance.mask)),
+                "iscrowd": 0,
+                "score": round(instance.score, 4),
+            }
+            if self.context.overlapping:
+                entry["parent"] = 0 if instance.parent is None else instance.parent + 1
+            yield entry
 
     def usage(self) -> str:
         """With torchvision."""
@@ -88,23 +124,6 @@ def image_id(key: str) -> int:
     return int(key) + 1
 
 
-def instance_entries(sample: ExportSample) -> Iterator[dict[str, Any]]:
-    """Entries of ``annotations``, without their ids, which count over all shards."""
-    if not sample.instances:
-        return
-    rles = encode_masks(np.stack([instance.mask for instance in sample.instances]))
-    for instance, rle in zip(sample.instances, rles, strict=True):
-        yield {
-            "image_id": image_id(sample.key),
-            "category_id": instance.class_id,
-            "segmentation": rle,
-            "area": int(instance.mask.sum()),
-            "bbox": list(bbox_xywh(instance.mask)),
-            "iscrowd": 0,
-            "score": round(instance.score, 4),
-        }
-
-
 def stream_json(
     head: Mapping[str, Any], lists: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> Iterator[bytes]:
@@ -124,8 +143,17 @@ def stream_json(
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    numbers = count(1)
-    return ({"id": next(numbers), **row} for row in rows)
+    """Annotations with ids from 1, their parents' too; those of an image stand together."""
+    number = 0
+    for _, group in groupby(rows, key=lambda row: row["image_id"]):
+        first = number
+        for number, row in enumerate(group, start=first + 1):
+            above = {"parent": row["parent"] + first} if row.get("parent") else {}
+            yield {"id": number, **row, **above}
+
+
+def _run_list(rle: Mapping[str, Any]) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": run_lengths(rle).tolist()}
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

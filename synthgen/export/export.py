@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from synthgen import registry
 from synthgen.dataset.listed import ListedShard
-from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.manifest import CLASSES, read_manifest
 from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.export.card import model_licenses, readme
 from synthgen.export.duplicates import count_near_duplicates
@@ -51,6 +52,9 @@ def export(
     keep_only: bool = True,
     labels: str | None = None,
     min_label_score: float = 0.0,
+    masks: str = "labeled",
+    min_area: float = 0.0,
+    segmentation: str | None = None,
     progress: Progress = report,
 ) -> dict[str, Any]:
     """Export a finished dataset, or finish an export that was cut off.
@@ -64,6 +68,11 @@ def export(
         keep_only: With ``audited``, leave out the samples that it rejects.
         labels: Id of labels beside the dataset; None: those in its tars, if any.
         min_label_score: Objects with less sure labels become pixels to ignore, 0 to 1.
+        masks: ``labeled``: the objects by class, or every mask where there are no labels;
+            ``all``: every mask, with its label where it has one and its parent.
+        min_area: Pixels, or below 1 a share of the image. A smaller object joins what it borders
+            on, a smaller mask is left out.
+        segmentation: How COCO's masks are written: ``polygon`` (None), ``rle`` or ``rle-list``.
         progress: Told about samples and shards; may raise, to stop.
 
     Returns:
@@ -73,9 +82,18 @@ def export(
         ValueError: In one line, for a bad setting, a dataset that is not finished, a format that
             needs labels where there are none, or a folder with other files.
     """
-    plan = ExportPlan(
-        directory, out, format, split, audited, keep_only, labels, float(min_label_score)
-    )
+    settings = {
+        "format": format,
+        "split": split,
+        "audited": audited,
+        "keep_only": keep_only,
+        "labels": labels,
+        "min_label_score": float(min_label_score),
+        "masks": masks,
+        "min_area": float(min_area),
+        "segmentation": segmentation,
+    }
+    plan = ExportPlan(directory, out, settings)
     standing = plan.finished()
     if standing is not None:
         for shard in plan.source.shards:
@@ -90,35 +108,28 @@ class ExportPlan:
     """An export that was begun; see `export` for its arguments."""
 
     def __init__(
-        self,
-        directory: str | Path,
-        out: str | Path,
-        format: str,
-        split: str,
-        audited: str | None,
-        keep_only: bool,
-        labels: str | None,
-        min_label_score: float,
+        self, directory: str | Path, out: str | Path, settings: Mapping[str, Any]
     ) -> None:
-        if not 0.0 <= min_label_score <= 1.0:
-            raise ValueError(f"min_label_score must be 0 to 1. Got {min_label_score}.")
-        shares = parse_split(split)
+        check_settings(settings)
+        self.settings, format = settings, settings["format"]
+        shares = parse_split(settings["split"])
         make_exporter = registry.resolve(format, registry.EXPORTERS, "format")
-        self.source = Source(
-            directory, Selection(audited, keep_only, labels, min_label_score, shares)
+        chosen = ("audited", "keep_only", "labels", "min_label_score", "min_area")
+        selection = Selection(
+            **{name: settings[name] for name in chosen},
+            shares=shares,
+            all_masks=settings["masks"] == "all",
         )
+        self.source = Source(directory, selection)
         self.out = open_storage(out)
-        self.settings = {
-            "format": format,
-            "split": split,
-            "audited": audited,
-            "keep_only": keep_only,
-            "labels": labels,
-            "min_label_score": min_label_score,
-        }
         self.origin = _origin(self.source.storage)
         context = ExportContext(
-            self.source.classes, split_names(shares), self.source.labeled, self.origin["license"]
+            self.source.classes,
+            split_names(shares),
+            self.source.labeled,
+            self.origin["license"],
+            self.source.overlapping,
+            settings["segmentation"],
         )
         self.splits = context.splits
         self.exporter: Exporter = make_exporter(context)
@@ -170,7 +181,10 @@ class ExportPlan:
                 f"({', '.join(missing[:5])}). Run the same command again."
             )
         with clear_disk_errors(self.out, 0, "the export"), self.out.staging() as folder:
-            for name, chunks in self.exporter.finish(self._table):
+            table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
+            names = dump_json({str(number): name for number, name in table.items()})
+            files = chain([(CLASSES, [names])], self.exporter.finish(self._table))
+            for name, chunks in files:
                 with (folder / "file").open("wb") as stream:
                     stream.writelines(chunks)
                 self.out.publish(folder / "file", name)
@@ -179,19 +193,18 @@ class ExportPlan:
         return summary
 
     def _describe(self) -> dict[str, Any]:
-        """Publish the card and the classes; returns what export.json says."""
+        """Publish the card; returns what export.json says."""
         markers = [_read_json(self.out, _done_name(s.stem)) or {} for s in self.source.shards]
         tally = add_up(markers)
         hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
         near = count_near_duplicates(hashes)
-        table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
-        self.out.publish_bytes(dump_json({str(k): v for k, v in table.items()}), "classes.json")
         filled = [split for split in self.splits if tally.splits[split]]
         text = readme(
             self.settings,
             self.origin,
             list(self.source.classes.values()),
             self.source.labeled,
+            self.source.overlapping,
             tally,
             near,
             self.exporter.usage(),
@@ -244,6 +257,29 @@ class ExportPlan:
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are out of range or without effect.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if not 0.0 <= settings["min_label_score"] <= 1.0:
+        raise ValueError(f"min_label_score must be 0 to 1. Got {settings['min_label_score']}.")
+    if not 0.0 <= settings["min_area"] < float("inf"):
+        raise ValueError(
+            f"min_area must be pixels, or a share of the image below 1. Got "
+            f"{settings['min_area']}."
+        )
+    if settings["masks"] not in ("labeled", "all"):
+        raise ValueError(f"masks must be labeled or all. Got {settings['masks']!r:.40}.")
+    shown, format = settings["segmentation"], settings["format"]
+    if shown is not None and format in registry.EXPORTERS and format != "coco":
+        raise ValueError(
+            f"segmentation must be given with the format coco. Got {shown!r:.40} with {format}; "
+            f"leave it out."
+        )
 
 
 def _origin(storage: Storage) -> dict[str, str]:

@@ -1,19 +1,22 @@
 """Folders of images and of label maps beside them: FiftyOne's and ADE20K's.
 
 FiftyOne: ``train/data/KEY.jpg`` and ``train/labels/KEY.png``, pixels as in classes.json, 0
-background and 255 ignore. ADE20K: ``images/training`` and ``annotations/training``, where 0 is
+background and 255 ignore; ``train/fields.jsonl`` holds what else is known of each sample, for no
+importer of pairs takes more. ADE20K: ``images/training`` and ``annotations/training``, where 0 is
 "other" and not evaluated: our 255. Every other id is one higher, background 1, so that the usual
 ``reduce_zero_label`` gives classes.json's ids and 255 back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.records import encode_image
+from synthgen.dataset.records import bbox_xywh, encode_image
 from synthgen.export.format import (
     ExportContext,
     Exporter,
@@ -34,6 +37,7 @@ class FiftyOneExporter(Exporter):
 
     def __init__(self, context: ExportContext) -> None:
         require_labels(context, "fiftyone")
+        self.context = context
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Image and label map."""
@@ -42,20 +46,54 @@ class FiftyOneExporter(Exporter):
             yield File(f"{sample.split}/data/{sample.file_name}", sample.image)
             labels = encode_image(sample.semantic, "png")
             yield File(f"{sample.split}/labels/{sample.key}.png", labels)
+            yield Row(f"fields-{sample.split}", self._fields(sample))
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """Nothing over all shards."""
-        return iter(())
+        """Prompt, verdict and objects of every sample, a line each."""
+        for split in self.context.splits:
+            lines = (f"{json.dumps(row)}\n".encode() for row in tables(f"fields-{split}"))
+            yield f"{split}/fields.jsonl", lines
+
+    def _fields(self, sample: ExportSample) -> dict[str, Any]:
+        """Values by name; boxes as FiftyOne has them, in shares of the image."""
+        height, width = sample.size
+        scale = np.array([width, height, width, height])
+        verdict = sample.verdict
+        judged: dict[str, Any] = {}
+        if verdict is not None:
+            known = {name: value for name, value in verdict.metrics.items() if value == value}
+            judged = {"keep": verdict.keep, "reason": verdict.reason, "metrics": known}
+        return {
+            "key": sample.key,
+            "prompt": sample.prompt,
+            "prompt_id": sample.prompt_id,
+            **judged,
+            "objects": [
+                {
+                    "label": self.context.classes[item.class_id],
+                    "confidence": round(item.score, 4),
+                    "bounding_box": (np.array(bbox_xywh(item.mask)) / scale).round(6).tolist(),
+                }
+                for item in sample.instances
+            ],
+        }
 
     def usage(self) -> str:
         """With FiftyOne."""
         return """```python
 import json
+from pathlib import Path
 import fiftyone as fo
 
 dataset = fo.Dataset.from_dir("train", dataset_type=fo.types.ImageSegmentationDirectory)
 classes = json.load(open("classes.json"))
 dataset.default_mask_targets = {int(number): name for number, name in classes.items()}
+fields = {row.pop("key"): row for row in map(json.loads, open("train/fields.jsonl"))}
+for sample in dataset.iter_samples(autosave=True):  # prompt, verdict, objects with confidence
+    row = fields[Path(sample.filepath).stem]
+    row["objects"] = fo.Detections(detections=[fo.Detection(**o) for o in row["objects"]])
+    for name, value in row.items():
+        sample[name] = value
 ```"""
 
 

@@ -28,12 +28,15 @@ class Instance:
     Args:
         class_id: Its class.
         score: How sure its label is, 0 to 1; 1 without labels.
-        mask: Its pixels; instances of labeled samples do not overlap, masks do.
+        mask: Its pixels; objects by class do not overlap, masks do.
+        parent: Among masks, the position in the sample's instances of the smallest one that
+            holds this one; None at the top, and for objects by class.
     """
 
     class_id: int
     score: float
     mask: Bool[np.ndarray, "height width"]
+    parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class ExportSample:
         image_format: Its suffix: ``jpg``, ``png`` or ``webp``.
         pixels: The decoded image.
         semantic: Class of each pixel, 0 background, 255 ignore; None without labels.
-        instances: Objects by class; without labels every mask, overlapping, of class 1.
+        instances: Objects by class; every mask, overlapping, where that was asked for or there
+            are no labels.
         id_map: Id of the smallest mask at each pixel, 0 where there is none.
         segments: All masks as the dataset describes them (id, area, bbox_xywh, parent, rle, …).
         prompt_id: Id of its prompt.
@@ -88,12 +92,16 @@ class ExportContext:
         splits: Names of the splits in use.
         labeled: Whether samples have a semantic map.
         license: Of the images, as far as it is known.
+        overlapping: Whether instances are masks, which may overlap and have parents.
+        segmentation: How masks are written, None where nothing was asked for; of COCO.
     """
 
     classes: Mapping[int, str]
     splits: tuple[str, ...]
     labeled: bool
     license: str = "unknown"
+    overlapping: bool = False
+    segmentation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +157,18 @@ def jpeg_bytes(sample: ExportSample) -> bytes:
 
 
 def require_labels(context: ExportContext, name: str) -> None:
-    """Refuse a dataset without labels for a format that has no place for bare masks.
+    """Refuse a dataset without labels for a format that has no place for masks that overlap.
 
     Raises:
-        ValueError: If the samples have no semantic map.
+        ValueError: If the samples have no semantic map, or all masks are asked for.
     """
     if not context.labeled:
         raise ValueError(
             f"The format {name} must have class labels. Got a dataset without them; run "
             f"'synthgen label' first, or export coco, yolo-seg or hf-parquet."
+        )
+    if context.overlapping:
+        raise ValueError(
+            f"masks=all must be with a format whose objects may overlap. Got {name}; export coco "
+            f"or yolo-seg, or hf-parquet, which always holds all masks."
         )

@@ -1,8 +1,9 @@
 """The samples that an export takes from a finished dataset, one shard at a time.
 
 Audits choose samples, labels give classes, a threshold turns weakly labeled objects into pixels
-to ignore. Everything read here is untrusted: keys become file names and are checked, class ids
-must be known, and a tar must be the one that the manifest lists.
+to ignore, another joins small ones to their neighbors. Everything read here is untrusted: keys
+become file names and are checked, class ids must be known, and a tar must be the one that the
+manifest lists.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.export.format import ExportSample, Instance
+from synthgen.export.objects import class_objects, ignore_weak, join_small, mask_objects
 from synthgen.export.split import assign_split
 from synthgen.types import IGNORE, Verdict
 
@@ -48,6 +50,9 @@ class Selection:
         labels: Id of labels beside the dataset; None: those in its tars, if any.
         min_label_score: Objects of a lower score become pixels to ignore.
         shares: Shares of train, val and test.
+        all_masks: Take every mask instead of the objects by class.
+        min_area: Pixels, or below 1 a share of the image, below which an object joins what it
+            borders on and a mask is left out.
     """
 
     audited: str | None
@@ -55,6 +60,8 @@ class Selection:
     labels: str | None
     min_label_score: float
     shares: tuple[Fraction, ...]
+    all_masks: bool = False
+    min_area: float = 0.0
 
 
 class Source:
@@ -81,7 +88,10 @@ class Source:
         self._names = class_names(self.storage)
         self.labeled = self._reader is not None or self._holds_labels()
         known = class_ids(self._names)
+        self.overlapping = selection.all_masks or not self.labeled
         self.classes = {known[name]: name for name in known} if self.labeled else dict(BARE)
+        if self.labeled and selection.all_masks:
+            self.classes |= _bare_class(known)
 
     def samples(self, shard: ListedShard, left_out: Counter[str]) -> Iterator[ExportSample]:
         """A shard's samples in order.
@@ -126,10 +136,15 @@ class Source:
         verdict: Verdict | None,
     ) -> ExportSample:
         info, least = decoded["json"], self.selection.min_label_score
-        found = _instances(decoded, self.classes if self.labeled else None)
+        min_area = self.selection.min_area
+        min_area *= decoded["mask"].size if min_area < 1 else 1
+        found = self._instances(decoded, min_area)
         semantic = _semantic(decoded) if self.labeled else None
-        if semantic is not None:
+        if semantic is not None and not self.overlapping:
+            if min_area:
+                semantic, found = join_small(semantic, found, min_area)
             semantic = ignore_weak(semantic, found, least)
+            found = tuple(item for item in found if item.score >= least)
         return ExportSample(
             key=decoded["key"],
             split=split,
@@ -137,13 +152,28 @@ class Source:
             image_format=image_format,
             pixels=decoded["image"],
             semantic=semantic,
-            instances=tuple(item for item in found if item.score >= least),
+            instances=found,
             id_map=decoded["mask"],
             segments=tuple(info["segments"]),
             prompt_id=str(info["prompt_id"]),
             prompt=decoded["prompt"],
             verdict=verdict,
         )
+
+    def _instances(self, decoded: Mapping[str, Any], min_area: float) -> tuple[Instance, ...]:
+        info, (height, width) = decoded["json"], decoded["mask"].shape
+        try:
+            entries = info["segments"] if self.overlapping else info["instances"]
+            masks = decode_masks([entry["rle"] for entry in entries], height, width)
+            if self.overlapping:
+                least_score = self.selection.min_label_score
+                return mask_objects(entries, masks, self.classes, min_area, least_score)
+            return class_objects(entries, masks, self.classes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Objects of sample {decoded['key']} must be readable and of classes in "
+                f"classes.json. Got {error!r:.120}."
+            ) from None
 
     def _holds_labels(self) -> bool:
         """Whether the tars hold labels: all samples have the same members, so one tells."""
@@ -157,19 +187,15 @@ class Source:
         return read_verdicts(self.storage, audited, {shard.stem: shard.sha256})[shard.stem]
 
 
-def ignore_weak(
-    semantic: UInt8[np.ndarray, "height width"], instances: tuple[Instance, ...], least: float
-) -> UInt8[np.ndarray, "height width"]:
-    """A semantic map with 255 where an object's label has a score below ``least``.
-
-    >>> cat = Instance(1, 0.25, np.array([[True, False]]))
-    >>> ignore_weak(np.array([[1, 0]], dtype=np.uint8), (cat,), 0.5).tolist()
-    [[255, 0]]
-    """
-    weak = [item.mask for item in instances if item.score < least]
-    if not weak:
-        return semantic
-    return np.where(np.any(weak, axis=0), np.uint8(IGNORE), semantic)
+def _bare_class(known: Mapping[str, int]) -> dict[int, str]:
+    """The class of masks that have none: the next id, which is not 255."""
+    name, number = BARE[1], max(known.values(), default=0) + 1
+    if name in known:
+        raise ValueError(
+            f"masks=all needs the name {name!r} for masks without a class. Got a "
+            f"class of that name; rename it."
+        )
+    return {number + (number == IGNORE): name}
 
 
 def _semantic(decoded: Mapping[str, Any]) -> UInt8[np.ndarray, "height width"]:
@@ -177,30 +203,6 @@ def _semantic(decoded: Mapping[str, Any]) -> UInt8[np.ndarray, "height width"]:
         raise ValueError(f"Sample {decoded['key']} must have labels, as others do. Got none.")
     semantic: UInt8[np.ndarray, "height width"] = decoded["semantic"]
     return semantic
-
-
-def _instances(
-    decoded: Mapping[str, Any], classes: Mapping[int, str] | None
-) -> tuple[Instance, ...]:
-    """Objects of a labeled sample; without classes every mask."""
-    info, (height, width) = decoded["json"], decoded["mask"].shape
-    try:
-        entries = info["segments"] if classes is None else info["instances"]
-        masks = decode_masks([entry["rle"] for entry in entries], height, width)
-        if classes is None:
-            return tuple(Instance(1, 1.0, mask) for mask in masks if mask.any())
-        numbers = {name: number for number, name in classes.items()}
-        return tuple(
-            Instance(numbers[entry["label"]], float(entry["label_score"]), mask)
-            for entry, mask in zip(entries, masks, strict=True)
-            if mask.any()
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        key = decoded["key"]
-        raise ValueError(
-            f"Objects of sample {key} must be readable and of classes in classes.json. "
-            f"Got {error!r:.120}."
-        ) from None
 
 
 def _check_audited(storage: Storage, audited: str, hashes: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
 """PASCAL VOC: palette PNGs of classes and objects, boxes in XML, lists of keys.
 
 Laid out as the 2012 development kit, so that torchvision finds it. Pixels are class ids; 255,
-VOC's border, marks what is to be ignored. An image has at most 254 objects; smaller ones beyond
-that are 255 in the object map and have no box.
+VOC's border, marks what is to be ignored. Truncated is what touches the image's edge. An image
+has at most 254 objects; smaller ones beyond that are 255 in the object map and have no box.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ image, target = VOCSegmentation(".", year="2012", image_set="train")[0]
         for instance in sample.instances[:MAX_OBJECTS]:
             item = ET.SubElement(root, "object")
             ET.SubElement(item, "name").text = self.context.classes[instance.class_id]
+            cut = [side.any() for side in (instance.mask[[0, -1]], instance.mask[:, [0, -1]])]
+            ET.SubElement(item, "pose").text = "Unspecified"
+            ET.SubElement(item, "truncated").text = str(int(any(cut)))
             ET.SubElement(item, "difficult").text = "0"
             _add_box(item, bbox_xywh(instance.mask))
         ET.indent(root)

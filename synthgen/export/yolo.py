@@ -1,8 +1,11 @@
 """Ultralytics' YOLO segmentation: one text file per image, one polygon per line.
 
-A line is ``class x1 y1 x2 y2 …``, the class counted from 0 and coordinates as shares of the
-image. A polygon around several pieces or a hole is one closed line (`contours`). Without labels
-every mask is of the class ``mask``.
+A line is ``class x1 y1 x2 y2 …``, the class counted from 0 (`data.yaml` and `classes.json` say
+which) and coordinates as shares of the image. A polygon around several pieces or a hole is one
+closed line (`contours`). Without labels every mask is of the class ``mask``.
+
+Ultralytics fills polygons at the size it trains at: it cuts coordinates off to whole pixels and
+takes the outline with what is inside. So edges stay a hundredth of a pixel inside of theirs.
 """
 
 from __future__ import annotations
@@ -12,10 +15,14 @@ from typing import Any
 
 import yaml
 
+from synthgen.dataset.manifest import CLASSES
+from synthgen.dataset.publish import dump_json
 from synthgen.export.contours import outline
 from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
 
 DATA = "data.yaml"
+INSET = 0.01
+"""More than six decimals of a share lose in an image of 8192 pixels."""
 
 
 class YoloExporter(Exporter):
@@ -34,11 +41,13 @@ class YoloExporter(Exporter):
             yield Row(f"keys-{sample.split}", {"key": sample.key})
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """``data.yaml``. Ultralytics wants a val split: without one it is train's."""
+        """``data.yaml``. Ultralytics wants a val split: without one it is train's.
+
+        It names no ``path``: folders are then those beside it, wherever it is used from.
+        """
         rows = {split: tables(f"keys-{split}") for split in self.context.splits}
         filled = [split for split, found in rows.items() if next(found, None) is not None]
-        tree: dict[str, Any] = {"path": "."}
-        tree |= {split: f"images/{split}" for split in filled}
+        tree: dict[str, Any] = {split: f"images/{split}" for split in filled}
         tree.setdefault("train", "images/train")
         tree.setdefault("val", tree["train"])
         tree["names"] = {
@@ -46,11 +55,11 @@ class YoloExporter(Exporter):
         }
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         yield DATA, [text.encode("utf-8")]
+        yield CLASSES, [dump_json({str(index): name for index, name in tree["names"].items()})]
 
     def usage(self) -> str:
         """With ultralytics."""
-        return """Without a val split, `data.yaml` names the training images in its place. Polygons
-run half-way between pixel centers; ultralytics rounds them to whole pixels.
+        return """Without a val split, `data.yaml` names the training images in its place.
 
 ```python
 from ultralytics import YOLO
@@ -61,6 +70,6 @@ YOLO("yolo11n-seg.yaml").train(data="data.yaml")
     def _lines(self, sample: ExportSample) -> Iterator[str]:
         height, width = sample.size
         for instance in sample.instances:
-            shares = outline(instance.mask) / (width, height)
+            shares = outline(instance.mask, INSET) / (width, height)
             numbers = " ".join(f"{value:.6f}" for value in shares.ravel().tolist())
             yield f"{self.index[instance.class_id]} {numbers}\n"
