@@ -10,8 +10,8 @@ import torch
 from synthgen.config import LabelConfig
 from synthgen.dataset.publish import open_storage
 from synthgen.diffusion.backbones import load_backbone
+from synthgen.run.identity import read_config
 from synthgen.run.label import label
-from synthgen.run.lifecycle import read_config
 
 SETTINGS = LabelConfig(method="clusters", presence=0.05, margin=0.001, background=0.05)
 

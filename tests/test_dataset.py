@@ -27,7 +27,7 @@ from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
-from synthgen.run.lifecycle import read_config
+from synthgen.run.identity import read_config
 from synthgen.types import Prompt
 
 

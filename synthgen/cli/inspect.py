@@ -84,14 +84,18 @@ def replay(
         raise typer.Exit(1)
 
 
-def gc(directory: Folder) -> None:
-    """Clear what interrupted runs left behind; complete shards are never touched."""
+def gc(
+    directory: Folder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list, remove nothing.")] = False,
+) -> None:
+    """Clear what interrupted runs left behind; complete and listed shards are never touched."""
     from synthgen import run
 
-    removed = run.gc(directory)
+    removed = run.gc(directory, dry_run=dry_run)
+    verb = "would be removed" if dry_run else "removed"
     for path in removed:
-        typer.echo(f"removed  {path}")
-    typer.echo(f"{len(removed)} files removed.")
+        typer.echo(f"{verb}  {path}")
+    typer.echo(f"{len(removed)} files {verb}.")
 
 
 @config_app.command("show")

@@ -172,11 +172,17 @@ def read_marker(storage: Storage, shard: str) -> Marker | None:
 
 
 def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> bool:
-    """Whether a shard is done: our digest, our planned count, a tar of the marker's size."""
-    if (marker.config, marker.planned) != (config, planned):
-        return False
-    size = storage.size(tar_name(marker.name))
-    return size is None if marker.skipped else size == marker.bytes
+    """Whether a shard is done: our digest, our planned count, its rows, its tar."""
+    return (
+        (marker.config, marker.planned) == (config, planned)
+        and fits_tar(storage, marker)
+        and storage.size(metadata_name(marker.name)) is not None
+    )
+
+
+def fits_tar(storage: Storage, marker: Marker) -> bool:
+    """Whether the tar has the size that the marker says, or is not there as it says."""
+    return storage.size(tar_name(marker.name)) == (None if marker.skipped else marker.bytes)
 
 
 def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:

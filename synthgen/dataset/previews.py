@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from synthgen.config import FeatureConfig
+from synthgen.config import DatasetConfig, FeatureConfig
 from synthgen.dataset.manifest import preview_name
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image
@@ -44,6 +44,17 @@ class Preview:
     labels: Mapping[int, UInt8[np.ndarray, "_height _width"]]
     pca: UInt8[np.ndarray, "_height _width 3"]
     upsampling: UInt8[np.ndarray, "_height _width"]
+
+
+def has_preview(key: str, config: DatasetConfig) -> bool:
+    """Whether a sample that was drawn is one of those that have a preview.
+
+    >>> every_other = DatasetConfig(shard_size=3, preview_every=2)
+    >>> has_preview("0000010000", every_other), has_preview("0000010001", every_other)
+    (False, True)
+    """
+    index = int(key[:6]) * config.shard_size + int(key[6:])
+    return config.preview_every > 0 and index % config.preview_every == 0
 
 
 def preview_members(

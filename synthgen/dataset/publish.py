@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -34,6 +34,9 @@ from synthgen.untrusted import one_line
 
 STAGING = ".synthgen/staging"
 LOCKS = ".synthgen/locks"
+LOCK_SECONDS = 120.0
+"""How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
+
 PART_BYTES = 16 * 2**20
 """Parts in which s3 gets a tar of twice this size or more: a cut connection costs one part. S3
 takes at least 5 MiB, and at most 10,000 parts: tars of 160 GB."""
@@ -139,9 +142,7 @@ class Storage:
             staged.unlink()
             return
         target = Path(self.path(name))
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(target.parent.parent)
+        make_folder(target.parent)
         staged.replace(target)
         _sync_folder(target.parent)
 
@@ -171,9 +172,22 @@ class Storage:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def sync(self) -> None:
+        """Bring the entries of a local folder, of those in it, and its own to the disk.
+
+        Before the file that says what is there: another process may have been killed between
+        moving a file into its place and syncing the folder.
+        """
+        if self.local_root is not None:
+            _sync_folder(self.local_root.parent)
+            for folder, below, _ in os.walk(self.local_root):
+                below[:] = [name for name in below if name[0] != "."]
+                _sync_folder(Path(folder))
+
     def _new_staging(self) -> Path:
+        make_folder(self._staging_root())
         folder = self._staging_root() / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-        folder.mkdir(parents=True)
+        folder.mkdir()
         return folder
 
     def _staging_root(self) -> Path:
@@ -200,14 +214,16 @@ class Storage:
         return "s3" in _protocols(self.fs)
 
     @contextmanager
-    def locked(self, name: str, what: str) -> Iterator[None]:
+    def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[None]:
         """Hold a lock of a local dataset; it ends with its process, however that ends.
 
-        Elsewhere nothing is locked: no lock is portable over object stores.
+        Elsewhere nothing is locked: no lock is portable over object stores, and some file systems
+        of clusters know none.
 
         Args:
             name: Of the lock.
             what: What may happen only once at a time, for the message.
+            wait: Seconds to wait for another.
 
         Raises:
             RuntimeError: If another holds it.
@@ -216,31 +232,44 @@ class Storage:
             yield
             return
         path = Path(self.path(f"{LOCKS}/{name}.lock"))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait
+        make_folder(path.parent)
         with path.open("ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RuntimeError(
-                    f"One process at a time may {what}. Got another at work on {self.root}. "
-                    f"Wait for it, or stop it."
-                ) from None
+            while not _try_lock(stream):
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(
+                        f"One process at a time may {what}. Got another at work on {self.root}. "
+                        f"Wait for it, or stop it."
+                    )
+                time.sleep(0.02)
             yield
 
-    def clear_stale_staging(self) -> list[str]:
-        """Remove the staging folders of processes that are gone; returns their names."""
+    def publishing(self) -> AbstractContextManager[None]:
+        """The lock under which what stands is looked at once more, and then changed."""
+        return self.locked("publish", "publish in a dataset", LOCK_SECONDS)
+
+    def clear_stale_staging(self, dry_run: bool = False) -> list[str]:
+        """Remove the staging folders of processes that are gone; returns their names.
+
+        Args:
+            dry_run: Only say which.
+        """
         root = self._staging_root()
         if not root.is_dir():
             return []
         stale = sorted(path for path in root.iterdir() if _is_stale(path))
-        for path in stale:
+        for path in () if dry_run else stale:
             shutil.rmtree(path, ignore_errors=True)
         return [f"{STAGING}/{path.name}" for path in stale]
 
-    def clear_partial_uploads(self, seconds: float) -> list[str]:
+    def clear_partial_uploads(self, seconds: float, dry_run: bool = False) -> list[str]:
         """Abort the multipart uploads below this folder that began ``seconds`` ago or earlier.
 
         A killed process leaves them; no reader sees them, but stores charge for them.
+
+        Args:
+            seconds: Age of what is aborted.
+            dry_run: Only say which.
 
         Returns:
             The names of the files that they would have become.
@@ -253,7 +282,7 @@ class Storage:
                 for bucket, upload in self._partial_uploads()
                 if time.time() - upload["Initiated"].timestamp() >= seconds
             ]
-            for upload in stale:
+            for upload in () if dry_run else stale:
                 self.fs.abort_mpu(*upload)
         prefix = self.root.partition("/")[2]
         return sorted(key.removeprefix(f"{prefix}/") for _, key, _ in stale)
@@ -355,6 +384,26 @@ def dump_json(tree: Mapping[str, Any], allow_nan: bool = False) -> bytes:
     """
     text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=allow_nan)
     return (text + "\n").encode("utf-8")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; the entries of the new ones outlive a power loss."""
+    new = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        _sync_folder(path.parent)
+
+
+def _try_lock(stream: BinaryIO) -> bool:
+    """Lock an open file, also where the file system knows no locks; False if another has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

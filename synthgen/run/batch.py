@@ -15,7 +15,7 @@ import torch
 from synthgen.config import ALGORITHM_VERSION, Config
 from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
-from synthgen.dataset.previews import preview_members
+from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate
@@ -172,9 +172,7 @@ def _previews(
     config: Config, key: str, sample: Sample, segmentation: Segmentation
 ) -> dict[str, bytes]:
     """Preview members of 1 in ``preview_every`` samples of the dataset."""
-    every = config.dataset.preview_every
-    index = int(key[:6]) * config.dataset.shard_size + int(key[6:])
-    if not every or index % every:
+    if not has_preview(key, config.dataset):
         return {}
     members = preview_members(key, sample, segmentation, config.segmentation.features)
     return {name.removeprefix(f"{key}."): content for name, content in members.items()}

@@ -24,6 +24,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, dump_json
+from synthgen.run.identity import check_plan
 from synthgen.types import Prompt
 
 
@@ -67,6 +68,9 @@ def publish_conclusion(
         identity: Content of its identity.json.
         markers: Of every shard, in order.
         models: Identities of what drew them.
+
+    Raises:
+        RuntimeError: If another run has planned more shards meanwhile.
     """
     times = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,8 +79,11 @@ def publish_conclusion(
     manifest = build_manifest(markers, identity["digest"], models, times)
     tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
     card = readme(config, identity, tars, manifest, _label_statistics(storage, config, markers))
-    storage.publish_bytes(card.encode("utf-8"), CARD)
-    return publish_manifest(storage, manifest)
+    with storage.publishing():
+        check_plan(storage, config)
+        storage.publish_bytes(card.encode("utf-8"), CARD)
+        storage.sync()
+        return publish_manifest(storage, manifest)
 
 
 def _label_statistics(

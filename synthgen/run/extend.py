@@ -18,8 +18,8 @@ from synthgen.config import Config
 from synthgen.dataset.manifest import CONFIG, read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.progress import Progress, report
-from synthgen.run.identity import read_identity
-from synthgen.run.lifecycle import generate, read_config
+from synthgen.run.identity import read_config, read_identity
+from synthgen.run.lifecycle import generate
 
 
 def extend(

@@ -18,9 +18,9 @@ import torch
 from typing_extensions import TypedDict
 
 from synthgen import __version__
-from synthgen.config import Config, digest
+from synthgen.config import Config, digest, parse
 from synthgen.dataset.changes import changed_keys, list_keys
-from synthgen.dataset.manifest import IDENTITY
+from synthgen.dataset.manifest import CONFIG, IDENTITY
 from synthgen.dataset.publish import Storage, dump_json
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.prompts import load_prompts
@@ -151,6 +151,39 @@ def read_identity(storage: Storage) -> dict[str, Any] | None:
         return tree
     except ValueError as error:
         raise ValueError(f"{IDENTITY} must be readable. Got {error}.") from None
+
+
+def read_config(storage: Storage) -> Config:
+    """The configuration that a dataset was made with.
+
+    Raises:
+        ValueError: If the folder holds no dataset.
+    """
+    raw = storage.read(CONFIG)
+    if raw is None or read_identity(storage) is None:
+        raise ValueError(f"{storage.root} must be a dataset. Got no {CONFIG} or {IDENTITY} there.")
+    try:
+        return parse(raw)
+    except ValueError as error:
+        raise ValueError(f"{storage.root}/{CONFIG} must be one of ours. Got: {error}") from None
+
+
+def check_plan(storage: Storage, config: Config) -> None:
+    """Refuse to publish under a plan that another run has replaced since ours began.
+
+    The plan is the committed intent, ``num`` and ``extended`` in config.yaml; it only ever grows,
+    so a run that was stopped for a while and goes on with an older one can be told from others.
+
+    Raises:
+        RuntimeError: If another plan stands.
+    """
+    standing = read_config(storage)
+    if (standing.num, standing.extended) != (config.num, config.extended):
+        raise RuntimeError(
+            f"The plan of {storage.root} must stay the {config.planned} samples of this run. Got "
+            f"{standing.planned}, which another run has planned since. Complete shards are kept; "
+            f"run with that plan to finish it."
+        )
 
 
 def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:

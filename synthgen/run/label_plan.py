@@ -23,8 +23,7 @@ from synthgen.dataset.listed import ListedShard, first_shards, listed_shards
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.run.classes import check_methods, check_names, check_tokens
-from synthgen.run.identity import read_identity
-from synthgen.run.lifecycle import read_config
+from synthgen.run.identity import read_config, read_identity
 from synthgen.run.replay import check_model
 from synthgen.types import Prompt
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthgen.config import Config, parse
+from synthgen.config import Config
 from synthgen.dataset.changes import changed_keys
 from synthgen.dataset.manifest import (
     CONFIG,
     IDENTITY,
     SHARD_NAME,
     Marker,
+    fits_tar,
     is_complete,
     marker_name,
     metadata_name,
@@ -24,24 +25,29 @@ from synthgen.dataset.manifest import (
     read_manifest,
     read_marker,
     read_markers,
+    shard_stem,
     tar_name,
+    versions,
 )
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.progress import Progress, report
 from synthgen.prompts import load_prompts
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.description import publish_conclusion, publish_description
 from synthgen.run.identity import (
+    check_plan,
     check_same,
     environment,
     identity_bytes,
     identity_content,
     machine,
+    read_config,
     read_identity,
 )
 from synthgen.run.plan import plan, shard_spans
-from synthgen.run.shard import make_shard
+from synthgen.run.restore import restore_shard
+from synthgen.run.shard import complete_marker, make_shard
 from synthgen.types import ShardSpec, shard_name
 
 _TEXT_BYTES = 100_000  # generous for the small files of a dataset
@@ -102,21 +108,20 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
     prompts = load_prompts(config.prompts)
     check_labeling(config, prompts)
-    standing = standing_identity(storage)
-    here = environment(config) | machine(standing)
-    if standing is None:
-        content, environments = identity_content(config), [here]
-    else:
-        check_same(standing, config, storage.root)
-        _check_extended(storage, config)
-        _check_not_smaller(storage, plan(config))
-        content = identity_content(config)
-        environments = _extended(standing["environments"], here, strict)
-    with clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"):
-        shards = [spec.name for spec in plan(config)]
+    specs = plan(config)
+    _check_standing(storage, config, specs)  # before there is so much as a lock in the folder
+    content = identity_content(config)
+    with (
+        clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"),
+        storage.publishing(),
+    ):
+        standing = _check_standing(storage, config, specs)
+        here = environment(config) | machine(standing)
+        environments = _extended(standing["environments"] if standing else [], here, strict)
         identity = identity_bytes(content, environments)
+        shards = [spec.name for spec in specs]
         publish_description(storage, config, identity, prompts, shards)
-        storage.clear_stale_staging()
+    storage.clear_stale_staging()
 
 
 def finalize(config: Config, out: str | Path) -> dict[str, Any]:
@@ -127,14 +132,20 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: If the folder holds no dataset of this configuration.
-        RuntimeError: If shards are missing; they are named.
+        RuntimeError: If shards are missing, they are named; if another run has planned more since.
     """
     storage = open_storage(out)
     standing = read_identity(storage)
     if standing is None:
         raise ValueError(f"{storage.root} must be initialized first. Got no {IDENTITY} there.")
     digest = check_same(standing, config, storage.root)
+    check_plan(storage, config)
     markers = _complete_markers(storage, plan(config), digest)
+    manifest = read_manifest(storage)
+    listed = {shard_stem(row["name"]): row for row in (manifest or {"shards": []})["shards"]}
+    for index, marker in enumerate(markers):  # a bit may have been flipped in one of the two
+        if marker.name in listed and _contradicts(listed[marker.name], marker):
+            markers[index] = restore_shard(storage, marker.name, config, digest) or marker
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         models = [standing["content"]["model"]]
         return publish_conclusion(storage, config, standing, markers, models)
@@ -171,42 +182,47 @@ def status(out: str | Path) -> DatasetStatus:
     )
 
 
-def gc(out: str | Path, orphan_seconds: float = _ORPHAN_SECONDS) -> list[str]:
+def gc(
+    out: str | Path, orphan_seconds: float = _ORPHAN_SECONDS, dry_run: bool = False
+) -> list[str]:
     """Remove what interrupted runs left behind; complete shards are never touched.
 
-    A shard whose marker cannot be read is left alone, too: 'synthgen verify' names it.
+    What a manifest lists, of whatever version, is never removed, nor is a tar that a marker knows.
+    A shard whose marker cannot be read is left alone, too: 'synthgen verify' names it. A listed
+    shard whose marker is lost gets it back. Everything is looked at again right before it is
+    removed, and on local disks nobody publishes meanwhile.
 
     Args:
         out: The dataset's folder.
         orphan_seconds: Age from which a file of a shard without a marker is an orphan.
+        dry_run: Remove and restore nothing; only say what would be removed.
 
     Returns:
         Names of what was removed: staging of processes that are gone, uploads that were cut off,
         files of shards without a marker, markers without their tar.
-    """
-    storage = open_storage(out)
-    if read_identity(storage) is None:
-        raise ValueError(f"{storage.root} must be a dataset. Got no {IDENTITY} there.")
-    orphans = [name for name in _orphans(storage) if _age(storage, name) >= orphan_seconds]
-    for name in orphans:
-        storage.remove(name)
-    partial = storage.clear_partial_uploads(orphan_seconds)
-    return [*storage.clear_stale_staging(), *partial, *orphans]
-
-
-def read_config(storage: Storage) -> Config:
-    """The configuration that a dataset was made with.
 
     Raises:
-        ValueError: If the folder holds no dataset.
+        ValueError: If there is no dataset, or one of its manifests cannot be read.
     """
-    raw = storage.read(CONFIG)
-    if raw is None or read_identity(storage) is None:
-        raise ValueError(f"{storage.root} must be a dataset. Got no {CONFIG} or {IDENTITY} there.")
-    try:
-        return parse(raw)
-    except ValueError as error:
-        raise ValueError(f"{storage.root}/{CONFIG} must be one of ours. Got: {error}") from None
+    storage = open_storage(out)
+    identity = read_identity(storage)
+    if identity is None:
+        raise ValueError(f"{storage.root} must be a dataset. Got no {IDENTITY} there.")
+    if not dry_run:
+        _restore_listed(storage, identity["digest"])
+    listed = _listed(storage)
+    found = {shard: _orphans(storage, shard, listed, orphan_seconds) for shard in _shards(storage)}
+    orphans = [name for names in found.values() for name in names]
+    if orphans and not dry_run:
+        orphans = []
+        with storage.publishing():
+            listed = _listed(storage)
+            for shard in (shard for shard, names in found.items() if names):
+                for name in _orphans(storage, shard, listed, orphan_seconds):
+                    storage.remove(name)
+                    orphans.append(name)
+    partial = storage.clear_partial_uploads(orphan_seconds, dry_run)
+    return [*storage.clear_stale_staging(dry_run), *partial, *orphans]
 
 
 def standing_identity(storage: Storage) -> dict[str, Any] | None:
@@ -227,21 +243,32 @@ def standing_identity(storage: Storage) -> dict[str, Any] | None:
     return standing
 
 
-def _check_extended(storage: Storage, config: Config) -> None:
-    """Refuse a plan in which the shards behind the first ``num`` samples move or are left out."""
-    if storage.read(CONFIG) is None:  # its maker was killed before it
-        return
-    standing = read_config(storage)
-    if standing.extended and (config.num != standing.num or config.extended < standing.extended):
-        raise ValueError(
-            f"{storage.root} was extended by {standing.extended} shards and must keep them. Got a "
-            f"plan of {config.num} samples and {config.extended} more shards. Go on with "
-            f"'synthgen extend', or choose another folder."
-        )
+def _check_standing(
+    storage: Storage, config: Config, specs: Sequence[ShardSpec]
+) -> dict[str, Any] | None:
+    """Identity of the dataset in a folder, which a plan may go on with; None where it is empty.
 
-
-def _check_not_smaller(storage: Storage, specs: Sequence[ShardSpec]) -> None:
-    """A plan may grow; a smaller one would orphan or overwrite shards that are complete."""
+    Raises:
+        ValueError: If something else is there, or the plan does not hold all that is planned.
+    """
+    standing = standing_identity(storage)
+    if standing is None:
+        return None
+    check_same(standing, config, storage.root)
+    if storage.read(CONFIG) is not None:  # its maker may have been killed before it
+        known = read_config(storage)
+        if known.extended and (config.num != known.num or config.extended < known.extended):
+            raise ValueError(
+                f"{storage.root} was extended by {known.extended} shards and must keep them. Got "
+                f"a plan of {config.num} samples and {config.extended} more shards. Go on with "
+                f"'synthgen extend', or choose another folder."
+            )
+        if config.num < known.num:
+            raise ValueError(
+                f"num must not shrink below what is planned in {storage.root}, {known.num}. Got "
+                f"{config.num}. Raise num, or choose another folder."
+            )
+        return standing
     planned = {spec.name: len(spec.samples) for spec in specs}
     for marker in read_markers(storage):
         if marker.planned > planned.get(marker.name, 0):
@@ -249,13 +276,14 @@ def _check_not_smaller(storage: Storage, specs: Sequence[ShardSpec]) -> None:
                 f"num must not shrink below what is made. Got a plan without all of the "
                 f"{marker.planned} samples of {marker.name}. Raise num, or choose another folder."
             )
+    return standing
 
 
 def _extended(
     environments: list[dict[str, Any]], here: dict[str, Any], strict: bool
 ) -> list[dict[str, Any]]:
-    if here in environments:
-        return environments
+    if not environments or here in environments:
+        return environments or [here]
     changed = ", ".join(changed_keys(environments[-1], here))
     if strict:
         raise ValueError(
@@ -267,12 +295,8 @@ def _extended(
 
 
 def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str) -> list[Marker]:
-    found = [(spec, read_marker(storage, spec.name)) for spec in specs]
-    markers = [
-        marker
-        for spec, marker in found
-        if marker and is_complete(storage, marker, digest, len(spec.samples))
-    ]
+    found = [complete_marker(storage, spec, digest) for spec in specs]
+    markers = [marker for marker in found if marker is not None]
     if len(markers) < len(specs):
         done = {marker.name for marker in markers}
         missing = [spec.name for spec in specs if spec.name not in done]
@@ -283,23 +307,60 @@ def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str)
     return markers
 
 
-def _orphans(storage: Storage) -> list[str]:
-    """Files of shards that are not complete."""
-    orphans: list[str] = []
-    shards = {
+def _restore_listed(storage: Storage, digest: str) -> None:
+    """Give listed shards their markers back where these are lost or tell of another tar."""
+    manifest = read_manifest(storage)
+    if manifest is None or storage.size(CONFIG) is None:
+        return
+    config = read_config(storage)
+    for row in manifest["shards"]:
+        shard = shard_stem(row["name"])
+        marker = read_marker(storage, shard)
+        if (
+            marker is None
+            or not is_complete(storage, marker, digest, marker.planned)
+            or _contradicts(row, marker)
+        ):
+            restore_shard(storage, shard, config, digest)
+
+
+def _contradicts(row: Mapping[str, Any], marker: Marker) -> bool:
+    """Whether the manifest says something else of the same plan's tar."""
+    return bool(row["planned"] == marker.planned and row["sha256"] != marker.sha256)
+
+
+def _listed(storage: Storage) -> set[str]:
+    """Names of the tars of every manifest that was ever published."""
+    manifests = [read_manifest(storage, version) for version in (None, *versions(storage))]
+    return {row["name"] for manifest in manifests if manifest for row in manifest["shards"]}
+
+
+def _shards(storage: Storage) -> list[str]:
+    """File stems of all shards that have a file of any kind."""
+    stems = {
         Path(name).stem
         for folder in ("data", "stats", "metadata", "previews")
         for name in storage.names(folder)
     }
-    for shard in sorted(shard for shard in shards if SHARD_NAME.fullmatch(shard)):
+    return sorted(stem for stem in stems if SHARD_NAME.fullmatch(stem))
+
+
+def _orphans(storage: Storage, shard: str, listed: Collection[str], seconds: float) -> list[str]:
+    """Files of a shard that belong to no manifest and no marker, and are old enough."""
+    tar, content = tar_name(shard), storage.read(marker_name(shard))
+    if tar in listed:
+        return []
+    if content is not None:
         marker = read_marker(storage, shard)
-        if marker and is_complete(storage, marker, marker.config, marker.planned):
-            continue
-        if marker is None and storage.size(marker_name(shard)) is not None:
-            continue  # of another release, or damaged: what it speaks of may be complete
-        files = (tar_name(shard), metadata_name(shard), preview_name(shard), marker_name(shard))
-        orphans += [name for name in files if storage.size(name) is not None]
-    return orphans
+        if marker is None or fits_tar(storage, marker):
+            return []  # of another release, or damaged: what it speaks of may be complete
+        if storage.size(tar) is not None:
+            with storage.open(tar) as stream:
+                if sha256_file(stream) == marker.sha256:  # its size in the marker is damaged
+                    return []
+    files = (tar, metadata_name(shard), preview_name(shard), marker_name(shard))
+    found = [name for name in files if storage.size(name) is not None]
+    return [name for name in found if _age(storage, name) >= seconds]
 
 
 def _age(storage: Storage, name: str) -> float:

@@ -98,7 +98,11 @@ def merge_shard(
     source, stem = item
     marker = _source_marker(source, stem)
     standing = read_marker(storage, name)
-    if standing and is_complete(storage, standing, plan.digest, marker.planned):
+    if (
+        standing
+        and is_complete(storage, standing, plan.digest, marker.planned)
+        and _has_previews(source.storage, stem) == _has_previews(storage, name)
+    ):
         progress("shard", name=name, planned=marker.planned, reused=True)
         return
     copy = _Copy(source, stem, name, plan.class_ids)
@@ -116,15 +120,13 @@ def _publish(
     started = time.perf_counter()
     rows = [_row(copy, row) for row in read_rows(copy.source.storage, copy.stem)]
     num_bytes, sha256 = 0, ""
+    tar, previews = folder / "shard.tar", folder / "previews.tar"
     if not old.skipped:
         _check_source(copy.source, copy.stem)
-        _write(copy, tar_name(copy.stem), folder / "shard.tar", progress)
-        rows, num_bytes, sha256 = verify_staged(folder / "shard.tar", copy.name, rows)
-        storage.publish(folder / "shard.tar", tar_name(copy.name))
-    if copy.source.storage.size(preview_name(copy.stem)) is not None:
-        _write(copy, preview_name(copy.stem), folder / "previews.tar", None)
-        storage.publish(folder / "previews.tar", preview_name(copy.name))
-    storage.publish_bytes(rows_bytes(rows), metadata_name(copy.name))
+        _write(copy, tar_name(copy.stem), tar, progress)
+        rows, num_bytes, sha256 = verify_staged(tar, copy.name, rows)
+    if _has_previews(copy.source.storage, copy.stem):
+        _write(copy, preview_name(copy.stem), previews, None)
     marker = replace(
         old,
         name=copy.name,
@@ -134,7 +136,16 @@ def _publish(
         seconds={"write": round(time.perf_counter() - started, 3)},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    storage.publish_bytes(marker_bytes(marker), marker_name(copy.name))
+    with storage.publishing():
+        for staged, name in ((tar, tar_name(copy.name)), (previews, preview_name(copy.name))):
+            if staged.is_file():
+                storage.publish(staged, name)
+        storage.publish_bytes(rows_bytes(rows), metadata_name(copy.name))
+        storage.publish_bytes(marker_bytes(marker), marker_name(copy.name))
+
+
+def _has_previews(storage: Storage, shard: str) -> bool:
+    return storage.size(preview_name(shard)) is not None
 
 
 def _write(copy: _Copy, tar: str, path: Path, progress: Progress | None) -> None:

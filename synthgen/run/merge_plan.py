@@ -18,8 +18,8 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.run.classes import check_names
 from synthgen.run.description import publish_conclusion, publish_description
-from synthgen.run.identity import identity_bytes, read_identity
-from synthgen.run.lifecycle import read_config, standing_identity
+from synthgen.run.identity import identity_bytes, read_config, read_identity
+from synthgen.run.lifecycle import standing_identity
 from synthgen.types import Prompt, shard_name
 
 
@@ -115,16 +115,22 @@ def describe(plan: MergePlan, storage: Storage) -> None:
     Raises:
         ValueError: If something else is there.
     """
+    _check_target(plan, storage)  # before there is so much as a lock in the folder
+    with storage.publishing():
+        _check_target(plan, storage)
+        identity = identity_bytes(plan.content, _environments(plan))
+        prompts = [Prompt("", "", tuple(plan.class_ids))]
+        shards = [shard_name(i) for i in range(len(plan.shards))]
+        publish_description(storage, plan.config, identity, prompts, shards)
+
+
+def _check_target(plan: MergePlan, storage: Storage) -> None:
     standing = standing_identity(storage)
     if standing is not None and standing["digest"] != plan.digest:
         raise ValueError(
             f"The output must be an empty folder or this merge begun before. Got another dataset "
             f"in {storage.root}. Choose another folder."
         )
-    identity = identity_bytes(plan.content, _environments(plan))
-    prompts = [Prompt("", "", tuple(plan.class_ids))]
-    shards = [shard_name(i) for i in range(len(plan.shards))]
-    publish_description(storage, plan.config, identity, prompts, shards)
 
 
 def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from synthgen.run.identity import (
     check_drawn,
     keep_threads,
     model_content,
+    read_config,
     read_identity,
 )
-from synthgen.run.lifecycle import read_config
 from synthgen.types import PlannedSample
 
 

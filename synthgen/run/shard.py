@@ -35,8 +35,9 @@ from synthgen.dataset.verify import verify_tar
 from synthgen.progress import Progress, report
 from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
 from synthgen.run.estimate import bytes_per_sample
-from synthgen.run.identity import check_same, environment, keep_threads, read_identity
+from synthgen.run.identity import check_plan, check_same, environment, keep_threads, read_identity
 from synthgen.run.plan import batches
+from synthgen.run.restore import restore_shard
 from synthgen.types import ShardReport, ShardSpec
 
 logger = logging.getLogger(__name__)
@@ -58,12 +59,15 @@ def make_shard(
 
     Raises:
         ValueError: If the folder holds no dataset of this configuration.
+        RuntimeError: If another run has planned more samples since.
         OSError: In one line with the space needed, if the disk is full.
     """
     storage = open_storage(out)
     digest = _check_initialized(storage, config)
-    standing = read_marker(storage, spec.name)
-    if standing and is_complete(storage, standing, digest, len(spec.samples)):
+    standing = complete_marker(storage, spec, digest) or restore_shard(
+        storage, spec.name, config, digest, spec.samples
+    )
+    if standing is not None:
         progress("shard", name=spec.name, planned=standing.planned, reused=True)
         return standing.report(reused=True)
     needed = bytes_per_sample(config) * len(spec.samples)
@@ -100,7 +104,16 @@ def _check_initialized(storage: Storage, config: Config) -> str:
     if standing is None:
         raise ValueError(f"{storage.root} must be initialized first. Got no identity.json there.")
     keep_threads(standing)
-    return check_same(standing, config, storage.root)
+    digest = check_same(standing, config, storage.root)
+    check_plan(storage, config)
+    return digest
+
+
+def complete_marker(storage: Storage, spec: ShardSpec, digest: str) -> Marker | None:
+    """The marker of a shard that is done, None where it is not."""
+    marker = read_marker(storage, spec.name)
+    done = marker is not None and is_complete(storage, marker, digest, len(spec.samples))
+    return marker if done else None
 
 
 def _draft_within_memory(
@@ -151,17 +164,17 @@ def _append(draft: _Draft, made: Made, tar: ShardWriter, previews: ShardWriter) 
 def _publish(
     storage: Storage, config: Config, spec: ShardSpec, digest: str, draft: _Draft
 ) -> Marker:
-    """Put a draft into the dataset; the marker, which makes it count, is last."""
+    """Put a draft into the dataset; the marker, which makes it count, is last.
+
+    Between processes of one machine, or of a file system with locks, nothing comes in between: the
+    plan is still ours, and a shard that another has completed meanwhile stays. On an object store
+    we look, too, right before; what another does in the second after that look is seen by nobody:
+    a shard then has the tar of one and the marker of the other until the next run.
+    """
     started = time.perf_counter()
     num_bytes, sha256 = 0, ""
     if draft.num_ok:
         draft.rows, num_bytes, sha256 = verify_staged(draft.tar, spec.name, draft.rows)
-        storage.publish(draft.tar, tar_name(spec.name))
-    else:  # readers fail on a tar without members; one of an earlier, smaller plan may stand there
-        storage.remove(tar_name(spec.name))
-    if draft.num_previews:
-        storage.publish(draft.previews, preview_name(spec.name))
-    storage.publish_bytes(rows_bytes(draft.rows), metadata_name(spec.name))
     draft.seconds["write"] += time.perf_counter() - started
     marker = Marker(
         name=spec.name,
@@ -177,7 +190,18 @@ def _publish(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(config),
     )
-    storage.publish_bytes(marker_bytes(marker), marker_name(spec.name))
+    with storage.publishing():
+        check_plan(storage, config)
+        if (standing := complete_marker(storage, spec, digest)) is not None:
+            return standing
+        if draft.num_ok:
+            storage.publish(draft.tar, tar_name(spec.name))
+        else:  # readers fail on a tar without members; an earlier, smaller plan's may stand there
+            storage.remove(tar_name(spec.name))
+        if draft.num_previews:
+            storage.publish(draft.previews, preview_name(spec.name))
+        storage.publish_bytes(rows_bytes(draft.rows), metadata_name(spec.name))
+        storage.publish_bytes(marker_bytes(marker), marker_name(spec.name))
     return marker
 
 

@@ -153,7 +153,8 @@ def test_half_a_shard_is_made_again(
     assert verify_dataset(out) != []
     assert run.status(out).complete_shards == 2
     reports = [run.make_shard(config, spec, out) for spec in run.plan(config)]
-    assert [report.reused for report in reports] == [True, False, True]
+    tar_lost = name.startswith("data/")  # a marker comes back without drawing
+    assert [report.reused for report in reports] == [True, not tar_lost, True]
     run.finalize(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
 

@@ -26,7 +26,7 @@ from tiny_run import tree_hashes, write_prompts
 
 from synthgen import run
 from synthgen.dataset.publish import open_storage
-from synthgen.run.lifecycle import read_config
+from synthgen.run.identity import read_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 TESTS = Path(__file__).parents[1]
