@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 HIDDEN = "***"
-_NAME = r"(?:api_?key|access_?key|account_?key|secret|token|passw(?:or)?d|signature|credential)"
+_NAME = (
+    r"(?:api_?key|access_?key|account_?key|secret|token(?!ize)|passw(?:or)?d|signature|credential)"
+)
 _SECRET_NAME = re.compile(rf"(?i){_NAME}|^key$|_key$|^sig$")
 _ASSIGNMENT = re.compile(rf"(?i)([\w.-]*{_NAME}[\w.-]*[\"']?\s*[=:]\s*[\"']?)([^\s\"'&,;]+)")
 _QUERY = re.compile(rf"(?i)([?&](?:key|sig|[\w.-]*{_NAME}[\w.-]*)=)([^&\s\"']+)")
@@ -42,6 +44,8 @@ def redact_tree(tree: Any, environment: Mapping[str, str] | None = None) -> Any:
 
     >>> redact_tree({"s3": {"secret_key": "abc", "region": "x"}}, {})
     {'s3': {'secret_key': '***', 'region': 'x'}}
+    >>> redact_tree({"hub_token": "abc", "tokenizer/vocab.json": "5e1"}, {})
+    {'hub_token': '***', 'tokenizer/vocab.json': '5e1'}
     """
     if isinstance(tree, Mapping):
         return {

@@ -75,7 +75,7 @@ def test_backbones_are_loaded_once_and_know_their_weights(
 ) -> None:
     assert load_backbone(ModelConfig(card=str(tiny_pipeline))) is backbone
     assert backbone.identity["id"] == "local"
-    assert len(backbone.identity["sha256"]) == 3
+    assert len(backbone.identity["sha256"]) > 3
     assert str(tiny_pipeline) not in str(backbone.identity)
     assert (backbone.device.type, backbone.dtype) == ("cpu", torch.float32)
     assert not backbone.pipeline.unet.training

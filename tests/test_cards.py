@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_run import tiny_config
 
-from synthgen.config import ModelConfig
+from synthgen import run
+from synthgen.config import ModelConfig, load
 from synthgen.diffusion import cards
 from synthgen.diffusion.backbones import load_backbone
-from synthgen.diffusion.cards import find_card, load_cards, verify_sha256, weight_identity
+from synthgen.diffusion.cards import find_card, load_cards, model_files, verify_sha256
+from synthgen.run.estimate import estimate
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -139,22 +145,119 @@ def test_hashes_match_by_prefix(folder: Path) -> None:
             verify_sha256(folder, {outside: digest})
 
 
-def test_identity_lists_every_weight_file_and_follows_changes(folder: Path) -> None:
-    (folder / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"variant")
-    found = weight_identity(folder)
-    assert len(found) == 3
-    assert found == {name: slow_sha256(folder / name) for name in found}
+def test_every_file_that_is_read_is_hashed_and_no_other(folder: Path) -> None:
+    before = model_files(folder)
+    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.bin", "README.md"):
+        (folder / name).write_bytes(b"is not read")
+    shutil.copytree(folder / "vae", folder / "safety_checker")
+    assert model_files(folder) == before == {name: slow_sha256(folder / name) for name in before}
+    assert {name for name in before if name.endswith(".safetensors")} == {
+        "text_encoder/model.safetensors",
+        UNET,
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    standing = {path.relative_to(folder).as_posix() for path in folder.rglob("*.json")}
+    assert {name for name in standing if not name.startswith("safety")} <= before.keys()
     (folder / UNET).write_bytes(b"other")
     os.utime(folder / UNET, ns=(1, 1))
-    assert weight_identity(folder)[UNET] == slow_sha256(folder / UNET)
+    assert model_files(folder)[UNET] == slow_sha256(folder / UNET)
 
 
 def test_files_are_hashed_once(folder: Path) -> None:
-    weight_identity(folder)
+    num = len(model_files(folder))
     before = cards._file_sha256.cache_info()
-    weight_identity(folder)
+    model_files(folder)
     after = cards._file_sha256.cache_info()
-    assert (after.misses, after.hits) == (before.misses, before.hits + 3)
+    assert (after.misses, after.hits) == (before.misses, before.hits + num)
+
+
+def change(folder: Path, name: str, **settings: Any) -> None:
+    """Other settings in one of the model's configurations."""
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | settings))
+
+
+def swap_tokens(folder: Path) -> None:
+    """Two words exchange their ids, as if the vocabulary were another model's."""
+    path = folder / "tokenizer" / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    vocab = tree["model"]["vocab"]
+    vocab["car</w>"], vocab["dog</w>"] = vocab["dog</w>"], vocab["car</w>"]
+    path.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("unet/config.json", {"act_fn": "gelu"}),
+        ("unet/config.json", {"norm_eps": 1e-3}),
+        ("text_encoder/config.json", {"hidden_act": "gelu"}),
+        ("vae/config.json", {"scaling_factor": 0.2}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 20}),
+        ("tokenizer/tokenizer.json", {}),
+    ],
+)
+def test_a_dataset_goes_on_with_the_same_model_files_only(
+    folder: Path, tiny_dataset: Path, name: str, settings: dict[str, Any]
+) -> None:
+    config = tiny_config(folder, tiny_dataset.parent / "prompts.jsonl")
+    if settings:
+        change(folder, name, **settings)
+    else:
+        swap_tokens(folder)
+    with pytest.raises(ValueError, match=rf"Got a change of model\.sha256\.{re.escape(name)}\."):
+        run.generate(config, tiny_dataset)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "same tokens for 'a' and 'b'"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "same tokens for 'a' and 'b'"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "of 77 positions"),
+    ],
+)
+def test_a_tokenizer_that_does_not_tell_words_apart_is_refused(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """transformers makes an empty one where the file is missing: all prompts would be equal."""
+    damage(folder / "tokenizer")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(ModelConfig(card=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+OTHER_KINDS = {
+    "model_index.json": [
+        {"_class_name": name}
+        for name in (
+            *("StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline"),
+            *("StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline"),
+            *("StableDiffusion3Pipeline", "PixArtAlphaPipeline", "SanaPipeline", None),
+        )
+    ]
+    + [{"unet": ["diffusers", "UNet3DConditionModel"]}, {"unet": None}],
+    "unet/config.json": [
+        *({"in_channels": num} for num in (5, 7, 8, 9)),
+        *({"num_class_embeds": 1000}, {"class_embed_type": "projection"}),
+        *({"addition_embed_type": "text_time"}, {"cross_attention_dim": 1024}),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, row) for name, rows in OTHER_KINDS.items() for row in rows]
+)
+def test_models_of_another_kind_are_refused_before_a_weight_is_read(
+    folder: Path, name: str, settings: dict[str, Any]
+) -> None:
+    change(folder, name, **settings)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match="supported are scenes, sd15") as caught:
+        estimate(load(overrides=[f"model.card={folder}"]))  # what plan and --dry-run show
+    what = next(iter(settings.values()))
+    assert (str(what) if isinstance(what, str | int) else "Got") in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_pickled_weights_are_never_read(folder: Path) -> None:

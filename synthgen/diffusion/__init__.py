@@ -7,7 +7,7 @@ cross-attention into maps of classes.
 
 from synthgen.diffusion.attention import Coverage, Recording, record
 from synthgen.diffusion.backbones import Backbone, load_backbone
-from synthgen.diffusion.cards import Card, find_card, load_cards, verify_sha256, weight_identity
+from synthgen.diffusion.cards import Card, find_card, load_cards, model_files, verify_sha256
 from synthgen.diffusion.generate import drawn_text, generate, settle
 from synthgen.diffusion.invert import invert
 from synthgen.diffusion.probabilities import Attribution
@@ -24,8 +24,8 @@ __all__ = [
     "invert",
     "load_backbone",
     "load_cards",
+    "model_files",
     "record",
     "settle",
     "verify_sha256",
-    "weight_identity",
 ]

@@ -10,6 +10,7 @@ compiled region would break its graph or, worse, be traced away.
 from __future__ import annotations
 
 import functools
+import string
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,10 +33,12 @@ from synthgen.diffusion.cards import (
     Card,
     file_sha256,
     find_card,
+    model_files,
     verify_sha256,
-    weight_identity,
 )
+from synthgen.diffusion.kinds import check_kind, check_pipeline
 from synthgen.registry import is_plug_in, resolve
+from synthgen.untrusted import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Backbone:
         pipeline: diffusers' text-to-image pipeline; its scheduler is never stepped, runs make
             their own from its configuration.
         card: What is known of it.
-        identity: ``id``, ``revision``, ``sha256`` of every weight file and, with LoRA, ``lora``.
+        identity: ``id``, ``revision``, ``sha256`` of every file that is read and, with LoRA,
+            ``lora``.
         device: Where it runs.
         dtype: In which precision.
         draw: Draws samples in place of the pipeline, from prompts, seeds and GenerationConfig;
@@ -123,6 +127,7 @@ def _load(config: ModelConfig) -> Backbone:
         return made
     card, folder = find_card(config.card)
     folder = folder or _hub_folder(card, config.revision)
+    check_kind(folder)
     verify_sha256(folder, card.sha256)
     device = pick_device(config.device, "model.device")
     dtype = _pick_dtype(config.dtype, device)
@@ -130,7 +135,7 @@ def _load(config: ModelConfig) -> Backbone:
     identity = {
         "id": card.hub_id or card.name,
         "revision": folder.name if card.hub_id else card.revision,
-        "sha256": weight_identity(folder),
+        "sha256": model_files(folder),
     }
     if config.lora is not None:
         identity["lora"] = _merge_lora(pipeline, Path(config.lora))
@@ -142,15 +147,25 @@ def _load(config: ModelConfig) -> Backbone:
 def _hub_folder(card: Card, revision: str | None) -> Path:
     """Snapshot of a hub repository in the local cache, fetched unless offline."""
     revision = revision or card.revision
-    try:
+    place = {"revision": revision, "local_files_only": hub.HF_HUB_OFFLINE}
+    with _reachable(card, revision):
+        index = StableDiffusionPipeline.load_config(card.hub_id, **place)
+    check_pipeline(index, str(card.hub_id))  # before gigabytes are fetched
+    with _reachable(card, revision):
         folder = StableDiffusionPipeline.download(
             card.hub_id,
-            revision=revision,
             use_safetensors=True,
             safety_checker=None,
             trust_remote_code=False,
-            local_files_only=hub.HF_HUB_OFFLINE,
+            **place,
         )
+    return Path(folder)
+
+
+@contextmanager
+def _reachable(card: Card, revision: str | None) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = "offline" if hub.HF_HUB_OFFLINE else str(error).splitlines()[0]
         at = f" at revision {revision}" if revision else ""
@@ -159,7 +174,6 @@ def _hub_folder(card: Card, revision: str | None) -> Path:
             f"{at}). Got: {reason}. Download it once where there is a network, or set "
             "model.card to the path of a local diffusers folder."
         ) from None
-    return Path(folder)
 
 
 @contextmanager
@@ -189,16 +203,43 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"the model folder must load as a Stable Diffusion pipeline from safetensors. Got "
-            f"{folder}: {reason}"
+            f"{folder}: {one_line(error)}"
         ) from None
+    _check_tokenizer(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
     return pipeline
+
+
+def _check_tokenizer(pipeline: Any, folder: Path) -> None:
+    """Refuse a tokenizer that does not tell words apart; without files transformers makes one.
+
+    Raises:
+        ValueError: If two letters have the same tokens, or texts may be too long for the model.
+    """
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder.config
+    seen: dict[tuple[int, ...], str] = {}
+    for letter in string.ascii_lowercase:
+        ids = tuple(tokenizer(letter, add_special_tokens=False).input_ids)
+        other = seen.setdefault(ids, letter)
+        if other != letter or not ids:
+            raise ValueError(
+                f"the tokenizer of the model folder must tell words apart. Got the same tokens "
+                f"for {other!r} and {letter!r} in {folder / 'tokenizer'}; fetch its files again."
+            )
+    for name, has, most in (
+        ("tokens", max(tokenizer.get_vocab().values()) + 1, encoder.vocab_size),
+        ("positions", tokenizer.model_max_length, encoder.max_position_embeddings),
+    ):
+        if has > most:
+            raise ValueError(
+                f"the tokenizer of the model folder must fit its text encoder of {most} {name}. "
+                f"Got {has} in {folder / 'tokenizer'}; fetch its files again."
+            )
 
 
 def _merge_lora(pipeline: Any, path: Path) -> str:

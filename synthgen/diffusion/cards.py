@@ -20,10 +20,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from synthgen.diffusion.kinds import check_kind, read_json
 from synthgen.registry import is_plug_in, near_miss
-from synthgen.untrusted import MAX_QUOTE, one_line, parse_json
+from synthgen.untrusted import MAX_QUOTE, one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+"""Subfolders of a pipeline that are read."""
+
+_ENDINGS = {"json", "txt", "safetensors", "safetensors.index.json"}
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
 
 
@@ -139,17 +144,17 @@ def verify_sha256(folder: Path, expected: Mapping[str, str]) -> None:
             )
 
 
-def weight_identity(folder: Path) -> dict[str, str]:
-    """The sha256 of every weight file of a pipeline, by relative path.
+def model_files(folder: Path) -> dict[str, str]:
+    """The sha256 of every file that a pipeline reads, by relative path: weights, settings, words.
 
-    Files of variants (``model.fp16.safetensors``) are not loaded and not listed.
+    Variants (``model.fp16.safetensors``), weights of other formats and components that are not
+    used are not read and not listed.
     """
-    files = sorted(folder.glob("*/*.safetensors"))
-    return {
-        path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in files
-        if "." not in path.stem
-    }
+    found = [folder / "model_index.json"]
+    for component in COMPONENTS:
+        files = sorted(path for path in (folder / component).glob("*") if path.is_file())
+        found += [path for path in files if path.name.partition(".")[2] in _ENDINGS]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in found}
 
 
 def file_sha256(path: Path) -> str:
@@ -175,10 +180,11 @@ def _local_card(card: Card, folder: Path) -> tuple[Card, Path]:
             f"the folder of model {card.name!r} must hold a diffusers pipeline "
             f"(model_index.json). Got {folder}."
         )
+    check_kind(folder)
     own = folder / "card.json"
     if not own.is_file():
         return card, folder
-    stored = _read_json(own)
+    stored = read_json(own)
     known = set(Card.model_fields) - {"name", "hub_id", "package_folder", "aliases"}
     settings = card.model_dump() | {k: v for k, v in stored.items() if k in known}
     try:
@@ -187,16 +193,6 @@ def _local_card(card: Card, folder: Path) -> tuple[Card, Path]:
         first = error.errors()[0]
         where = one_line(".".join(map(str, first["loc"])), MAX_QUOTE)
         raise ValueError(f"{own}: {where} is not valid: {one_line(first['msg'])}.") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        stored = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must be readable JSON. Got {error}.") from None
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} must hold a JSON object. Got {type(stored).__name__}.")
-    return stored
 
 
 @functools.cache
