@@ -21,7 +21,7 @@ from synthgen.registry import LABELERS, REFINERS, SEGMENTERS, check_name
 ALGORITHM_VERSION = 1
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 3
+LABELING_VERSION = 4
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
