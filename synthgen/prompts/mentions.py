@@ -218,7 +218,7 @@ def _joined(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """Words as a pattern, and how each begins: most texts hold no beginning, which is seen fast."""
+    """Words as a pattern, and how each begins: most texts hold no beginning, seen at once."""
 
     beginnings: tuple[str, ...]
     pattern: re.Pattern[str]
