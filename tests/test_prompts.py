@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import synthgen
-from synthgen.prompts import load_coco, load_prompts
+from synthgen.prompts import load_coco, load_prompts, reading
 from synthgen.types import Prompt
 
 SHARED = Path(synthgen.__file__).parents[2] / "shared" / "data"
@@ -73,6 +77,145 @@ def test_plain_lines_get_the_classes_that_they_mention(tmp_path: Path) -> None:
     path.write_text("a woman on a couch\na carpet\n")
     assert [p.class_names for p in load_prompts(path)] == [(), ()]
     assert [p.class_names for p in load_prompts(path, VOC)] == [("person", "sofa"), ()]
+
+
+TABLES = {
+    "list.csv": 'Prompts,Category\nA red dog.,Colors\n"A pile, the ""lowest"" blue.",Count\n',
+    "semicolon.csv": 'id;prompt;note\n1;A red dog.;\n2;"A pile, the ""lowest"" blue.";x\n',
+    "list.tsv": 'Prompt\tCategory\r\nA red dog.\t\r\n\r\nA pile, the "lowest" blue.\tx\r\n',
+    "quoted.tsv": '\ufeffcaption\n"A red dog."\n"A pile, the ""lowest"" blue."\n',
+    "lines.csv": 'text\nA red dog.\n"A pile,\n  the ""lowest"" blue."\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_by_column(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(TABLES[name], encoding="utf-8", newline="")
+    with pytest.warns(UserWarning, match="2 prompt.*have no classes"):
+        prompts = load_prompts(path)
+    assert [p.text for p in prompts] == ["A red dog.", 'A pile, the "lowest" blue.']
+
+
+def test_tables_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    for text, problem in (
+        ("Category,Note\nx,y\n", "p.csv:1: must have the key 'prompt'. Got 'category', 'note'."),
+        ('prompt\n"a "red" ball"\n', "p.csv:2: must be comma-separated cells"),
+        ("prompt,id\na ball, red,3\n", "p.csv:2: must have 2 cells, as the header has. Got 3"),
+        ("prompt\n\n\n", "at least one prompt"),
+        ("prompt,classes\na,[1\n", "p.csv:2: classes must be a JSON list"),
+        ("prompt,id\n,3\n", "p.csv:2: prompt must not be empty"),
+    ):
+        path.write_text(text)
+        assert problem in refusal(path)
+    path = tmp_path / "p.txt"
+    path.write_text("Prompts,Category\nA red dog.,Colors\n")
+    assert "header of a table; rename the file to .csv" in refusal(path)
+
+
+@pytest.mark.parametrize("cell", ["cat|dog", "cat; dog", '"cat, dog"', '"[""cat"", ""dog""]"'])
+def test_a_cell_names_classes(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,classes\na cat,{cell}\na road,\n")
+    assert [p.class_names for p in load_prompts(path)] == [("cat", "dog"), ()]
+
+
+def test_parquet_is_read_by_column(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    columns = {"seed": [1, 2], "prompt": ["a red ball", "a cat"], "classes": [["ball"], []]}
+    pq.write_table(pa.table(columns), path, row_group_size=1)
+    assert [(p.text, p.class_names) for p in load_prompts(path)] == [
+        ("a red ball", ("ball",)),
+        ("a cat", ()),
+    ]
+    pq.write_table(pa.table({"prompt": [None, "a"]}), path)
+    assert "row 1: prompt must be a string. Got null." in refusal(path)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), ["x" * 10**6])
+    pq.write_table(pa.table({"prompt": texts}), path)
+    assert path.stat().st_size < 10**6  # but 5 GB of texts
+    assert "at most 2000 characters" in refusal(path)
+    path.write_bytes(b"PAR1 and no more")
+    assert "must be a parquet file" in refusal(path)
+
+
+def test_the_list_that_dataset_diffusion_publishes(tmp_path: Path) -> None:
+    path = tmp_path / "voc.json"
+    rows = [
+        {"filename": "0.jpg", "caption": "a dog; dog car", "class_prompt": "dog car"},
+        {"filename": "1.jpg", "caption": "tv", "class_prompt": "tv monitor dining table person"},
+        {"filename": "2.jpg", "caption": "a lava lamp", "class_prompt": "lava lamp"},
+    ]
+    path.write_text(json.dumps(rows))
+    names = [p.class_names for p in load_prompts(path)]
+    assert names == [("dog", "car"), ("tv monitor", "dining table", "person"), ("lava", "lamp")]
+    path.write_text(json.dumps(rows[2:]))
+    assert [p.class_names for p in load_prompts(path, ["lava lamp"])] == [("lava lamp",)]
+
+
+@pytest.mark.parametrize("key", ["prompt", "text", "caption"])
+def test_lines_without_classes_are_for_masks_and_said_once(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "p.jsonl", *({key: f"a dog {i}", "file_name": i} for i in range(3)))
+    with pytest.warns(UserWarning, match="have no classes") as caught:
+        prompts = load_prompts(path)
+    assert [p.class_names for p in prompts] == [()] * 3
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 1
+    assert said[0].startswith(f"3 prompt(s) have no classes, first at {path}:1: masks only.")
+    assert [p.class_names for p in load_prompts(path, VOC)] == [("dog",)] * 3
+
+
+def test_comment_lines_are_skipped_and_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("# night scenes\na red ball\n  # more\n")
+    with pytest.warns(UserWarning, match=r"2 line.*'#'.*p.txt:1"):
+        assert [p.text for p in load_prompts(path, VOC)] == ["a red ball"]
+
+
+def test_a_class_called_background_is_what_no_class_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", row(classes=["Background", "ball", "ignore"]))
+    with pytest.warns(UserWarning, match="name a class 'Background'.*id 0"):
+        assert load_prompts(path)[0].class_names == ("ball",)
+
+
+@pytest.mark.parametrize(
+    "text", ["a (blue:1.3) sky", "((masterpiece)), a sky", "a sky BREAK a cat", "<lora:x:0.8> sky"]
+)
+def test_marks_of_web_uis_are_warned_about(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "p.jsonl", row("a smile :) (blue) [x]"), row(text))
+    with pytest.warns(UserWarning, match=r"1 prompt.*marks of a web UI.*:2; .*drawn as letters"):
+        assert load_prompts(path)[1].text == text
+
+
+def test_packed_lists(tmp_path: Path) -> None:
+    for name, text in (("p.jsonl", '{"prompt": "a cat", "classes": []}\n'), *TABLES.items()):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        assert load_prompts(tmp_path / f"{name}.gz", VOC)
+    path = tmp_path / "p.txt.gz"
+    path.write_bytes(gzip.compress(b"a cat\n") + gzip.compress(b"a dog\n"))
+    assert [p.text for p in load_prompts(path, VOC)] == ["a cat", "a dog"]
+    path.write_bytes(gzip.compress(b"a cat\n" * 10**6))
+    assert "at most 1,000,000 bytes unpacked" in refusal(path, max_bytes=10**6)
+    path.write_bytes(gzip.compress(b"a cat\n")[:-9])
+    assert "must be whole gzip data" in refusal(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    ["a cat\n", '{"prompt": "a cat"}\n', '[{"text": "a cat"}]', "id,prompt\n1,a cat\n"],
+)
+def test_standard_input_of_every_form(text: str, packed: bool) -> None:
+    data = gzip.compress(text.encode()) if packed else text.encode()
+    read_once = io.TextIOWrapper(io.BytesIO(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", read_once)
+        reading._standard_input.cache_clear()
+        try:
+            assert [p.text for p in load_prompts("-", ())] == ["a cat"]
+            assert [p.text for p in load_prompts("-", ())] == ["a cat"]  # what was read is kept
+        finally:
+            reading._standard_input.cache_clear()
 
 
 @needs_published
@@ -243,7 +386,7 @@ def test_files_that_are_no_prompt_files(tmp_path: Path) -> None:
         assert "at least one prompt" in refusal(tmp_path / f"empty.{suffix}")
     assert "existing file" in refusal(tmp_path / "none.jsonl")
     assert "Did you mean 'scenes'?" in refusal("scense")
-    assert ".jsonl, .json or .txt" in refusal(write(tmp_path / "p.csv", "a"))
+    assert ".parquet or .txt" in refusal(write(tmp_path / "p.xml", "a"))
     (tmp_path / "folder.txt").mkdir()
     assert "existing file" in refusal(tmp_path / "folder.txt")
 

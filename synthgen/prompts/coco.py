@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.prompts.entries import Entry, make_entry, to_prompts
+from synthgen.prompts.notes import Notes, say
 from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
 from synthgen.types import Prompt
 from synthgen.untrusted import one_line, quote
@@ -34,13 +35,25 @@ def load_coco(
     Raises:
         ValueError: In one line, if a file is not of COCO's form or is too large.
     """
-    shown = one_line(captions)
-    names = _class_names(_load(Path(instances), max_bytes), one_line(instances))
-    rows = _rows(_load(Path(captions), max_bytes), "annotations", shown)
-    prompts = to_prompts(_entries(rows, names, shown), class_table)
-    if not prompts:
-        raise ValueError(f"{shown}: must hold at least one caption. Got none.")
+    notes = Notes()
+    entries = coco_entries(Path(captions), Path(instances), max_bytes)
+    prompts = list(to_prompts(entries, class_table, notes))
+    say(notes.sentences)
     return prompts
+
+
+def coco_entries(captions: Path, instances: Path, max_bytes: int) -> Iterator[Entry]:
+    """The entries of a pair of files, as `load_coco` has them.
+
+    Raises:
+        ValueError: In one line, if a file is not of COCO's form or is too large.
+    """
+    shown = one_line(captions)
+    names = _class_names(_load(instances, max_bytes), one_line(instances))
+    rows = _rows(_load(captions, max_bytes), "annotations", shown)
+    if not rows:
+        raise ValueError(f"{shown}: must hold at least one caption. Got none.")
+    return _entries(rows, names, shown)
 
 
 def _load(path: Path, max_bytes: int) -> Any:

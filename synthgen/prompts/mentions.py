@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "person": (
         *("man", "woman", "boy", "girl", "child", "kid", "baby", "lady", "guy", "toddler"),
         *("family", "crowd", "teenager", "officer", "rider", "cyclist", "player", "surfer"),
-        *("skier", "snowboarder", "skateboarder", "pedestrian"),
+        *("snowboarder", "skateboarder", "pedestrian"),
         *(f"{work}{end}" for work in _WORKERS for end in ("man", "woman")),
     ),
     "aeroplane": ("jet",),
