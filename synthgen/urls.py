@@ -9,9 +9,10 @@ which would carry them into configurations, logs and the server's database.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -22,6 +23,11 @@ LOCAL = ("file", "memory")
 """memory serves the tests: it goes the way that object stores go."""
 
 SCHEMES = (*LOCAL, "s3", "gs", "gcs", "az", "abfs")
+
+PAUSES = (0.2, 0.6, 1.8)
+"""Seconds between the times that a store is asked."""
+
+Answer = TypeVar("Answer")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
@@ -79,9 +85,13 @@ def open_url(url: str) -> tuple[Any, str]:
     """
     check_url(url)
     scheme = scheme_of(url)
-    fresh = {} if scheme in LOCAL else {"use_listings_cache": False}  # others write there too
+    options: dict[str, Any] = {}
+    if scheme not in LOCAL:
+        options["use_listings_cache"] = False  # others write there too
+    if scheme == "s3":  # some servers send the whole object's checksum with a piece of it
+        options["config_kwargs"] = {"response_checksum_validation": "when_required"}
     try:
-        fs, root = fsspec.core.url_to_fs(url, **fresh)
+        fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = "'.[s3]'" if scheme == "s3" else f"fsspec's package for {scheme}"
         raise ValueError(
@@ -95,43 +105,81 @@ def read_url(url: str, max_bytes: int) -> bytes:
 
     Raises:
         ValueError: If it is no such file; the message is one line.
-        OSError: In one line, if the store cannot be reached.
+        StoreError: If the store cannot be reached, refuses us, or breaks off.
     """
     fs, path = open_url(url)
-    with reaching(url):
-        try:
-            size = int(fs.info(path)["size"])
-        except FileNotFoundError:
-            raise ValueError(
-                f"{one_line(url)}: must be an existing file. Got none; check the URL."
-            ) from None
-        if size > max_bytes:
-            raise ValueError(
-                f"{one_line(url)}: must have at most {max_bytes:,} bytes. Got {size:,}; "
-                f"split the file."
-            )
-        content: bytes = fs.cat_file(path)
+    try:
+        size = int(ask(fs, url, lambda: fs.info(path), there=True)["size"])
+    except FileNotFoundError:
+        raise ValueError(
+            f"{one_line(url)}: must be an existing file. Got none; check the URL."
+        ) from None
+    if size > max_bytes:
+        raise ValueError(
+            f"{one_line(url)}: must have at most {max_bytes:,} bytes. Got {size:,}; "
+            f"split the file."
+        )
+    content: bytes = ask(fs, url, lambda: fs.cat_file(path), there=True)
     return content
 
 
-@contextmanager
-def reaching(where: str) -> Iterator[None]:
-    """Turn whatever a remote store's client raises into one line without secrets.
+class StoreError(OSError):
+    """What went wrong with a store, in one line without secrets, and what to do."""
 
-    A missing file stays what it is, for callers ask whether there is one.
+
+def ask(fs: Any, where: str, act: Callable[[], Answer], there: bool = False) -> Answer:
+    """What a store answers, asked up to four times while that may help.
+
+    Errors of the server, answers that nobody can read and refusals may pass; before the next try
+    after a refusal, credentials are read anew, for a profile may have been renewed. A store that
+    cannot be reached is not asked again: its client did that.
+
+    Args:
+        fs: The fsspec file system.
+        where: What is asked, for the message.
+        act: One call of the file system.
+        there: The file must be there. Stores of many machines may answer that it is not, for a
+            while, although they took it; so a missing one is asked for again, too.
 
     Raises:
-        OSError: If the store cannot be reached, refuses us, or breaks off.
+        FileNotFoundError: If there is no such file; callers ask whether there is one.
+        StoreError: If the store cannot be reached, refuses us, or gives no answer to go by.
     """
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise
-    except Exception as error:
-        said = one_line(redact(str(error))) or "no message"
-        raise OSError(
-            f"The store of {one_line(where)} must answer and let us in. "
-            f"Got {type(error).__name__}: {said}. "
-            f"Check the endpoint, and the credentials in the environment or profile; then run "
-            f"again: complete shards are kept."
-        ) from None
+    for pause in (*PAUSES, None):
+        try:
+            return act()
+        except (FileNotFoundError, NotADirectoryError):
+            if pause is None or not there:
+                raise
+        except Exception as error:
+            if pause is None or _is_away(error):
+                raise _store_error(where, error) from None
+            if isinstance(error, PermissionError) or "Expired" in str(error):
+                with suppress(Exception):  # the next try says what is wrong
+                    fs.connect(refresh=True)
+        time.sleep(pause)
+    raise AssertionError
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether nobody answered at all; botocore's errors are known by name, for it may be missing.
+
+    >>> _is_away(ConnectionRefusedError()), _is_away(ConnectionResetError())
+    (True, False)
+    """
+    names = ("EndpointConnectionError", "ConnectTimeoutError", "NoCredentialsError")
+    return isinstance(error, ConnectionRefusedError) or type(error).__name__ in names
+
+
+def _store_error(where: str, error: Exception) -> StoreError:
+    said = one_line(redact(str(error))) or "no message"
+    if isinstance(error, PermissionError) or "redential" in type(error).__name__:
+        must, do = "let us in", "Renew or check the credentials in the environment or profile"
+    elif _is_away(error):
+        must, do = "answer", "Check the endpoint"
+    else:
+        must, do = "answer without errors", "Check the store and the way to it"
+    return StoreError(
+        f"The store of {one_line(where)} must {must}. Got {type(error).__name__}: "
+        f"{said.rstrip('.')}. {do}, then run the same command again: what is complete is kept."
+    )

@@ -9,7 +9,7 @@ import torch
 
 from synthgen import run
 from synthgen.config import Config
-from synthgen.dataset import publish
+from synthgen.dataset import remote
 from synthgen.diffusion.backbones import load_backbone
 
 
@@ -18,7 +18,7 @@ def finish_remote(
 ) -> None:
     """Make or finish a dataset on a store, with the environment of its client."""
     os.environ.update(environment)
-    publish.PART_BYTES = part_bytes
+    remote.PART_BYTES = part_bytes
     torch.set_num_threads(1)
     load_backbone(config.model)
     ready.set()

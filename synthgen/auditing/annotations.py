@@ -16,7 +16,7 @@ from typing import Any
 from synthgen.auditing.samples import ShardSamples
 from synthgen.dataset.audits import parse_table, read_verdicts, table_name
 from synthgen.dataset.listed import listed_shards
-from synthgen.dataset.publish import open_storage
+from synthgen.dataset.publish import clear_disk_errors, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, bbox_xywh, decode_image, encode_image
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.types import Annotations
@@ -84,12 +84,13 @@ def export_sa1b(out: str | Path, audit_id: str, folder: str | Path, keep_only: b
     storage, target = open_storage(out), Path(folder)
     shards = listed_shards(storage)
     read_verdicts(storage, audit_id, {shard.stem: shard.sha256 for shard in shards})
-    target.mkdir(parents=True, exist_ok=True)
     written = 0
     for shard in shards:
         table = parse_table(storage.read(table_name(audit_id, shard.stem)) or b"")
         rows = {row.key: row for row in table}
-        with storage.open(shard.name) as stream:
+        full = clear_disk_errors(open_storage(target), shard.num_bytes, f"images of {shard.stem}")
+        with full, storage.open(shard.name) as stream:
+            target.mkdir(parents=True, exist_ok=True)
             samples = ShardSamples(stream, shard)
             for index, key in enumerate(samples.keys):
                 if rows[key].verdict.keep or not keep_only:

@@ -85,12 +85,7 @@ class SideFolder:
 
     def ids(self, storage: Storage) -> list[str]:
         """Ids in a dataset, sorted, finished or not."""
-        try:
-            found = storage.fs.ls(storage.path(self.folder), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        folders = (item for item in found if item["type"] == "directory")
-        names = (str(item["name"]).rstrip("/").rsplit("/", 1)[-1] for item in folders)
+        names = (name.rpartition("/")[2] for name in storage.folders(self.folder))
         return sorted(name for name in names if len(name) <= MAX_ID and _ID.fullmatch(name))
 
     def id_for(self, name: str, digest: str) -> str:

@@ -160,9 +160,9 @@ def parse_marker(content: bytes, shard: str) -> Marker:
     return marker
 
 
-def read_marker(storage: Storage, shard: str) -> Marker | None:
-    """The marker of a shard, None where there is none or it cannot be read."""
-    content = storage.read(marker_name(shard))
+def read_marker(storage: Storage, shard: str, there: bool = False) -> Marker | None:
+    """The marker of a shard, None where there is none or it cannot be read; see `Storage.read`."""
+    content = storage.read(marker_name(shard), there)
     if content is None:
         return None
     try:
@@ -176,20 +176,21 @@ def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> 
     return (
         (marker.config, marker.planned) == (config, planned)
         and fits_tar(storage, marker)
-        and storage.size(metadata_name(marker.name)) is not None
+        and storage.size(metadata_name(marker.name), there=True) is not None
     )
 
 
 def fits_tar(storage: Storage, marker: Marker) -> bool:
     """Whether the tar has the size that the marker says, or is not there as it says."""
-    return storage.size(tar_name(marker.name)) == (None if marker.skipped else marker.bytes)
+    size = storage.size(tar_name(marker.name), there=not marker.skipped)
+    return size == (None if marker.skipped else marker.bytes)
 
 
 def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
     """All markers that can be read, in the order of their shards; or those of the last shards."""
     names = [name.removeprefix("stats/").removesuffix(".json") for name in storage.names("stats")]
     names = [name for name in names if SHARD_NAME.fullmatch(name)]
-    markers = (read_marker(storage, name) for name in names[-newest if newest else 0 :])
+    markers = (read_marker(storage, name, True) for name in names[-newest if newest else 0 :])
     return [marker for marker in markers if marker is not None]
 
 

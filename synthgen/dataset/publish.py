@@ -1,7 +1,7 @@
 """Everything goes to disk here: local staging under a unique name, then one atomic step.
 
-A file is staged, synced, and moved into its place by ``os.replace`` (local) or ``put_file``
-(any other fsspec file system, see `synthgen.urls`); a name in the dataset therefore always stands
+A file is staged, synced, and moved into its place by ``os.replace`` (local) or put (any other
+fsspec file system, see `synthgen.dataset.remote`); a name in the dataset therefore always stands
 for a whole file. Nothing is ever opened for writing at its final name.
 """
 
@@ -21,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from synthgen import urls
+from synthgen.dataset.remote import Remote
 from synthgen.types import ByteStream
 from synthgen.untrusted import one_line
 
@@ -36,10 +37,6 @@ STAGING = ".synthgen/staging"
 LOCKS = ".synthgen/locks"
 LOCK_SECONDS = 120.0
 """How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
-
-PART_BYTES = 16 * 2**20
-"""Parts in which s3 gets a tar of twice this size or more: a cut connection costs one part. S3
-takes at least 5 MiB, and at most 10,000 parts: tars of 160 GB."""
 
 _STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
 _FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
@@ -93,52 +90,77 @@ class Storage:
         """The same folder for a forked process, which clients of object stores do not survive."""
         return Storage(type(self.fs)(*self.fs.storage_args, **self.fs.storage_options), self.root)
 
-    def read(self, name: str) -> bytes | None:
-        """Content of a file, None where there is none."""
+    @property
+    def remote(self) -> Remote | None:
+        """What asks the store, where there is one; memory is none."""
+        kept_here = not set(_protocols(self.fs)).isdisjoint(urls.LOCAL)
+        return None if kept_here else Remote(self.fs, self.root)
+
+    def read(self, name: str, there: bool = False) -> bytes | None:
+        """Content of a file, None where there is none.
+
+        Args:
+            name: Of the file.
+            there: There is evidence of it, so a store that denies it is asked again.
+        """
+        path, remote = self.path(name), self.remote
         try:
-            with self._reaching():
-                content: bytes = self.fs.cat_file(self.path(name))
+            content: bytes = remote.read(path, there) if remote else self.fs.cat_file(path)
         except IsADirectoryError:
-            raise _no_file(self.path(name)) from None
+            raise _no_file(path) from None
         except (FileNotFoundError, NotADirectoryError):
             return None
         return content
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, None where there is none."""
+    def size(self, name: str, there: bool = False) -> int | None:
+        """Bytes of a file, None where there is none; see ``read``."""
+        path, remote = self.path(name), self.remote
         try:
-            with self._reaching():
-                found = self.fs.info(self.path(name))
+            found = remote.info(path, there) if remote else self.fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         if found["type"] == "directory":
-            raise _no_file(self.path(name))
+            raise _no_file(path)
         return int(found["size"])
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no folder."""
-        where = self.path(folder).rstrip("/")
+        return self._listed(folder, "file")
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted."""
+        return self._listed(folder, "directory")
+
+    def _listed(self, folder: str, kind: str) -> list[str]:
+        where, remote = self.path(folder).rstrip("/"), self.remote
         try:
-            with self._reaching():
-                found = self.fs.ls(where, detail=True)
+            found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         prefix = f"{folder}/" if folder else ""
-        paths = [str(item["name"]).rstrip("/") for item in found if item["type"] == "file"]
-        return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths if path != where)
+        paths = {str(item["name"]).rstrip("/") for item in found if item["type"] == kind}
+        return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths - {where})
 
     def open(self, name: str) -> ByteStream:
-        """A file opened for reading."""
-        with self._reaching():
-            stream: ByteStream = self.fs.open(self.path(name), "rb")
-        return stream
+        """A file opened for reading.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        path, remote = self.path(name), self.remote
+        try:
+            return remote.open(path) if remote else self.fs.open(path, "rb")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.root} must have {name}. Got none; see 'synthgen verify'."
+            ) from None
 
     def publish(self, staged: Path, name: str) -> None:
         """Move a staged file into its place, durably and in one step."""
         with staged.open("rb") as stream:
             os.fsync(stream.fileno())
         if self.local_root is None:
-            self._put(staged, name)
+            self.send(staged, name)
             staged.unlink()
             return
         target = Path(self.path(name))
@@ -146,22 +168,34 @@ class Storage:
         staged.replace(target)
         _sync_folder(target.parent)
 
+    def send(self, path: Path, name: str) -> None:
+        """Copy a file of this machine to a place elsewhere."""
+        if remote := self.remote:
+            remote.put(path, self.path(name))
+        else:
+            self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(path), self.path(name))
+
     def publish_bytes(self, content: bytes, name: str) -> None:
-        """Write a small file through staging; an equal file is left alone."""
+        """Write a small file through staging; an equal file is left alone.
+
+        Raises:
+            OSError: In one line, if it cannot be written.
+        """
         if self.read(name) == content:
             return
-        with self.staging() as folder:
+        with clear_disk_errors(self, len(content), name), self.staging() as folder:
             staged = folder / "file"
             staged.write_bytes(content)
             self.publish(staged, name)
 
     def remove(self, name: str) -> None:
         """Delete a file; one that is already gone is no error."""
-        try:
-            with self._reaching():
+        if remote := self.remote:
+            remote.remove(self.path(name))
+        else:
+            with suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name))
-        except FileNotFoundError:
-            return
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -193,21 +227,6 @@ class Storage:
     def _staging_root(self) -> Path:
         """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
         return _own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
-
-    def _reaching(self) -> AbstractContextManager[None]:
-        """What the client of a remote store raises becomes one line."""
-        remote = set(_protocols(self.fs)).isdisjoint(urls.LOCAL)
-        return urls.reaching(self.root) if remote else nullcontext()
-
-    def _put(self, staged: Path, name: str) -> None:
-        parts = {"chunksize": PART_BYTES} if self._is_s3 else {}
-        try:
-            with self._reaching():
-                self.fs.put_file(str(staged), self.path(name), **parts)
-        except FileNotFoundError as error:
-            raise OSError(
-                f"The bucket of {self.root} must exist. Got: {error}. Make it, or choose another."
-            ) from None
 
     @property
     def _is_s3(self) -> bool:
@@ -276,14 +295,16 @@ class Storage:
         """
         if not self._is_s3:
             return []
-        with self._reaching():
-            stale = [
-                (bucket, upload["Key"], upload["UploadId"])
-                for bucket, upload in self._partial_uploads()
-                if time.time() - upload["Initiated"].timestamp() >= seconds
-            ]
-            for upload in () if dry_run else stale:
-                self.fs.abort_mpu(*upload)
+        stale = [
+            (bucket, upload["Key"], upload["UploadId"])
+            for bucket, upload in urls.ask(
+                self.fs, self.root, lambda: list(self._partial_uploads())
+            )
+            if time.time() - upload["Initiated"].timestamp() >= seconds
+        ]
+        for upload in () if dry_run else stale:
+            with suppress(FileNotFoundError):  # the store forgot it, or another was faster
+                urls.ask(self.fs, self.root, functools.partial(self.fs.abort_mpu, *upload))
         prefix = self.root.partition("/")[2]
         return sorted(key.removeprefix(f"{prefix}/") for _, key, _ in stale)
 
@@ -330,7 +351,7 @@ def sha256_file(stream: ByteStream) -> str:
 
 @contextmanager
 def clear_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one line that says what to do.
+    """Turn a full or read-only disk into one line that says what to do; so with a store.
 
     Args:
         storage: Where we write.
@@ -342,9 +363,13 @@ def clear_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterato
     """
     try:
         yield
-    except OSError as error:
+    except OSError as raised:
+        # of blocks in one another, the outer one knows better what is not complete
+        error = raised.__cause__ if isinstance(raised.__cause__, OSError) else raised
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(storage, needed_bytes, what) from None
+            raise _disk_full(storage, needed_bytes, what) from error
+        if isinstance(error, urls.StoreError):
+            raise urls.StoreError(f"{error} Not complete there: {what}.") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise OSError(
                 f"The output must be a writable folder. Got {storage.root}: "

@@ -296,14 +296,9 @@ def _origin(storage: Storage) -> dict[str, str]:
 
 
 def _refuse_foreign(out: Storage) -> None:
-    try:
-        found = out.fs.ls(out.root, detail=False)
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        found = [out.root]
-    names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
-    names = [name for name in names if name != ".synthgen"]  # left by one killed at its start
+    names = sorted({*out.names(), *out.folders()} - {".synthgen"})  # one killed at its start
+    if out.local_root is not None and out.local_root.is_file():
+        names = [out.local_root.name]
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(

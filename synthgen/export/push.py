@@ -14,14 +14,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from synthgen import urls
 from synthgen.dataset.manifest import MANIFEST
-from synthgen.dataset.publish import Storage, dump_json, open_storage, sha256_file
+from synthgen.dataset.publish import (
+    Storage,
+    clear_disk_errors,
+    dump_json,
+    open_storage,
+    sha256_file,
+)
 from synthgen.progress import Progress, report
 from synthgen.untrusted import one_line, quote
 
@@ -117,16 +123,15 @@ def _is_hidden(name: str) -> bool:
 def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
     names = local_files(root)
     plan = {name: _describe(root / name) for name in names}
-    standing = _read_plan(target)
-    if standing is None and (foreign := next(_remote_files(target), None)):
+    found = _remote_files(target)
+    standing = _read_plan(target, there=bool(found))
+    if standing is None and found:
         raise ValueError(
-            f"The target must be empty or a push of ours. Got {target.root} with {foreign}."
+            f"The target must be empty or a push of ours. Got {target.root} with {found[0]}."
         )
     if standing != plan:
-        _remove_unequal(target, standing or {}, plan)
-        content = dump_json({name: list(entry) for name, entry in plan.items()})
-        target.fs.makedirs(target.path(".synthgen"), exist_ok=True)
-        target.fs.pipe_file(target.path(PLAN), content)
+        _remove_unequal(target, found, standing or {}, plan)
+        target.publish_bytes(dump_json({name: list(plan[name]) for name in plan}), PLAN)
     sent = num_bytes = 0
     for name in names:
         equal = target.size(name) == plan[name][0]
@@ -137,10 +142,9 @@ def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
     return PushReport(sent, len(names) - sent, num_bytes)
 
 
-def _remove_unequal(target: Storage, standing: Plan, plan: Plan) -> None:
+def _remove_unequal(target: Storage, found: list[str], standing: Plan, plan: Plan) -> None:
     """Remove what the standing plan does not show to be equal, what tells of others first."""
-    found = sorted(_remote_files(target), key=lambda name: name not in LAST)
-    for name in found:
+    for name in sorted(found, key=lambda name: name not in LAST):
         if name in standing and standing[name] != plan.get(name):
             target.remove(name)
         elif name not in standing and name in plan:
@@ -151,8 +155,8 @@ def _remove_unequal(target: Storage, standing: Plan, plan: Plan) -> None:
 
 
 def _send(path: Path, target: Storage, name: str) -> None:
-    target.fs.makedirs(target.path(name).rpartition("/")[0], exist_ok=True)
-    target.fs.put_file(str(path), target.path(name))
+    with clear_disk_errors(target, path.stat().st_size, name):
+        target.send(path, name)
     size = target.size(name)
     if size != path.stat().st_size:
         raise RuntimeError(
@@ -161,13 +165,12 @@ def _send(path: Path, target: Storage, name: str) -> None:
         )
 
 
-def _remote_files(target: Storage) -> Iterator[str]:
+def _remote_files(target: Storage) -> list[str]:
     target.fs.invalidate_cache()
     prefix = target.root.lstrip("/") + "/"
-    for path in target.fs.find(target.root):
-        name = str(path).lstrip("/").removeprefix(prefix)
-        if name != PLAN:
-            yield name
+    found = urls.ask(target.fs, target.root, lambda: target.fs.find(target.root))
+    names = (str(path).lstrip("/").removeprefix(prefix) for path in found)
+    return [name for name in names if not name.startswith(".synthgen/")]
 
 
 def _describe(path: Path) -> tuple[int, str]:
@@ -175,10 +178,10 @@ def _describe(path: Path) -> tuple[int, str]:
         return path.stat().st_size, sha256_file(stream)
 
 
-def _read_plan(target: Storage) -> dict[str, tuple[int, str]] | None:
+def _read_plan(target: Storage, there: bool) -> dict[str, tuple[int, str]] | None:
     """The standing plan; None where there is none or it was cut off while it was written."""
     try:
-        tree = json.loads(target.read(PLAN) or b"")
+        tree = json.loads(target.read(PLAN, there) or b"")
         return {str(name): (int(entry[0]), str(entry[1])) for name, entry in tree.items()}
     except (ValueError, TypeError, AttributeError, IndexError):
         return None

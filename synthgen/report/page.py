@@ -25,7 +25,7 @@ from synthgen.config import TOPS
 from synthgen.dataset.manifest import TAR_NAME, metadata_name, preview_name, read_manifest
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
-from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
 from synthgen.redaction import redact_tree
 from synthgen.report.audits import (
@@ -89,8 +89,9 @@ def write_report(
     storage = open_storage(url)
     content = render_report(storage, audit, num, labels).encode("utf-8")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(content)
+        with clear_disk_errors(open_storage(out.parent), len(content), "the report"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(content)
         return out
     storage.publish_bytes(content, PAGE)
     return storage.local_root / PAGE if storage.local_root else storage.path(PAGE)

@@ -17,11 +17,11 @@ from synthgen.run.estimate import estimate
 from synthgen.run.plan import shard_spans
 
 PUTS_PER_SHARD = 3
-"""Tar, metadata and marker, of a tar below two parts (`dataset.publish.PART_BYTES`)."""
+"""Tar, metadata and marker, of a tar below two parts (`dataset.remote.PART_BYTES`)."""
 
-REQUESTS_PER_SHARD = 13
-"""Those three, and five reads of two requests each: identity, marker, classes, and what stands
-where metadata and marker will."""
+REQUESTS_PER_SHARD = 11
+"""Those three, a look at each that it has arrived, and five reads: identity, marker, classes, and
+what stands where metadata and marker will."""
 
 ROWS_PER_SHARD = 23
 """In the Prefect server's database, over 103 task runs (2026-11-21): the task run, 3 states,

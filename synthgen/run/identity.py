@@ -136,13 +136,17 @@ def identity_bytes(content: Mapping[str, Any], environments: Sequence[Mapping[st
     return dump_json(tree, allow_nan=True)  # schedulers have settings of -inf
 
 
-def read_identity(storage: Storage) -> dict[str, Any] | None:
+def read_identity(storage: Storage, there: bool = False) -> dict[str, Any] | None:
     """The identity of the dataset in a folder, None where there is no dataset.
+
+    Args:
+        storage: The folder.
+        there: Something is in it, see `Storage.read`.
 
     Raises:
         ValueError: If it cannot be read.
     """
-    raw = storage.read(IDENTITY)
+    raw = storage.read(IDENTITY, there)
     if raw is None:
         return None
     try:

@@ -234,7 +234,8 @@ def standing_identity(storage: Storage) -> dict[str, Any] | None:
     if storage.local_root is not None and storage.local_root.is_file():
         raise ValueError(f"The output must be a folder. Got a file, {storage.root}.")
     taken = [*storage.names(), *storage.names("data"), *storage.names("stats")]
-    standing = read_identity(storage)  # after looking: another process may begin right now
+    # after looking: another process may begin right now
+    standing = read_identity(storage, there=bool(taken))
     if taken and standing is None:
         raise ValueError(
             f"The output must be an empty folder or a dataset of synthgen. Got {storage.root} "
@@ -295,7 +296,7 @@ def _extended(
 
 
 def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str) -> list[Marker]:
-    found = [complete_marker(storage, spec, digest) for spec in specs]
+    found = [complete_marker(storage, spec, digest, there=True) for spec in specs]
     markers = [marker for marker in found if marker is not None]
     if len(markers) < len(specs):
         done = {marker.name for marker in markers}

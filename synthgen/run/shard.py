@@ -109,9 +109,11 @@ def _check_initialized(storage: Storage, config: Config) -> str:
     return digest
 
 
-def complete_marker(storage: Storage, spec: ShardSpec, digest: str) -> Marker | None:
-    """The marker of a shard that is done, None where it is not."""
-    marker = read_marker(storage, spec.name)
+def complete_marker(
+    storage: Storage, spec: ShardSpec, digest: str, there: bool = False
+) -> Marker | None:
+    """The marker of a shard that is done, None where it is not; see `Storage.read`."""
+    marker = read_marker(storage, spec.name, there)
     done = marker is not None and is_complete(storage, marker, digest, len(spec.samples))
     return marker if done else None
 
