@@ -57,7 +57,8 @@ def _tiny_sam(folder: Path) -> None:
 
 
 def _tiny_sam2(folder: Path) -> None:
-    from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
+    import transformers
+    from transformers import Sam2Config, Sam2Model
 
     backbone = {
         "model_type": "sam2_hiera_det_model",
@@ -83,7 +84,9 @@ def _tiny_sam2(folder: Path) -> None:
     )
     sides = {"height": 64, "width": 64}
     Sam2Model(config).save_pretrained(folder)
-    Sam2ImageProcessor(size=sides, mask_size={"height": 16, "width": 16}).save_pretrained(folder)
+    older = "Sam2ImageProcessorFast"  # before transformers 5.4
+    processor = getattr(transformers, "Sam2ImageProcessor", None) or getattr(transformers, older)
+    processor(size=sides, mask_size={"height": 16, "width": 16}).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("save", [_tiny_sam, _tiny_sam2])

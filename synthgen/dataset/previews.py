@@ -152,7 +152,7 @@ def _scaled(
     return np.asarray(scaled.round(), dtype=np.uint8)
 
 
-def _png(pixels: UInt8[np.ndarray, ...]) -> bytes:
+def _png(pixels: UInt8[np.ndarray, "height width *_channel"]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", compress_level=6)
     return stream.getvalue()

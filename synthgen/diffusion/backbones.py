@@ -195,7 +195,6 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
-            dtype=dtype,
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,
@@ -209,6 +208,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: {one_line(error)}"
         ) from None
     _check_tokenizer(pipeline, folder)
+    pipeline.to(dtype)  # diffusers has two names for it
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)
