@@ -31,7 +31,7 @@ from synthgen.prompts.notes import Notes, say
 from synthgen.prompts.reading import MAX_BYTES, STDIN, is_file, read_source
 from synthgen.types import Prompt
 from synthgen.untrusted import one_line, parse_record
-from synthgen.urls import open_url, reaching
+from synthgen.urls import ask, open_url
 
 VERSION = 1
 """Raised whenever the same file would be read as other prompts."""
@@ -187,9 +187,9 @@ def _stamp(source: str) -> tuple[object, ...] | None:
     if source == STDIN:
         return ()
     if "://" in source:
-        with suppress(FileNotFoundError), reaching(source):
-            fs, path = open_url(source)
-            return (fs.ukey(path),)
+        fs, path = open_url(source)
+        with suppress(FileNotFoundError):
+            return (ask(fs, source, lambda: fs.ukey(path), there=True),)
         return None
     found: list[object] = []
     try:
