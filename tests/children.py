@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 
 from synthgen import run
 from synthgen.config import Config
+from synthgen.dataset import publish
 from synthgen.diffusion.backbones import load_backbone
 
 PRELOADED = [__name__]
@@ -81,3 +83,37 @@ def make_shards(config: Config, out: Path, indices: tuple[int, ...]) -> None:
     specs = run.plan(config)
     for index in indices:
         run.make_shard(config, specs[index], out)
+
+
+def finish_at_its_pace(config: Config, out: Path, seed: int, stop_at: int, ready: Event) -> None:
+    """Make or finish the dataset with pauses; exit code 1 or 2 where it is refused.
+
+    Args:
+        config: The configuration.
+        out: The dataset's folder.
+        seed: Of the pauses.
+        stop_at: At so many syncs the process stops until somebody lets it go on; 0: never.
+        ready: Set once the model is loaded.
+    """
+    real, rng, syncs = os.fsync, random.Random(seed), 0
+    publish.LOCK_SECONDS = 2.0  # one that is stopped in the middle does not hold up the test
+
+    def stopping(handle: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        real(handle)
+
+    def pausing(event: str, **fields: object) -> None:
+        time.sleep(rng.choice((0.0, 0.0, 0.05, 0.2)))
+
+    os.fsync = stopping
+    torch.set_num_threads(1)
+    load_backbone(config.model)
+    ready.set()
+    try:
+        run.generate(config, out, progress=pausing)
+    except (RuntimeError, ValueError) as error:
+        lines = str(error).splitlines()
+        sys.exit(3 if len(lines) > 1 else 2 if isinstance(error, ValueError) else 1)
