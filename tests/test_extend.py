@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -24,6 +25,7 @@ from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import publish_manifest, read_manifest
 from synthgen.dataset.publish import open_storage
 from synthgen.dataset.verify import verify_dataset
+from synthgen.progress import Stopped
 
 
 @pytest.fixture
@@ -164,6 +166,35 @@ def test_killed_between_version_and_manifest_the_version_is_used(
     manifest = read_manifest(storage, 2)
     assert manifest is not None
     assert publish_manifest(storage, manifest) == manifest
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_killed_after_its_commit_it_is_not_repeated(
+    begun: bool,
+    config: Config,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody has heard that it is done: run again it ends, and only then a new one begins."""
+    out = tmp_path / "out"
+    if begun:
+        shutil.copytree(tiny_dataset, out)
+    planned = 11 if begun else 8
+    with suppress(Stopped), run.extension(out, 1, config) as extended:
+        run.generate(extended, out)
+        raise Stopped
+    before = tree_hashes(out)
+    assert run.extend(out, 1, config)["totals"]["planned"] == planned
+    assert "it is ended, none added" in caplog.text
+    assert tree_hashes(out) == before
+    assert run.extend(out, 1, config)["totals"]["planned"] == planned + 3
+    assert run.extend(out, 1, config)["totals"]["planned"] == planned + 6
+
+
+def test_a_copy_without_what_is_hidden_grows(extended: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(extended, tmp_path / "out", ignore=lambda *_: [".synthgen"])
+    assert run.extend(out, 1)["totals"]["planned"] == 20
 
 
 def test_two_extensions_at_once_collide_clearly(extended: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 The n-th extension is a function of the dataset alone: prompts go on where they stopped, each
 prompt with its next image, so that seeds are fresh and every image keeps its identity. The
-configuration on the disk is the intent (``extended`` shards), the manifest the commit: killed in
-between, the next call finishes that extension instead of beginning another. Each extension
+configuration on the disk is the intent (``extended`` shards), the manifest the commit, and
+``.synthgen/extended.json`` says how far the caller knows of it: killed before, the next call
+finishes that extension instead of beginning another. Each extension
 publishes a version of the manifest, which ``open_dataset(out, version=n)`` holds on to.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,15 @@ from typing import Any
 
 from synthgen.config import Config
 from synthgen.dataset.manifest import CONFIG, read_manifest
-from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.publish import Storage, dump_json, open_storage
 from synthgen.progress import Progress, report
 from synthgen.run.identity import read_config, read_identity
 from synthgen.run.lifecycle import generate
+from synthgen.untrusted import parse_object
+
+TOLD = ".synthgen/extended.json"
+
+logger = logging.getLogger(__name__)
 
 
 def extend(
@@ -69,11 +76,15 @@ def extension(
     if config is None:
         read_config(storage)  # no dataset: say so before a folder is made
     with storage.locked("extend", "extend a dataset"):
-        yield _extended(storage, shards, config, until)
+        extended = _extended(storage, shards, config, until)
+        yield extended
+        _tell(storage, extended.extended)
 
 
 def _extended(storage: Storage, shards: int, config: Config | None, until: int | None) -> Config:
+    told = _told(storage)
     if config is not None and (read_identity(storage) is None or storage.read(CONFIG) is None):
+        _tell(storage, -1 if told is None else told)
         return config
     standing = read_config(storage)
     found = config or standing
@@ -84,7 +95,25 @@ def _extended(storage: Storage, shards: int, config: Config | None, until: int |
         )
     manifest = read_manifest(storage)
     unfinished = manifest is None or manifest["totals"]["planned"] != standing.planned
+    if told is None:  # of another release, or a copy without what is hidden
+        _tell(storage, standing.extended)
+    elif not unfinished and standing.extended > told:
+        logger.warning("An earlier run was cut off when all was there: it is ended, none added.")
+        unfinished = True
     added = 0 if unfinished else shards
     if until is not None:
         added = max(0, min(added, until - standing.extended))
     return found.model_copy(update={"extended": standing.extended + added})
+
+
+def _told(storage: Storage) -> int | None:
+    """Extended shards when an extension last said that it is done; -1 before the dataset was."""
+    try:
+        found = parse_object(storage.read(TOLD) or b"")["extended"]
+    except (ValueError, KeyError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _tell(storage: Storage, extended: int) -> None:
+    storage.publish_bytes(dump_json({"extended": extended}), TOLD)
