@@ -130,5 +130,6 @@ def conclude(plan: AuditPlan) -> dict[str, Any]:
         )
     done = [marker for marker in markers.values() if marker is not None]
     summary = summarize(storage, plan, done)
+    storage.sync()
     storage.publish_bytes(dump_json(summary), summary_name(plan.audit_id))
     return summary

@@ -169,12 +169,16 @@ class Storage:
         _sync_folder(target.parent)
 
     def send(self, path: Path, name: str) -> None:
-        """Copy a file of this machine to a place elsewhere."""
+        """Publish a copy of a file of this machine."""
         if remote := self.remote:
             remote.put(path, self.path(name))
-        else:
+        elif self.local_root is None:
             self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
             self.fs.put_file(str(path), self.path(name))
+        else:
+            with self.staging() as folder:
+                shutil.copyfile(path, folder / "file")
+                self.publish(folder / "file", name)
 
     def publish_bytes(self, content: bytes, name: str) -> None:
         """Write a small file through staging; an equal file is left alone.

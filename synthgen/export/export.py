@@ -189,6 +189,7 @@ class ExportPlan:
                     stream.writelines(chunks)
                 self.out.publish(folder / "file", name)
             summary = self._describe()
+            self.out.sync()
             self.out.publish_bytes(dump_json(summary), EXPORT)
         return summary
 

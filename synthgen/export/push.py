@@ -139,6 +139,7 @@ def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
             _send(root / name, target, name)
             sent, num_bytes = sent + 1, num_bytes + plan[name][0]
         progress("push", name=name, bytes=plan[name][0], reused=equal)
+    target.sync()
     return PushReport(sent, len(names) - sent, num_bytes)
 
 

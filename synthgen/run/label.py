@@ -134,6 +134,7 @@ def conclude(plan: LabelPlan) -> dict[str, Any]:
         "shards": len(done),
         "statistics": merge_statistics(marker.statistics for marker in done),
     }
+    storage.sync()
     storage.publish_bytes(dump_json(summary), summary_name(plan.label_id))
     return summary
 
