@@ -127,7 +127,9 @@ def write_dataset(
     for name, text in {
         "identity.json": json.dumps(identity),
         "config.yaml": config_yaml(config, DIGEST),
-        "classes.json": json.dumps(class_table(prompts)),
+        "classes.json": json.dumps(
+            class_table(name for prompt in prompts for name in prompt.class_names)
+        ),
         "README.md": readme(config, identity, tars, manifest),
     }.items():
         storage.publish_bytes(text.encode("utf-8"), name)

@@ -33,6 +33,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Classes to look for in captions: cat,dog or a file of names, or of ids."),
+]
 Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
 Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
 Address = Annotated[
@@ -43,12 +47,13 @@ JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per
 
 def generate(
     source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
+        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: scenes, voc.")
     ],
     out: Annotated[
         str, typer.Option(help="Output folder or URL (s3://bucket/folder); run again to go on.")
     ] = "synthgen-out",
     num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
+    classes: Classes = None,
     overrides: Set = None,
     engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
     runner: Runner = "threads",
@@ -75,9 +80,11 @@ def generate(
 
       synthgen generate voc --set model.card=sd21-base --out data/voc
 
+      synthgen generate captions.txt --classes cat,dog --set labeling.method=clusters
+
       synthgen generate config.yaml --set segmentation.clusters.ks=[2,5,10] --dry-run
     """
-    config = read_config(source, overrides or [], num)
+    config = read_config(source, overrides or [], num, classes)
     if dry_run:
         print_estimate(config, out)
         return
@@ -109,19 +116,25 @@ def demo(
     conclude(manifest, out)
 
 
-def read_config(source: str, overrides: list[str], num: int | None) -> Config:
+def read_config(
+    source: str, overrides: list[str], num: int | None, classes: str | None = None
+) -> Config:
     """The configuration that the command line describes.
 
     Args:
         source: A YAML file is a configuration; anything else is a prompt source.
         overrides: Assignments ``key=value``.
         num: Overrides ``num`` where given.
+        classes: Names with commas between, or a file of them.
     """
+    from synthgen.prompts.class_list import read_classes
+
     path = Path(source)
     is_config = path.suffix.lower() in {".yaml", ".yml"}
-    given = [] if is_config else [f"prompts={source}"]
-    counted = [f"num={num}"] if num is not None else []
-    return load(path if is_config else None, [*given, *overrides, *counted])
+    given: dict[str, Any] = {} if is_config else {"prompts": source}
+    given |= {} if num is None else {"num": num}
+    given |= {} if classes is None else {"classes": read_classes(classes)}
+    return load(path if is_config else None, overrides, given)
 
 
 def execute(
@@ -137,10 +150,16 @@ def execute(
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     from synthgen import run  # seconds of torch and diffusers, which --help does not need
     from synthgen.dataset.publish import open_storage
+    from synthgen.prompts.reading import STDIN
 
     open_storage(out)  # a URL with a secret must not become a parameter of a flow
     specs = run.plan(config)
     check_runner(engine, runner, workers, address)
+    if config.prompts == STDIN and runner != "threads":
+        raise ValueError(
+            f"Prompts from standard input must be used by this process. Got --runner {runner}, "
+            f"whose workers cannot read them; save them in a file."
+        )
     run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's traceback
     stop_on_signals()
     started = time.perf_counter()

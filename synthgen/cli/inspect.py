@@ -106,10 +106,12 @@ def show(
     overrides: SetOption = None,
 ) -> None:
     """Print the resolved configuration, defaults included, as YAML."""
-    from synthgen.prompts import load_prompts
+    from synthgen.prompts import open_prompts
 
     config = read_config(source, overrides or [], None)
-    load_prompts(config.prompts)  # a name that is mistyped is a prompt file that is not there
+    open_prompts(
+        config.prompts, config.classes
+    )  # a name that is mistyped is a prompt file that is not there
     typer.echo(dump(config), nl=False)
 
 

@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.generate import Set, print_estimate, read_config
+from synthgen.cli.generate import Classes, Set, print_estimate, read_config
 from synthgen.cli.options import refuse_unused
 from synthgen.config import Config
 
 
 def plan(
     source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
+        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: scenes, voc.")
     ],
     out: Annotated[
         str, typer.Option(help="A dataset that was begun; its shards are the better basis.")
     ] = "synthgen-out",
     num: Annotated[int | None, typer.Option(help="Samples planned.")] = None,
+    classes: Classes = None,
     overrides: Set = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="GPU hours, requests and rows at --rate.")
@@ -41,7 +42,7 @@ def plan(
       synthgen plan voc --num 100000 --cost --rate 1.5 --workers 64
     """
     refuse_unused({"--rate": rate, "--workers": workers}, not cost, "without --cost")
-    config = read_config(source, overrides or [], num)
+    config = read_config(source, overrides or [], num, classes)
     if cost:
         _show_cost(config, out, rate, workers or 1, as_json)
     elif as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ MAX_DEPTH = 16
 """Nesting of a configuration in YAML; the settings have 4 levels."""
 
 
-def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Config:
     """The configuration in a YAML or JSON file, changed by ``section.key=value`` overrides.
 
     Args:
         path: File to read; None starts from the defaults.
         overrides: Assignments such as ``segmentation.clusters.ks=[2,5]``; values are YAML.
+        given: Values by key that are taken as they are, such as a file's name.
 
     Raises:
         ValueError: In one line, for an unreadable file, an unknown key or a bad value.
@@ -37,7 +42,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
     tree = _read(Path(path)) if path is not None else {}
     for assignment in overrides:
         _assign(tree, assignment)
-    return _validate(tree)
+    return _validate({**tree, **(given or {})})
 
 
 def parse(content: bytes) -> Config:

@@ -26,6 +26,8 @@ LABELING_VERSION = 4
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+_RESERVED = {"background": 0, "ignore": 255}
+
 NEED_SELF_MAP = ("propagate", "dataset-diffusion")
 
 
@@ -248,6 +250,11 @@ class Config(Section):
     """Everything that decides what a dataset contains."""
 
     prompts: str = Field("scenes", description="Packaged name (scenes, voc) or a prompt file.")
+    classes: dict[str, int] | None = Field(
+        None,
+        description="Ids by name, or names in the order of their ids: all classes there are, "
+        "looked for in prompts whose list names none. null: those of the list, by alphabet.",
+    )
     num: int = Field(64, ge=1, description="Samples planned; failed ones count.")
     extended: int = Field(
         0, ge=0, description="Whole shards behind the first num; 'synthgen extend' raises it."
@@ -259,6 +266,48 @@ class Config(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     labeling: LabelConfig = LabelConfig()
     dataset: DatasetConfig = DatasetConfig()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _numbered(cls, classes: Any) -> Any:
+        """Names without ids get 1, 2, …; a first one that is the background has id 0."""
+        if not isinstance(classes, list | tuple):
+            return classes
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"must be names. Got {classes[:4]!r:.80}.")
+        repeated = next((name for name in classes if classes.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"must name each class once. Got {repeated!r:.80} again.")
+        start = 0 if classes and classes[0].lower() in _RESERVED else 1
+        return {name: start + i for i, name in enumerate(classes)}
+
+    @field_validator("classes")
+    @classmethod
+    def _identified(cls, classes: dict[str, int] | None) -> dict[str, int] | None:
+        """Ids of an 8-bit map, each once, without those that every dataset has."""
+        if classes is None:
+            return None
+        kept: dict[str, int] = {}
+        for raw, number in sorted(classes.items(), key=lambda item: item[1]):
+            name = raw.strip()
+            if not name or len(name) > 200 or not name.isprintable():
+                raise ValueError(f"must have names of 1 to 200 characters. Got {raw!r:.80}.")
+            if _RESERVED.get(name.lower(), number) != number:
+                raise ValueError(
+                    f"must give {name!r} the id {_RESERVED[name.lower()]}, or leave it out. "
+                    f"Got {number}."
+                )
+            if name.lower() in _RESERVED:
+                continue
+            if not 1 <= number <= 254 or number in kept.values():
+                raise ValueError(
+                    f"must have ids of 1 to 254 (an 8-bit map's), each once. Got {name!r:.80} as "
+                    f"{number}."
+                )
+            kept[name] = number
+        if not kept:
+            raise ValueError("must name at least one class. Got none.")
+        return kept
 
     @property
     def planned(self) -> int:
@@ -274,7 +323,9 @@ class Config(Section):
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]
-        if self.labeling.method == "none":  # masks alone: the digest that they always had
+        if self.classes is None:  # the digest that it always had
+            del settings["classes"]
+        if self.labeling.method == "none":  # likewise
             del settings["labeling"]
         else:
             settings["labeling"]["version"] = LABELING_VERSION

@@ -7,7 +7,8 @@ pins the features (inference looks at five samples only, and an empty list has n
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -15,7 +16,7 @@ import yaml
 from synthgen import __version__
 from synthgen.config import Config, dump
 from synthgen.redaction import redact_tree
-from synthgen.types import BACKGROUND, IGNORE, Prompt
+from synthgen.types import BACKGROUND, IGNORE
 
 
 def hub_features(
@@ -75,27 +76,35 @@ def hub_features(
     ]
 
 
-def class_table(prompts: Sequence[Prompt]) -> dict[str, str]:
+def class_table(names: Iterable[str], pinned: Mapping[str, int] | None = None) -> dict[str, str]:
     """The content of classes.json: id to name, 0 for background, 255 for ignore.
 
-    >>> class_table([Prompt("a", "a cat on a mat", ("mat", "cat"))])
-    {'0': 'background', '1': 'cat', '2': 'mat', '255': 'ignore'}
+    Args:
+        names: Of all classes.
+        pinned: Ids of some; the others get those that are free, by alphabet.
+
+    >>> class_table(["mat", "cat"]), class_table(["mat", "cat"], {"dog": 2, "mat": 1})
+    ({'0': 'background', '1': 'cat', '2': 'mat', '255': 'ignore'}, {'0': 'background', ...})
     """
-    names = sorted({name for prompt in prompts for name in prompt.class_names})
-    free = (index for index in range(1, len(names) + 2) if index != IGNORE)
-    table = dict(zip(free, names, strict=False)) | {BACKGROUND: "background", IGNORE: "ignore"}
+    table = {number: name for name, number in (pinned or {}).items()}
+    taken = {*table, BACKGROUND, IGNORE}
+    free = (number for number in itertools.count(1) if number not in taken)
+    table |= dict(zip(free, sorted({*names} - {*(pinned or ())}), strict=False))
+    table |= {BACKGROUND: "background", IGNORE: "ignore"}
     return {str(index): table[index] for index in sorted(table)}
 
 
 def config_yaml(config: Config, digest: str) -> str:
     """The content of config.yaml: the resolved configuration, secrets taken out.
 
-    ``synthgen generate config.yaml`` reads it back. Labeling that is off and extensions that
-    there are not are left out, so that datasets without them keep the file they always had.
+    ``synthgen generate config.yaml`` reads it back. Labeling that is off, and classes and
+    extensions that there are not, are left out: datasets keep the file they always had.
     """
     tree = redact_tree(yaml.safe_load(dump(config)))
     if config.labeling.method == "none":
         del tree["labeling"]
+    if config.classes is None:
+        del tree["classes"]
     if not config.extended:
         del tree["extended"]
     head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"

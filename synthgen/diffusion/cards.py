@@ -50,6 +50,7 @@ class Card(BaseModel):
         scheduler: Default scheduler; None is the one stored with the weights.
         capture_layers: Layers whose heads are clustered unless the configuration names others.
         sha256: Weight file, relative to the folder, to the first digits of its hash.
+        vocabulary: Classes that it can draw; empty where nobody can list them.
         note: For people.
     """
 
@@ -70,6 +71,7 @@ class Card(BaseModel):
     scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
     capture_layers: Literal["up", "down", "both", "all", "mid"] = "up"
     sha256: Mapping[str, _Digest] = Field(default_factory=dict)
+    vocabulary: tuple[str, ...] = ()
     note: str = ""
 
     @field_validator("scheduler", mode="before")

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ _by_stamp: dict[tuple[str, tuple[str, ...] | None, tuple[object, ...]], PromptLi
 _by_content: dict[str, PromptList] = {}
 
 
-def open_prompts(source: str, classes: Sequence[str] | None = None) -> PromptList:
+def open_prompts(source: str, classes: Collection[str] | None = None) -> PromptList:
     """The prompts of a source, as `load_prompts` reads them with ``classes`` as its class table.
 
     Raises:

@@ -6,20 +6,25 @@ of one class would share its pixels between two ids; and some token must stand f
 
 from __future__ import annotations
 
+import difflib
+import json
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from synthgen.config import Config, LabelConfig
+from synthgen.config import LABELING_VERSION, Config, LabelConfig
 from synthgen.dataset.records import MAX_ID
 from synthgen.diffusion.backbones import load_backbone
+from synthgen.diffusion.cards import find_card
 from synthgen.diffusion.generate import drawn_text
 from synthgen.diffusion.heatmaps import check_class_tokens
+from synthgen.prompts import PromptList
 from synthgen.prompts.mentions import ALIASES, plurals, spoken
-from synthgen.registry import LABELERS, REFINERS, resolve
+from synthgen.registry import LABELERS, REFINERS, near_miss, resolve
 from synthgen.types import Prompt
 
 
-def check_labeling(config: Config, prompts: Sequence[Prompt]) -> None:
+def check_labeling(config: Config, prompts: PromptList) -> None:
     """Refuse to label what cannot be labeled; nothing is checked where labeling is off.
 
     Raises:
@@ -30,8 +35,46 @@ def check_labeling(config: Config, prompts: Sequence[Prompt]) -> None:
     if settings.method == "none":
         return
     check_methods(settings)
-    check_names(name for prompt in prompts for name in prompt.class_names)
-    check_tokens(config, prompts)
+    check_names(config.classes or prompts.class_names)
+    warn_of_classes(config, prompts.class_names)
+    planned = min(config.planned, len(prompts))
+    tokenized = [settings.text, config.generation.append_classes, LABELING_VERSION, planned]
+    check = json.dumps([tokenized, load_backbone(config.model).identity], default=str)
+    if not prompts.passed(check):  # a minute for each 100,000
+        check_tokens(config, prompts[:planned])
+        prompts.remember(check)
+
+
+def warn_of_classes(config: Config, names: Sequence[str]) -> None:
+    """Warn of classes that the model cannot draw, and of names that may be slips of others.
+
+    Nothing is said of masks without labels: they show what is there. What a model that was
+    trained on captions of everything can draw, nobody can list.
+    """
+    if config.labeling.method == "none":
+        return
+    known = find_card(config.model.card)[0].vocabulary
+    foreign = [name for name in names if known and not {*map(spoken, known)} & {spoken(name)}]
+    if foreign:
+        hints = {name: near_miss(name, list(known)) for name in foreign}
+        first = max(foreign, key=lambda name: bool(hints[name]))
+        warnings.warn(
+            f"{len(foreign)} class(es) are none that model {config.model.card!r} can draw, first "
+            f"{first!r:.80}.{hints[first]} Their labels would stand on something else; it draws "
+            f"{', '.join(known)}.",
+            stacklevel=3,
+        )
+    long = [name for name in names if len(name) >= 5 and name not in foreign]
+    for i, name in enumerate(long[:1000]):
+        others = long[i + 1 : 1000]
+        twins = [other for other in others if sorted(other) == sorted(name)]  # letters swapped
+        twins += difflib.get_close_matches(name, others, n=1, cutoff=0.85)
+        if twins:
+            warnings.warn(
+                f"Classes {name!r:.80} and {twins[0]!r:.80} are two ids. If one is a slip of the "
+                f"other, correct it in the prompts.",
+                stacklevel=3,
+            )
 
 
 def check_methods(settings: LabelConfig) -> None:
@@ -58,7 +101,8 @@ def check_names(names: Iterable[str]) -> None:
     if not found:
         raise ValueError(
             "Labels must have classes to choose from. Got none in any prompt; name them under "
-            "'classes' in the prompt file, or set labeling.method=none for masks only."
+            "'classes' in the prompt file or with --classes, or set labeling.method=none for "
+            "masks only."
         )
     if len(found) > MAX_ID:
         raise ValueError(

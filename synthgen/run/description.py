@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,14 +25,13 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, dump_json
 from synthgen.run.identity import check_plan
-from synthgen.types import Prompt
 
 
 def publish_description(
     storage: Storage,
     config: Config,
     identity: bytes,
-    prompts: Sequence[Prompt],
+    names: Iterable[str],
     shards: Sequence[str],
 ) -> None:
     """Write what is known before there are samples; the identity first: it claims the folder.
@@ -41,13 +40,13 @@ def publish_description(
         storage: The dataset.
         config: Its configuration.
         identity: Content of its identity.json.
-        prompts: With the names of all its classes.
+        names: Of all its classes; the configuration may have pinned their ids.
         shards: File stems of the planned shards.
     """
     storage.publish_bytes(identity, IDENTITY)
     tree = json.loads(identity)
     storage.publish_bytes(config_yaml(config, tree["digest"]).encode("utf-8"), CONFIG)
-    storage.publish_bytes(dump_json(class_table(prompts)), CLASSES)
+    storage.publish_bytes(dump_json(class_table(names, config.classes)), CLASSES)
     if read_manifest(storage) is None:
         card = readme(config, tree, [tar_name(shard) for shard in shards], None)
         storage.publish_bytes(card.encode("utf-8"), CARD)

@@ -9,8 +9,8 @@ from synthgen.config import Config
 from synthgen.dataset.manifest import read_markers
 from synthgen.dataset.publish import open_storage
 from synthgen.diffusion.cards import find_card
-from synthgen.prompts import load_prompts
-from synthgen.run.plan import shard_spans
+from synthgen.run.classes import warn_of_classes
+from synthgen.run.plan import prompts_of, shard_spans
 
 # Measured on the embedded model, 128 x 128 px, 41 masks per image, 2026-11-21.
 BYTES_PER_PIXEL = {"jpg": 0.8, "png": 1.8, "webp": 1.6}
@@ -43,7 +43,8 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
         ``basis``.
     """
     counts = {"shards": len(shard_spans(config)), "samples": config.planned}
-    load_prompts(config.prompts)  # one that cannot be read is said before, not by the run
+    prompts = prompts_of(config)  # one that cannot be read is said before, not by the run
+    warn_of_classes(config, prompts.class_names)
     markers = read_markers(open_storage(out), newest=BASIS) if out else []
     markers = [marker for marker in markers if marker.planned]
     if markers:

@@ -23,9 +23,8 @@ from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import CONFIG, IDENTITY
 from synthgen.dataset.publish import Storage, dump_json
 from synthgen.diffusion.backbones import Backbone, load_backbone
-from synthgen.prompts import load_prompts
 from synthgen.redaction import redact_tree
-from synthgen.types import Prompt
+from synthgen.run.plan import prompts_of
 from synthgen.untrusted import check_shape, parse_object
 
 MAX_THREADS = 1024  # more is no processor of today, but a file that somebody changed
@@ -57,10 +56,10 @@ def config_digest(config: Config) -> str:
 
 def identity_content(config: Config) -> dict[str, Any]:
     """What the digest is computed over."""
-    prompts = load_prompts(config.prompts)
+    prompts = prompts_of(config)
     return {
         "settings": config.digest_settings(),
-        "prompts": {"num": len(prompts), "sha256": prompts_digest(prompts)},
+        "prompts": {"num": len(prompts), "sha256": prompts.digest},
         **model_content(load_backbone(config.model)),
     }
 
@@ -74,11 +73,6 @@ def model_content(model: Backbone) -> dict[str, Any]:
         "scheduler": {"class": type(model.pipeline.scheduler).__name__, **scheduler},
     }
     return dict(json.loads(json.dumps(content)))
-
-
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """The sha256 of the content of prompts, in their order."""
-    return digest({"prompts": [[p.id, p.text, list(p.class_names)] for p in prompts]})
 
 
 def environment(config: Config) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.progress import Progress, report
-from synthgen.prompts import load_prompts
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.description import publish_conclusion, publish_description
@@ -45,7 +44,7 @@ from synthgen.run.identity import (
     read_config,
     read_identity,
 )
-from synthgen.run.plan import plan, shard_spans
+from synthgen.run.plan import plan, prompts_of, shard_spans
 from synthgen.run.restore import restore_shard
 from synthgen.run.shard import complete_marker, make_shard
 from synthgen.types import ShardSpec, shard_name
@@ -106,7 +105,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     """
     storage = open_storage(out)
     resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
-    prompts = load_prompts(config.prompts)
+    prompts = prompts_of(config)
     check_labeling(config, prompts)
     specs = plan(config)
     _check_standing(storage, config, specs)  # before there is so much as a lock in the folder
@@ -120,7 +119,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         environments = _extended(standing["environments"] if standing else [], here, strict)
         identity = identity_bytes(content, environments)
         shards = [spec.name for spec in specs]
-        publish_description(storage, config, identity, prompts, shards)
+        publish_description(storage, config, identity, prompts.class_names, shards)
     storage.clear_stale_staging()
 
 

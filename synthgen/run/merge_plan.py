@@ -20,7 +20,7 @@ from synthgen.run.classes import check_names
 from synthgen.run.description import publish_conclusion, publish_description
 from synthgen.run.identity import identity_bytes, read_config, read_identity
 from synthgen.run.lifecycle import standing_identity
-from synthgen.types import Prompt, shard_name
+from synthgen.types import shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ class MergePlan:
 
     @property
     def config(self) -> Config:
-        """The first source's configuration, with the number of all samples."""
-        return self.sources[0].config.model_copy(update={"num": self.planned, "extended": 0})
+        """The first source's configuration, with the number of all samples, and all pinned ids."""
+        pinned = self.class_ids if _pinned(self.sources) else None
+        changed = {"num": self.planned, "extended": 0, "classes": pinned}
+        return self.sources[0].config.model_copy(update=changed)
 
 
 def plan_merge(sources: Sequence[str | Path]) -> MergePlan:
@@ -106,7 +108,7 @@ def plan_merge(sources: Sequence[str | Path]) -> MergePlan:
     names = {name for source in found for name in class_ids(class_names(source.storage))}
     if found[0].config.labeling.method != "none":
         check_names(names)
-    return MergePlan(found, _content(found), _ids(names))
+    return MergePlan(found, _content(found), _ids(names, _pinned(found)))
 
 
 def describe(plan: MergePlan, storage: Storage) -> None:
@@ -119,9 +121,8 @@ def describe(plan: MergePlan, storage: Storage) -> None:
     with storage.publishing():
         _check_target(plan, storage)
         identity = identity_bytes(plan.content, _environments(plan))
-        prompts = [Prompt("", "", tuple(plan.class_ids))]
         shards = [shard_name(i) for i in range(len(plan.shards))]
-        publish_description(storage, plan.config, identity, prompts, shards)
+        publish_description(storage, plan.config, identity, plan.class_ids, shards)
 
 
 def _check_target(plan: MergePlan, storage: Storage) -> None:
@@ -212,6 +213,26 @@ def _environments(plan: MergePlan) -> list[dict[str, Any]]:
     return kept
 
 
-def _ids(names: set[str]) -> dict[str, int]:
-    table = class_table([Prompt("", "", tuple(sorted(names)))])
+def _pinned(sources: Sequence[Source]) -> dict[str, int]:
+    """Ids that the sources' configurations give to classes.
+
+    Raises:
+        ValueError: If two of them disagree.
+    """
+    pinned: dict[str, int] = {}
+    for source in sources:
+        for name, number in (source.config.classes or {}).items():
+            holder = next((n for n, i in pinned.items() if i == number), name)
+            if pinned.get(name, number) != number or holder != name:
+                raise ValueError(
+                    f"Datasets that are merged must not pin different ids. Got {name!r:.80} as "
+                    f"{number} in {source.storage.root}, and {holder!r:.80} as "
+                    f"{pinned[holder]} before it."
+                )
+            pinned[name] = number
+    return pinned
+
+
+def _ids(names: set[str], pinned: dict[str, int]) -> dict[str, int]:
+    table = class_table(names, pinned)
     return class_ids({int(index): name for index, name in table.items()})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, overload
 
 from synthgen.config import Config
-from synthgen.prompts import load_prompts
+from synthgen.prompts import PromptList, open_prompts
 from synthgen.types import PlannedSample, Prompt, ShardSpec
 
 MAX_SHARDS = 1_000_000
@@ -77,7 +77,17 @@ def plan(config: Config) -> Sequence[ShardSpec]:
     Raises:
         ValueError: If the prompts cannot be read, or there are too many shards.
     """
-    return plan_prompts(config, load_prompts(config.prompts))
+    return plan_prompts(config, prompts_of(config))
+
+
+def prompts_of(config: Config) -> PromptList:
+    """The prompts of a configuration, with the classes that it gives them.
+
+    Raises:
+        ValueError: If they cannot be read, or name a class that the configuration does not.
+        OSError: If the store of a URL cannot be reached.
+    """
+    return open_prompts(config.prompts, config.classes)
 
 
 def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpec]:

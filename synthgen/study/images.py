@@ -18,9 +18,8 @@ from synthgen.config import CaptureConfig, Config
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.generate import generate, settle
 from synthgen.diffusion.invert import invert
-from synthgen.prompts import load_prompts
-from synthgen.run.identity import environment, model_content, prompts_digest
-from synthgen.run.plan import batches, plan
+from synthgen.run.identity import environment, model_content
+from synthgen.run.plan import batches, plan, prompts_of
 from synthgen.scenes.evaluate_sam import true_objects, true_parts
 from synthgen.scenes.render import Scene, render
 from synthgen.scenes.vocabulary import IMAGE_SIZE, TUNING_SEEDS
@@ -88,7 +87,7 @@ def images_identity(backbone: Backbone, config: Config, source: Source) -> dict[
     decided = ("layers", "grids", "heatmaps")
     capture = {k: v for k, v in settings["capture"].items() if k not in decided}
     if source == "generated":
-        origin: dict[str, Any] = {"prompts": prompts_digest(load_prompts(config.prompts))}
+        origin: dict[str, Any] = {"prompts": prompts_of(config).digest}
     else:
         origin = {"scenes": TUNING_SEEDS.start, "strength": STRENGTH, "steps": STEPS}
     return {
