@@ -282,6 +282,7 @@ def test_every_fault_is_found_and_named(
         *(("prompt", "a photo of a blue car"), ("prompt_id", "cars"), ("classes", ["cat"])),
         *(("seed", 1), ("image_index", 7), ("num_segments", 1)),
         *(("byte_offset", 512), ("byte_size", 512), ("key", "0000010009")),
+        ("sha256", "0" * 64),
     ],
 )
 def test_a_changed_row_is_found_and_named(dataset: Path, column: str, value: Any) -> None:

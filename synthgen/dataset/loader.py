@@ -6,8 +6,9 @@ format are decoded, and none of them by pickle.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
-from synthgen.dataset.manifest import read_manifest, shard_stem
+from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest, shard_stem
+from synthgen.dataset.metadata import Place, parse_places
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
-from synthgen.dataset.shards import read_span, scan, spans
-from synthgen.types import Verdict
+from synthgen.dataset.shards import (
+    MAX_SAMPLE,
+    BrokenShardError,
+    check_end,
+    parse_span,
+    read_span,
+    scan,
+    spans,
+)
+from synthgen.types import ByteStream, Verdict
+from synthgen.untrusted import one_line
 
 SUFFIXES = {"json", "mask.png", "sem.png", "txt", *IMAGE_OPTIONS}
 
@@ -52,6 +63,7 @@ def open_dataset(
     keep_only: bool = True,
     labels: str | None = None,
     version: int | None = None,
+    check: bool | None = None,
     transform: Callable[[dict[str, Any]], Any] | None = None,
 ) -> wds.DataPipeline:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
@@ -77,12 +89,15 @@ def open_dataset(
         version: Of a dataset that is extended: the samples of its n-th manifest, whatever came
             since; None: the newest. A larger ``num`` fills the last shard up, whose old version
             is gone then.
+        check: Compare the bytes of each sample with their hash in its row of the metadata, and
+            say which one is damaged; costs about a hundredth of the time. None: wherever there
+            are hashes (a lone tar has none, nor have datasets of older releases).
         transform: Called with every sample, in the worker, last of all; what it returns is what
             you get.
 
     Raises:
         ValueError: If there is no such dataset, audit or labels (those there are named), or the
-            URL's scheme is not known.
+            URL's scheme is not known; when it is read, if a shard or a sample is damaged.
     """
     storage, shards = _locate(url, version)
     verdicts = None if audited is None else _verdicts(storage, audited, version)
@@ -94,7 +109,7 @@ def open_dataset(
         *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
         wds.split_by_node,
         wds.split_by_worker,
-        _Opener(storage, dict(shards)),
+        _Opener(storage, dict(shards), check),
         _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
         *([] if transform is None else [_Transform(transform)]),
@@ -109,9 +124,10 @@ class _Opener:
     tars and fill up sparse members, gigabytes from kilobytes.
     """
 
-    def __init__(self, storage: Storage, sizes: dict[str, int]) -> None:
+    def __init__(self, storage: Storage, sizes: dict[str, int], check: bool | None) -> None:
         self.storage = storage
         self.sizes = sizes
+        self.check = check
 
     def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for source in sources:
@@ -122,9 +138,54 @@ class _Opener:
                     f"{storage.path(name)} must have {self.sizes[name]} bytes. Got {size}; "
                     f"see 'synthgen verify'."
                 )
+            places = [] if self.check is False else _places(storage, name)
+            if self.check and not places:
+                raise ValueError(
+                    f"With check=True, {storage.path(name)} must have rows with hashes in the "
+                    f"metadata beside it. Got none; leave check out, or see 'synthgen verify'."
+                )
             with storage.open(name) as stream:
-                for span in spans(scan(stream)):
-                    yield {"__key__": span.key, **read_span(stream, span)}
+                try:
+                    yield from _checked(stream, name, places) if places else _unchecked(stream)
+                except BrokenShardError as error:
+                    raise ValueError(
+                        f"{storage.path(name)} must be whole. Got {error}; see 'synthgen verify'."
+                    ) from None
+
+
+def _places(storage: Storage, tar: str) -> list[Place]:
+    """Places of a tar's samples in order; none where there are no hashes."""
+    content = storage.read(metadata_name(shard_stem(tar))) if TAR_NAME.fullmatch(tar) else None
+    if content is None:
+        return []
+    try:
+        places = parse_places(content)
+    except ValueError as error:
+        name = metadata_name(shard_stem(tar))
+        raise ValueError(f"{name}: {error} See 'synthgen verify', or pass check=False.") from None
+    return places if all(place.sha256 for place in places) else []
+
+
+def _unchecked(stream: ByteStream) -> Iterator[dict[str, Any]]:
+    for span in spans(scan(stream)):
+        yield {"__key__": span.key, **read_span(stream, span)}
+
+
+def _checked(stream: ByteStream, tar: str, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+    """Samples by their rows, so that damage to a header, too, is that of one sample."""
+    end = 0
+    for key, offset, size, sha256 in places:
+        stream.seek(end)
+        block = stream.read(size) if 0 < size <= MAX_SAMPLE else b""
+        if offset != end or hashlib.sha256(block).hexdigest() != sha256:
+            raise ValueError(
+                f"Sample {one_line(key, 40)} of {tar} must be the one that its row in "
+                f"{metadata_name(shard_stem(tar))} has the hash of. Got another: one of the two "
+                f"is damaged; see 'synthgen verify'."
+            )
+        yield {"__key__": key, **parse_span(block, key)}
+        end += size
+    check_end(stream, end)
 
 
 class _Decoder:

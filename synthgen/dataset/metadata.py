@@ -3,14 +3,16 @@
 The rows say what became of each sample and where it lies in its tar. They are enough to make a
 sample again: they hold its prompt, seed and batch, and those of its neighbors in the batch.
 Where samples are labeled there is one column more, ``labels``; in a merged dataset ``origin``.
+Datasets that were made before there was the column ``sha256`` are read without it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +43,7 @@ SCHEMA = pa.schema(
             ("seconds_segment", pa.float64()),
             ("byte_offset", pa.int64()),
             ("byte_size", pa.int64()),
+            ("sha256", pa.string()),
         )
     ]
 )
@@ -67,6 +70,7 @@ def _schema(labeled: bool, merged: bool) -> pa.Schema:
 
 
 _SCHEMAS = [_schema(labeled, merged) for labeled in (False, True) for merged in (False, True)]
+_SCHEMAS += [schema.remove(schema.get_field_index("sha256")) for schema in _SCHEMAS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Row:
         seconds_segment: Wall time of segmentation.
         byte_offset: Where it begins in the tar, -1 where it failed.
         byte_size: Bytes that it takes in the tar, headers and padding included.
+        sha256: Hash of those bytes; empty where it failed, or nobody took it.
         labels: What its semantic map holds; None without labels.
         origin: Where it came from; None in a dataset that was not merged.
     """
@@ -121,6 +126,7 @@ class Row:
     seconds_segment: float = 0.0
     byte_offset: int = -1
     byte_size: int = 0
+    sha256: str = ""
     labels: LabelCounts | None = None
     origin: Origin | None = None
 
@@ -146,11 +152,48 @@ def parse_rows(content: bytes) -> list[Row]:
     Raises:
         ValueError: If it is not such a file.
     """
-    try:
-        schema = read_parquet_schema(content)
-        if not any(schema.equals(known) for known in _SCHEMAS):
-            raise ValueError(f"columns {quote(schema.names)}")
+    with _readable():
+        _check_schema(content)
         return [_row(row) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+
+
+class Place(NamedTuple):
+    """Where a sample lies in its tar, and the hash of its bytes; see `Row`."""
+
+    key: str
+    byte_offset: int
+    byte_size: int
+    sha256: str
+
+
+def parse_places(content: bytes) -> list[Place]:
+    """The places of the samples of a parquet file of rows; none where it holds no hashes.
+
+    Four columns, in a tenth of the time that all rows take.
+
+    Raises:
+        ValueError: If it is not such a file.
+    """
+    with _readable():
+        if "sha256" not in _check_schema(content).names:
+            return []
+        columns = ["status", *Place._fields]
+        table = pq.ParquetFile(io.BytesIO(content)).read(columns=columns, use_threads=False)
+        places = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+        return [Place(*place) for status, *place in places if status == "ok"]
+
+
+def _check_schema(content: bytes) -> pa.Schema:
+    schema = read_parquet_schema(content)
+    if not any(schema.equals(known) for known in _SCHEMAS):
+        raise ValueError(f"columns {quote(schema.names)}")
+    return schema
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(
             f"Metadata must be a parquet file of ours. Got {one_line(error)}."

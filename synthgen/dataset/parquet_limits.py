@@ -31,5 +31,5 @@ def read_parquet_schema(content: bytes) -> pa.Schema:
     rows = max(footer.num_rows, sum(group.num_rows for group in groups))
     if rows > MAX_ROWS or size > MAX_BYTES:
         raise ValueError(f"{rows:,} rows of {size:,} bytes, at most {MAX_ROWS:,} of {MAX_BYTES:,}")
-    schema: pa.Schema = pq.read_schema(io.BytesIO(content))
+    schema: pa.Schema = footer.schema.to_arrow_schema()
     return schema

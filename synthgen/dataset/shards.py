@@ -7,6 +7,8 @@ other readers overlook (they stop silently at a truncation on a 512-byte boundar
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,9 @@ from synthgen.untrusted import one_line, quote
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 256 * 2**20
 """Bytes of a member: four for every pixel of the largest image."""
+
+MAX_SAMPLE = 2 * MAX_MEMBER
+"""Bytes of all members of a sample: image, masks and labels of the largest size, uncompressed."""
 
 _EOF = b"\0" * (2 * BLOCK)
 
@@ -94,7 +99,7 @@ class BrokenShardError(ValueError):
     """A tar that is not what its writer closed.
 
     Args:
-        kind: ``truncated``, ``bad header``, ``foreign member``, ``large member``,
+        kind: ``truncated``, ``bad header``, ``bad key``, ``foreign member``, ``large member``,
             ``duplicate member`` or ``trailing data``.
         message: What was found, and where.
     """
@@ -128,7 +133,7 @@ def scan(stream: ByteStream) -> Iterator[Member]:
             )
         yield member
         position = member.end
-    _check_end(stream, position, total)
+    check_end(stream, position)
 
 
 def _parse_header(block: bytes, position: int) -> Member:
@@ -146,7 +151,13 @@ def _parse_header(block: bytes, position: int) -> Member:
     return Member(key, suffix, position, position + BLOCK, info.size)
 
 
-def _check_end(stream: ByteStream, position: int, total: int) -> None:
+def check_end(stream: ByteStream, position: int) -> None:
+    """Refuse a tar that does not end here, by its end-of-file blocks.
+
+    Raises:
+        BrokenShardError: If they are not there, or not the last.
+    """
+    total = stream.seek(0, os.SEEK_END)
     stream.seek(position)
     rest = stream.read(len(_EOF) + tarfile.RECORDSIZE)  # never a sparse terabyte of zeros
     if not rest.startswith(_EOF):
@@ -192,6 +203,26 @@ def spans(members: Iterator[Member]) -> Iterator[Span]:
         group[member.suffix] = member
     if group:
         yield _span(key, group)
+
+
+def span_sha256(stream: ByteStream, span: Span) -> str:
+    """Hash of a sample's bytes in its tar, headers and padding included."""
+    stream.seek(span.offset)
+    return hashlib.sha256(stream.read(span.size)).hexdigest()
+
+
+def parse_span(block: bytes, key: str) -> dict[str, bytes]:
+    """Content by suffix of the members that a sample's bytes in its tar are.
+
+    Raises:
+        BrokenShardError: If they are anything but the members of that one sample.
+    """
+    filler = -(len(block) + len(_EOF)) % tarfile.RECORDSIZE
+    stream = io.BytesIO(block + _EOF + bytes(filler))
+    found = list(spans(scan(stream)))
+    if [(span.key, span.size) for span in found] != [(key, len(block))]:
+        raise BrokenShardError("bad key", f"not the members of {quote(key, 40)}")
+    return read_span(stream, found[0])
 
 
 def read_span(stream: ByteStream, span: Span) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import Row, parse_rows
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY
-from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
+from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, span_sha256, spans
 from synthgen.dataset.verify_beside import verify_beside
 from synthgen.dataset.verify_samples import Problem, verify_row, verify_sample, wrong_row
 from synthgen.types import ByteStream, shard_name
@@ -114,8 +114,8 @@ def verify_tar(
         where, members = f"{name} {one_line(span.key, 40)}", read_span(stream, span)
         problems += verify_sample(where, span.key, members, deep, names)
         if rows is not None and span.key in rows and "json" in members:
-            row = rows[span.key]
-            problems += verify_row(shard_name(shard_index), row, span, members["json"])
+            row, sha256 = rows[span.key], span_sha256(stream, span)
+            problems += verify_row(shard_name(shard_index), row, span, sha256, members["json"])
     return problems
 
 

@@ -83,13 +83,16 @@ def verify_class_ids(
         yield Problem("bad id", where, str(error))
 
 
-def verify_row(shard: str, row: Row, span: Span, sample_json: bytes) -> Iterator[Problem]:
+def verify_row(
+    shard: str, row: Row, span: Span, sha256: str, sample_json: bytes
+) -> Iterator[Problem]:
     """Whether a row of the metadata says of a sample what the tar says.
 
     Args:
         shard: File stem of the shard.
         row: The sample's row.
         span: Where it lies in the tar.
+        sha256: Hash of its bytes there.
         sample_json: Content of its json; reported elsewhere if it cannot be read.
     """
     try:
@@ -98,6 +101,7 @@ def verify_row(shard: str, row: Row, span: Span, sample_json: bytes) -> Iterator
         return
     found = {name: info.get(name) for name in _TOLD}
     found |= {"byte_offset": span.offset, "byte_size": span.size}
+    found |= {"sha256": sha256} if row.sha256 else {}  # older rows have none
     for name, there in found.items():
         value = getattr(row, name)
         if (list(value) if isinstance(value, tuple) else value) != there:

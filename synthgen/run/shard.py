@@ -30,7 +30,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
-from synthgen.dataset.shards import ShardWriter, scan, spans, whole_tar
+from synthgen.dataset.shards import ShardWriter, scan, span_sha256, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
 from synthgen.progress import Progress, report
 from synthgen.run.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
@@ -228,7 +228,12 @@ def verify_staged(tar: Path, shard: str, rows: Sequence[Row]) -> tuple[list[Row]
             raise RuntimeError(f"A new shard must be correct. Got {problems[0]}.")
         places = {span.key: span for span in spans(scan(stream))}
         placed = [
-            replace(row, byte_offset=places[row.key].offset, byte_size=places[row.key].size)
+            replace(
+                row,
+                byte_offset=places[row.key].offset,
+                byte_size=places[row.key].size,
+                sha256=span_sha256(stream, places[row.key]),
+            )
             if row.key in places
             else row
             for row in rows
