@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import hashlib
 import http.client
 import io
 import json
@@ -23,6 +24,7 @@ import tomllib
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,10 @@ import pytest
 import yaml
 from made_export import add_audit, make_dataset
 from made_records import encode_many, make_record
+from made_report import write_made
 
 from synthgen.auditing.samples import segmentation_settings
+from synthgen.cli import report
 from synthgen.config import load, parse
 from synthgen.dataset.audits import check_audit_id, parse_table
 from synthgen.dataset.labels import check_label_id
@@ -46,8 +50,9 @@ from synthgen.dataset.records import decode_image, decode_sample, encode_record
 from synthgen.dataset.shards import scan
 from synthgen.dataset.verify import verify_dataset
 from synthgen.export.export import export
+from synthgen.report import serve
 from synthgen.report.page import write_report
-from synthgen.report.serve import ADDRESS, make_server
+from synthgen.report.serve import ADDRESS, make_server, remember
 from synthgen.run.merge import merge
 
 ROOT = Path(__file__).parents[1]
@@ -397,13 +402,10 @@ def test_foreign_files_are_named_and_links_are_no_shards(world: Path) -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    report = tmp_path / "data" / "report"
-    report.mkdir(parents=True)
-    (tmp_path / "secret").write_bytes(b"not for the browser")
-    with make_server(report) as server:
+def served() -> Iterator[int]:
+    with make_server(b"<p>ours") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield report, server.server_port
+        yield server.server_port
         server.shutdown()
 
 
@@ -418,43 +420,57 @@ def ask(port: int, path: str, host: str) -> tuple[int, bytes, str]:
     return answer
 
 
-def test_the_server_follows_no_link_and_opens_plain_files_only(
-    served: tuple[Path, int],
+@pytest.mark.parametrize("note", ["none", "another page", "another folder", "another release"])
+def test_a_page_of_others_is_not_served(
+    note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dataset of others may hold anything under the served names."""
-    report, port = served
-    page = report / "index.html"
-    for make in (
-        lambda: page.symlink_to(report.parents[1] / "secret"),
-        lambda: page.symlink_to("/etc/passwd"),
-        lambda: page.symlink_to(page),
-        page.mkdir,
-        lambda: os.mkfifo(page),
-    ):
-        make()
-        status, body, _ = ask(port, "/", f"{ADDRESS}:{port}")
-        assert status == 404
-        assert b"browser" not in body
-        assert b"root:" not in body
-        page.rmdir() if page.is_dir() else page.unlink()
-    page.write_bytes(b"<p>ours")
-    assert ask(port, "/", f"{ADDRESS}:{port}")[:2] == (200, b"<p>ours")
+    """Whatever a dataset brings as its report: it stands there, and another one is served."""
+    data, foreign = (
+        write_made(tmp_path / "data"),
+        b"<script>location = 'http://evil.example'</script>",
+    )
+    shown: list[bytes] = []
+    monkeypatch.setattr(
+        ThreadingHTTPServer, "serve_forever",
+        lambda server: shown.append(server.RequestHandlerClass.content),
+    )  # fmt: skip
+    write_report(data, num=2)
+    ours = (data / "report" / "index.html").read_bytes()
+    report.view(str(data))
+    assert shown.pop() == ours
+    assert "made anew" not in capsys.readouterr().err
+    (data / "report" / "index.html").write_bytes(foreign)
+    (data / "report" / "index.html.sha256").write_text(hashlib.sha256(foreign).hexdigest())
+    if note == "another folder":
+        remember(str(tmp_path), foreign)
+    elif note == "another release":
+        with monkeypatch.context() as other:
+            other.setattr(serve, "__version__", "0.0.1")
+            remember(str(data), foreign)
+    elif note == "none":
+        shutil.rmtree(Path(os.environ["XDG_STATE_HOME"]) / "synthgen", ignore_errors=True)
+    report.view(str(data))
+    (page,) = shown
+    assert b"evil" not in page
+    assert b"<title>" in page
+    assert "made anew" in capsys.readouterr().err
+    assert (data / "report" / "index.html").read_bytes() == foreign
 
 
-def test_a_page_of_others_reaches_no_network(served: tuple[Path, int]) -> None:
-    report, port = served
-    (report / "index.html").write_bytes(b"<script>fetch('http://evil.example')</script>")
-    headers = ask(port, "/", f"{ADDRESS}:{port}")[2]
+def test_the_page_has_no_network_and_no_origin(served: int) -> None:
+    headers = ask(served, "/", f"{ADDRESS}:{served}")[2]
     policy = re.findall("Content-Security-Policy: (.*)", headers)[0]
     assert "default-src 'none'" in policy
     assert "connect-src" not in policy  # falls back to none
+    assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
+    assert policy.endswith("; sandbox allow-scripts")
 
 
-def test_no_other_host_name_is_answered(served: tuple[Path, int]) -> None:
+def test_no_other_host_name_is_answered(served: int) -> None:
     """DNS rebinding: a page elsewhere whose name resolves to this machine."""
-    report, port = served
-    (report / "index.html").write_bytes(b"<p>ours")
+    port = served
+    assert ask(port, "/", f"{ADDRESS}:{port}")[:2] == (200, b"<p>ours")
     for host in (
         *("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "127.0.0.1"),
         *(f"localhost.evil.example:{port}", f"127.0.0.1:{port + 1}", f"127.0.0.1:{port}@evil", ""),

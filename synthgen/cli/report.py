@@ -44,21 +44,46 @@ def view(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
     ] = 0,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name and port of the browser's address bar (repeatable)."),
+    ] = None,
 ) -> None:
-    """Serve the report to the browser of this machine, read-only; made first if it is missing."""
-    from synthgen.report.serve import ADDRESS, PAGE, make_server
+    """Serve the report to the browser of this machine, read-only; made first if it is missing.
+
+    Only a page that 'synthgen report' of this version made on this machine is served; any other
+    is left as it is, and one is made anew in its place.
+
+    Examples:
+
+      synthgen view data/scenes --port 8000
+
+      synthgen view data/scenes --port 8000 --host localhost:9000    (ssh -L 9000:127.0.0.1:8000)
+    """
+    from synthgen.dataset.publish import open_storage
+    from synthgen.report.serve import ADDRESS, PAGE, is_ours, make_server
 
     if scheme_of(directory) is not None:
         raise ValueError(
             "DIR must be a folder on this machine. Got a URL; write the report to a file with "
             "'synthgen report URL --out report.html' and open that."
         )
-    page = Path(directory) / PAGE
-    if not page.is_file():
-        from synthgen.report.page import write_report  # slow to import
+    storage = open_storage(directory)
+    page = storage.read(PAGE)
+    if page is None or not is_ours(storage.root, page):
+        from synthgen.report.page import render_report, write_report  # slow to import
 
-        typer.echo(write_report(directory))
-    with make_server(page.parent, port) as server:
+        if page is None:
+            typer.echo(write_report(directory))
+            page = storage.read(PAGE) or b""
+        else:
+            typer.echo(
+                f"{PAGE} was not made here by this version: served is one that is made anew "
+                f"('synthgen report' replaces it).",
+                err=True,
+            )
+            page = render_report(storage, None, 60).encode("utf-8")
+    with make_server(page, port, host or ()) as server:
         typer.echo(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")
         try:
             server.serve_forever()

