@@ -112,7 +112,7 @@ def test_the_growth_flow_begins_extends_and_audits_what_is_new(
     (summary,) = out.glob("audit/*/summary.json")
     assert json.loads(summary.read_text())["totals"]["samples"] == 6
     shards = [str(table) for table in artifacts("synthgen-shards")]
-    assert any("train-000002" in t and '"reused": true' in t for t in shards)
+    assert any("train-000002" in t and "train-000001" not in t for t in shards)  # what is new
 
 
 @pytest.mark.usefixtures("server")

@@ -43,6 +43,9 @@ class Tally:
         if event == "samples":
             self.done += fields["count"]
             self.made += fields["count"]
+        elif event == "standing":
+            self.shards_done += fields["shards"]
+            self.done += fields["samples"]
         elif event == "shard":
             self.shards_done += 1
             self.done += fields["planned"] if fields["reused"] else 0
@@ -92,7 +95,7 @@ class _PlainHandler(_Handler):
     last = 0.0
 
     def show(self, event: str, record: logging.LogRecord) -> None:
-        finished = self.tally.done == self.tally.planned and event == "shard"
+        finished = self.tally.done == self.tally.planned and event in ("shard", "standing")
         if finished or time.perf_counter() - self.last > PLAIN_EVERY_SECONDS:
             self.last = time.perf_counter()
             print(self.tally.line, file=sys.stderr, flush=True)

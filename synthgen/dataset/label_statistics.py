@@ -67,7 +67,7 @@ def summarize_counts(counts: Iterable[LabelCounts]) -> dict[str, Any]:
         ``images`` and ``pixels`` that show it, ``score`` (mean over those pixels), ``not_found``
         (images that were to show it and do not).
     """
-    one_by_one = (_of_one(item) for item in counts)
+    one_by_one = (of_one(item) for item in counts)
     return merge_statistics(one_by_one)
 
 
@@ -79,10 +79,25 @@ def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     >>> merge_statistics([part, part])["classes"]["cat"]["pixels"]
     20
     """
+    return rounded_statistics(sum_statistics(parts))
+
+
+def sum_statistics(
+    parts: Iterable[Mapping[str, Any]], before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Sums over parts, which may be gone on with; each ``score`` is that of all pixels together.
+
+    Args:
+        parts: Statistics of images or shards.
+        before: Sums to go on with, from an earlier call; they are left as they are.
+    """
     totals = {"images": 0, "background": 0, "undecided": 0}
     classes: defaultdict[str, dict[str, float]] = defaultdict(
         lambda: {"images": 0, "pixels": 0, "score": 0.0, "not_found": 0}
     )
+    if before is not None:
+        totals = {name: before[name] for name in totals}
+        classes.update({name: dict(row) for name, row in before["classes"].items()})
     for part in parts:
         for name in totals:
             totals[name] += int(part[name])
@@ -91,12 +106,20 @@ def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             standing["score"] += row["score"] * row["pixels"]
             for column in ("images", "pixels", "not_found"):
                 standing[column] += row[column]
-    for row in classes.values():
-        row["score"] = round(row["score"] / row["pixels"], 4) if row["pixels"] else 0.0
     return {**totals, "classes": {name: classes[name] for name in sorted(classes)}}
 
 
-def _of_one(counts: LabelCounts) -> dict[str, Any]:
+def rounded_statistics(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics from sums: the mean score of each class in place of that of all its pixels."""
+    classes = {
+        name: {**row, "score": round(row["score"] / row["pixels"], 4) if row["pixels"] else 0.0}
+        for name, row in sums["classes"].items()
+    }
+    return {**sums, "classes": classes}
+
+
+def of_one(counts: LabelCounts) -> dict[str, Any]:
+    """Statistics of one image."""
     rows = zip(counts.class_names, counts.pixels, counts.scores, strict=True)
     found = {
         name: {"images": 1, "pixels": pixels, "score": score, "not_found": 0}

@@ -9,13 +9,17 @@ it but ``times`` is a function of the configuration and the libraries.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # of typing, pydantic takes it from 3.12 on
+)
 
-from typing_extensions import TypedDict  # of typing, pydantic takes it from 3.12 on
+from typing_extensions import TypedDict
 
 from synthgen.dataset.publish import Storage, dump_json
 from synthgen.types import ShardReport
@@ -29,13 +33,16 @@ TAR_NAME = re.compile(rf"data/{SHARD_NAME.pattern}\.tar")
 _VERSION = re.compile(r"manifests/v([0-9]{4,})\.json")
 
 
-class _Shard(TypedDict):
+class ShardRow(TypedDict):
+    """What a manifest says of a shard; `shard_row` makes it of the shard's marker."""
+
     name: str
     bytes: int
     sha256: str
     samples: int
     planned: int
     skipped: bool
+    reasons: NotRequired[dict[str, int]]
 
 
 class _Manifest(TypedDict):
@@ -43,7 +50,7 @@ class _Manifest(TypedDict):
 
     config: str
     totals: dict[str, Any]
-    shards: list[_Shard]
+    shards: list[ShardRow]
     models: list[dict[str, Any]]
     times: dict[str, Any]
 
@@ -194,6 +201,19 @@ def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
     return [marker for marker in markers if marker is not None]
 
 
+def shard_row(marker: Marker) -> ShardRow:
+    """What the manifest says of a complete shard; ``reasons`` only where samples failed."""
+    row: ShardRow = {
+        "name": tar_name(marker.name),
+        "bytes": marker.bytes,
+        "sha256": marker.sha256,
+        "samples": marker.counts.get("ok", 0),
+        "planned": marker.planned,
+        "skipped": marker.skipped,
+    }
+    return {**row, "reasons": dict(marker.reasons)} if marker.reasons else row
+
+
 def build_manifest(
     markers: Sequence[Marker],
     config: str,
@@ -201,24 +221,23 @@ def build_manifest(
     times: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest over complete shards, in order."""
+    environments = distinct(dict(marker.environment) for marker in markers)
+    return manifest_of([shard_row(marker) for marker in markers], environments, config) | {
+        "models": [dict(model) for model in models],
+        "times": dict(times),
+    }
+
+
+def manifest_of(
+    rows: Sequence[ShardRow], environments: Sequence[Mapping[str, Any]], config: str
+) -> dict[str, Any]:
+    """What a manifest says of its shards, but for models and times."""
     return {
         "schema_version": SCHEMA_VERSION,
         "config": config,
-        "totals": _totals(markers),
-        "shards": [
-            {
-                "name": tar_name(marker.name),
-                "bytes": marker.bytes,
-                "sha256": marker.sha256,
-                "samples": marker.counts.get("ok", 0),
-                "planned": marker.planned,
-                "skipped": marker.skipped,
-            }
-            for marker in markers
-        ],
-        "models": [dict(model) for model in models],
-        "environments": _distinct(dict(marker.environment) for marker in markers),
-        "times": dict(times),
+        "totals": totals(rows),
+        "shards": list(rows),
+        "environments": list(environments),
     }
 
 
@@ -238,9 +257,17 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     if latest is not None and without_times(latest) == without_times(manifest):
         manifest = latest
     else:
-        storage.publish_bytes(dump_json(manifest), version_name(newest + 1))
-    storage.publish_bytes(dump_json(manifest), MANIFEST)
+        storage.publish_bytes(_manifest_bytes(manifest), version_name(newest + 1))
+    storage.publish_bytes(_manifest_bytes(manifest), MANIFEST)
     return dict(manifest)
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """A shard in a line: indented, a hundred thousand of them would take seconds to write."""
+    rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in manifest["shards"])
+    head = dump_json({**manifest, "shards": []})
+    lines = f'\n "shards": [\n{rows}\n ]'.encode() if rows else b'\n "shards": []'
+    return head.replace(b'\n "shards": []', lines, 1)
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> dict[str, Any] | None:
@@ -305,21 +332,19 @@ def without_times(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name != "times"}
 
 
-def _totals(markers: Sequence[Marker]) -> dict[str, Any]:
-    reasons: Counter[str] = Counter()
-    for marker in markers:
-        reasons.update(marker.reasons)
-    return {
-        "shards": len(markers),
-        "planned": sum(marker.planned for marker in markers),
-        "samples": sum(marker.counts.get("ok", 0) for marker in markers),
-        "failed": sum(marker.counts.get("failed", 0) for marker in markers),
-        "bytes": sum(marker.bytes for marker in markers),
-        "reasons": dict(sorted(reasons.items())),
-    }
+def totals(rows: Iterable[ShardRow]) -> dict[str, Any]:
+    """Sums over the rows of shards."""
+    sums, reasons = Counter[str](), Counter[str]()
+    for row in rows:
+        sums.update(shards=1, planned=row["planned"], samples=row["samples"], bytes=row["bytes"])
+        sums.update(failed=row["planned"] - row["samples"])
+        reasons.update(row.get("reasons", {}))
+    names = ("shards", "planned", "samples", "failed", "bytes")
+    return {**{name: sums[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
 
 
-def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Different items, in the order of their first."""
     kept: list[dict[str, Any]] = []
     for item in items:
         if item not in kept:

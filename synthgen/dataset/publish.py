@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,8 +24,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 
@@ -40,6 +43,18 @@ LOCK_SECONDS = 120.0
 
 _STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
 _FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
+
+
+class FileFacts(NamedTuple):
+    """What a listing says of a file.
+
+    Args:
+        size: Its bytes.
+        changed: When it was written, seconds since 1970; infinite where the store does not say.
+    """
+
+    size: int
+    changed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,22 @@ class Storage:
         prefix = f"{folder}/" if folder else ""
         paths = {str(item["name"]).rstrip("/") for item in found if item["type"] == kind}
         return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths - {where})
+
+    def facts(self, folder: str = "") -> dict[str, FileFacts]:
+        """Sizes and times of the files directly in a folder by name, sorted, from one listing."""
+        where = self.path(folder).rstrip("/")
+        try:
+            with self._reaching():
+                found = self.fs.ls(where, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        prefix = f"{folder}/" if folder else ""
+        files = (item for item in found if item["type"] == "file")
+        named = {prefix + str(item["name"]).rsplit("/", 1)[-1]: item for item in files}
+        return {
+            name: FileFacts(int(item["size"]), _changed(item))
+            for name, item in sorted(named.items(), key=itemgetter(0))
+        }
 
     def open(self, name: str) -> ByteStream:
         """A file opened for reading.
@@ -433,6 +464,17 @@ def _try_lock(stream: BinaryIO) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
     return True
+
+
+def _changed(item: Mapping[str, Any]) -> float:
+    """The time of a listed file, under the name that its file system gives it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        found = item.get(name)
+        if isinstance(found, datetime):
+            return found.timestamp()
+        if isinstance(found, int | float):
+            return float(found)
+    return math.inf
 
 
 def _sync_folder(folder: Path) -> None:

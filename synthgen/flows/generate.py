@@ -23,7 +23,7 @@ from synthgen.flows.limits import slot
 from synthgen.flows.runners import inherited_tags, task_runner
 from synthgen.flows.shards import collect, refuse_crashed, shard_task
 from synthgen.report.page import write_report
-from synthgen.types import ShardSpec
+from synthgen.types import ShardSpec, shard_name
 
 
 @shard_task("{spec.name}")
@@ -40,14 +40,15 @@ def make_shard(
 def make_shards(
     config: Config, out: str, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:
-    """Make every planned shard; one that crashes is reported, and made by the next run."""
-    specs = {spec.name: spec for spec in run.plan(config)}
+    """Make every shard that is missing; one that crashes is made by the next run."""
+    specs = run.plan(config)
+    names = {shard_name(index): index for index in run.missing(config, out)}
     rows = []
 
     def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
-        return make_shard.submit(config, specs[shard], out, gpu_limit)
+        return make_shard.submit(config, specs[names[shard]], out, gpu_limit)
 
-    for row in collect(list(specs), submit, workers, "synthgen-progress"):
+    for row in collect(list(names), submit, workers, "synthgen-progress"):
         rows.append(row)
         _pass_on(row)
     return sorted(rows, key=itemgetter("shard"))

@@ -55,7 +55,9 @@ def collect(
         workers: Shards in flight at once.
         progress_key: Artifact that shows how many are done.
     """
-    progress = cast(UUID, create_progress_artifact(progress=0.0, key=progress_key))
+    progress = cast(
+        UUID, create_progress_artifact(progress=0.0 if shards else 100.0, key=progress_key)
+    )
     for done, (shard, future) in enumerate(completed(shards, submit, workers), start=1):
         yield {"shard": shard, **_row(shard, future)}
         update_progress_artifact(progress, progress=100.0 * done / len(shards))

@@ -15,7 +15,15 @@ from synthgen.progress import report as emit
 from synthgen.run.estimate import estimate
 from synthgen.run.extend import extend, extension
 from synthgen.run.identity import config_digest
-from synthgen.run.lifecycle import DatasetStatus, finalize, gc, generate, initialize, status
+from synthgen.run.lifecycle import (
+    DatasetStatus,
+    finalize,
+    gc,
+    generate,
+    initialize,
+    missing,
+    status,
+)
 from synthgen.run.merge import merge
 from synthgen.run.plan import batches, plan, sample_seed
 from synthgen.run.replay import replay
@@ -35,6 +43,7 @@ __all__ = [
     "initialize",
     "make_shard",
     "merge",
+    "missing",
     "plan",
     "replay",
     "sample_seed",

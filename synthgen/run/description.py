@@ -10,20 +10,24 @@ from typing import Any
 
 from synthgen.config import Config
 from synthgen.dataset.card import class_table, config_yaml, readme
-from synthgen.dataset.label_statistics import summarize_counts
+from synthgen.dataset.label_statistics import of_one, rounded_statistics, sum_statistics
 from synthgen.dataset.manifest import (
     CARD,
     CLASSES,
     CONFIG,
     IDENTITY,
-    Marker,
-    build_manifest,
+    MANIFEST,
+    ShardRow,
+    distinct,
+    manifest_of,
     publish_manifest,
-    read_manifest,
+    shard_row,
+    shard_stem,
     tar_name,
 )
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import Storage, dump_json
+from synthgen.dataset.survey import Survey
 from synthgen.run.identity import check_plan
 
 
@@ -32,7 +36,6 @@ def publish_description(
     config: Config,
     identity: bytes,
     names: Iterable[str],
-    shards: Sequence[str],
 ) -> None:
     """Write what is known before there are samples; the identity first: it claims the folder.
 
@@ -41,14 +44,13 @@ def publish_description(
         config: Its configuration.
         identity: Content of its identity.json.
         names: Of all its classes; the configuration may have pinned their ids.
-        shards: File stems of the planned shards.
     """
     storage.publish_bytes(identity, IDENTITY)
     tree = json.loads(identity)
     storage.publish_bytes(config_yaml(config, tree["digest"]).encode("utf-8"), CONFIG)
     storage.publish_bytes(dump_json(class_table(names, config.classes)), CLASSES)
-    if read_manifest(storage) is None:
-        card = readme(config, tree, [tar_name(shard) for shard in shards], None)
+    if storage.size(MANIFEST) is None:
+        card = readme(config, tree, [tar_name("train-*")], None)
         storage.publish_bytes(card.encode("utf-8"), CARD)
 
 
@@ -56,7 +58,7 @@ def publish_conclusion(
     storage: Storage,
     config: Config,
     identity: Mapping[str, Any],
-    markers: Sequence[Marker],
+    found: Survey,
     models: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Publish card and manifest over shards that are all complete; returns the manifest.
@@ -65,19 +67,33 @@ def publish_conclusion(
         storage: The dataset.
         config: Its configuration.
         identity: Content of its identity.json.
-        markers: Of every shard, in order.
+        found: Every shard.
         models: Identities of what drew them.
 
     Raises:
         RuntimeError: If another run has planned more shards meanwhile.
     """
-    times = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": dict(sum((Counter(marker.seconds) for marker in markers), Counter())),
+    rows = [found.rows[index] for index in sorted(found.rows)]
+    standing: Mapping[str, Any] = found.manifest or {}
+    listed = {row["name"]: row for row in found.listed}
+    new = [m for m in found.read if listed.get(tar_name(m.name)) != shard_row(m)]
+    environments = [*standing.get("environments", []), *(dict(m.environment) for m in new)]
+    seconds = Counter(standing.get("times", {}).get("seconds", {}))
+    for marker in new:
+        seconds.update(marker.seconds)
+    manifest = {
+        **manifest_of(rows, distinct(environments), identity["digest"]),
+        "models": [dict(model) for model in models],
+        "times": {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": dict(seconds),
+        },
     }
-    manifest = build_manifest(markers, identity["digest"], models, times)
-    tars = [tar_name(marker.name) for marker in markers if not marker.skipped]
-    card = readme(config, identity, tars, manifest, _label_statistics(storage, config, markers))
+    if config.labeling.method != "none":
+        manifest["labels"] = _label_statistics(storage, rows, standing)
+    tars = [row["name"] for row in rows if not row["skipped"]]
+    labels = rounded_statistics(manifest["labels"]) if "labels" in manifest else None
+    card = readme(config, identity, tars, manifest, labels)
     with storage.publishing():
         check_plan(storage, config)
         storage.publish_bytes(card.encode("utf-8"), CARD)
@@ -86,10 +102,11 @@ def publish_conclusion(
 
 
 def _label_statistics(
-    storage: Storage, config: Config, markers: Sequence[Marker]
-) -> dict[str, Any] | None:
-    """Statistics over the labels of all samples, from the rows in ``metadata``."""
-    if config.labeling.method == "none":
-        return None
-    rows = (row for marker in markers for row in read_rows(storage, marker.name))
-    return summarize_counts(row.labels for row in rows if row.labels is not None)
+    storage: Storage, rows: Sequence[ShardRow], standing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Sums over the labels of all samples; those of the standing manifest are gone on with."""
+    before = standing.get("shards", [])
+    known = standing.get("labels") if before == rows[: len(before)] else None
+    new = rows[len(before) if known else 0 :]
+    counts = (row.labels for item in new for row in read_rows(storage, shard_stem(item["name"])))
+    return sum_statistics((of_one(item) for item in counts if item is not None), known)

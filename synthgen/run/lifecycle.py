@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,15 @@ from synthgen.dataset.manifest import (
     read_manifest,
     read_marker,
     read_markers,
+    shard_index,
+    shard_row,
     shard_stem,
     tar_name,
+    totals,
     versions,
 )
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.survey import Survey, survey
 from synthgen.progress import Progress, report
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
@@ -44,12 +47,13 @@ from synthgen.run.identity import (
     read_config,
     read_identity,
 )
-from synthgen.run.plan import plan, prompts_of, shard_spans
+from synthgen.run.plan import plan, planned_samples, prompts_of
 from synthgen.run.restore import restore_shard
-from synthgen.run.shard import complete_marker, make_shard
-from synthgen.types import ShardSpec, shard_name
+from synthgen.run.shard import make_shard
+from synthgen.types import shard_name
 
 _TEXT_BYTES = 100_000  # generous for the small files of a dataset
+_ASKED_AGAIN = 100  # shards that a store did not list
 _ORPHAN_SECONDS = 3600.0  # a tar without a marker may be a moment old: its maker is at work
 
 logger = logging.getLogger(__name__)
@@ -85,9 +89,26 @@ def generate(
 ) -> dict[str, Any]:
     """Make a dataset in this process, or finish one that was cut off; returns its manifest."""
     initialize(config, out, strict=strict)
-    for spec in plan(config):
-        make_shard(config, spec, out, progress)
+    specs = plan(config)
+    for index in missing(config, out, progress):
+        make_shard(config, specs[index], out, progress)
     return finalize(config, out)
+
+
+def missing(config: Config, out: str | Path, progress: Progress = report) -> list[int]:
+    """Numbers of the planned shards that are still to be made.
+
+    Args:
+        config: The dataset's configuration.
+        out: Its folder; ``initialize`` has been there.
+        progress: Told how many shards and samples are already there.
+    """
+    storage, planned = open_storage(out), planned_samples(config)
+    identity = read_identity(storage)
+    done = survey(storage, identity["digest"], planned).rows if identity else {}
+    if done:
+        progress("standing", shards=len(done), samples=sum(planned[index] for index in done))
+    return [index for index in range(len(planned)) if index not in done]
 
 
 def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
@@ -107,19 +128,18 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
     prompts = prompts_of(config)
     check_labeling(config, prompts)
-    specs = plan(config)
-    _check_standing(storage, config, specs)  # before there is so much as a lock in the folder
+    planned_samples(config)  # too many shards are refused before all else
+    _check_standing(storage, config)  # before there is so much as a lock in the folder
     content = identity_content(config)
     with (
         clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"),
         storage.publishing(),
     ):
-        standing = _check_standing(storage, config, specs)
+        standing = _check_standing(storage, config)
         here = environment(config) | machine(standing)
         environments = _extended(standing["environments"] if standing else [], here, strict)
         identity = identity_bytes(content, environments)
-        shards = [spec.name for spec in specs]
-        publish_description(storage, config, identity, prompts.class_names, shards)
+        publish_description(storage, config, identity, prompts.class_names)
     storage.clear_stale_staging()
 
 
@@ -139,15 +159,47 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"{storage.root} must be initialized first. Got no {IDENTITY} there.")
     digest = check_same(standing, config, storage.root)
     check_plan(storage, config)
-    markers = _complete_markers(storage, plan(config), digest)
-    manifest = read_manifest(storage)
-    listed = {shard_stem(row["name"]): row for row in (manifest or {"shards": []})["shards"]}
-    for index, marker in enumerate(markers):  # a bit may have been flipped in one of the two
-        if marker.name in listed and _contradicts(listed[marker.name], marker):
-            markers[index] = restore_shard(storage, marker.name, config, digest) or marker
+    found = check_complete(storage, digest, planned_samples(config))
+    listed = {row["name"]: row for row in found.listed}
+    restored = {}
+    for marker in found.read:  # a bit may have been flipped in one of the two
+        row = listed.get(tar_name(marker.name))
+        if row is not None and _contradicts(row, marker):
+            again = restore_shard(storage, marker.name, config, digest) or marker
+            restored[shard_index(marker.name)] = shard_row(again)
+    found = replace(found, rows={**found.rows, **restored})
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         models = [standing["content"]["model"]]
-        return publish_conclusion(storage, config, standing, markers, models)
+        return publish_conclusion(storage, config, standing, found, models)
+
+
+def check_complete(storage: Storage, digest: str, planned: Sequence[int]) -> Survey:
+    """All shards of a dataset, if they are complete.
+
+    Args:
+        storage: The dataset.
+        digest: Of what determines its bytes.
+        planned: Samples planned of each shard.
+
+    Raises:
+        RuntimeError: If shards are missing; they are named.
+    """
+    found = survey(storage, digest, planned)
+    missing = [index for index in range(len(planned)) if index not in found.rows]
+    if 0 < len(missing) <= _ASKED_AGAIN and storage.remote:  # its listing may lag behind
+        there = (read_marker(storage, shard_name(index), there=True) for index in missing)
+        new = [m for m in there if m and is_complete(storage, m, digest, m.planned)]
+        rows = {shard_index(m.name): shard_row(m) for m in new}
+        rows = {index: row for index, row in rows.items() if row["planned"] == planned[index]}
+        found = replace(found, rows={**found.rows, **rows}, read=(*found.read, *new))
+        missing = [index for index in missing if index not in rows]
+    if missing:
+        raise RuntimeError(
+            f"Every shard must be complete before the dataset is finalized. Got {len(missing)} "
+            f"missing ({', '.join(shard_name(index) for index in missing[:5])}). Run the same "
+            f"command again to make them."
+        )
+    return found
 
 
 def status(out: str | Path) -> DatasetStatus:
@@ -161,23 +213,18 @@ def status(out: str | Path) -> DatasetStatus:
     assert identity is not None
     merged = identity["content"].get("merged", [])
     planned = [num for source in merged for num in source["planned"]]
-    planned = planned or [len(span) for span in shard_spans(config)]
-    wanted = {shard_name(i): num for i, num in enumerate(planned)}
-    done = [
-        marker
-        for marker in read_markers(storage)
-        if is_complete(storage, marker, identity["digest"], wanted.get(marker.name, -1))
-    ]
-    manifest = read_manifest(storage)
+    found = survey(storage, identity["digest"], planned or planned_samples(config))
+    sums = totals(found.rows.values())
     return DatasetStatus(
-        planned_shards=len(wanted),
-        complete_shards=len(done),
+        planned_shards=len(planned or planned_samples(config)),
+        complete_shards=len(found.rows),
         planned=config.planned,
-        samples=sum(marker.counts["ok"] for marker in done),
-        failed=sum(marker.counts["failed"] for marker in done),
-        reasons=dict(sum((Counter(marker.reasons) for marker in done), Counter())),
-        num_bytes=sum(marker.bytes for marker in done),
-        finalized=manifest is not None and manifest["totals"]["planned"] == config.planned,
+        samples=sums["samples"],
+        failed=sums["failed"],
+        reasons=sums["reasons"],
+        num_bytes=sums["bytes"],
+        finalized=found.manifest is not None
+        and found.manifest["totals"]["planned"] == config.planned,
     )
 
 
@@ -243,9 +290,7 @@ def standing_identity(storage: Storage) -> dict[str, Any] | None:
     return standing
 
 
-def _check_standing(
-    storage: Storage, config: Config, specs: Sequence[ShardSpec]
-) -> dict[str, Any] | None:
+def _check_standing(storage: Storage, config: Config) -> dict[str, Any] | None:
     """Identity of the dataset in a folder, which a plan may go on with; None where it is empty.
 
     Raises:
@@ -269,9 +314,10 @@ def _check_standing(
                 f"{config.num}. Raise num, or choose another folder."
             )
         return standing
-    planned = {spec.name: len(spec.samples) for spec in specs}
+    planned = planned_samples(config)
     for marker in read_markers(storage):
-        if marker.planned > planned.get(marker.name, 0):
+        index = shard_index(marker.name)
+        if index >= len(planned) or marker.planned > planned[index]:
             raise ValueError(
                 f"num must not shrink below what is made. Got a plan without all of the "
                 f"{marker.planned} samples of {marker.name}. Raise num, or choose another folder."
@@ -292,19 +338,6 @@ def _extended(
         )
     logger.warning("Continued in another environment: %s. Bytes may differ from it.", changed)
     return [*environments, here]
-
-
-def _complete_markers(storage: Storage, specs: Sequence[ShardSpec], digest: str) -> list[Marker]:
-    found = [complete_marker(storage, spec, digest, there=True) for spec in specs]
-    markers = [marker for marker in found if marker is not None]
-    if len(markers) < len(specs):
-        done = {marker.name for marker in markers}
-        missing = [spec.name for spec in specs if spec.name not in done]
-        raise RuntimeError(
-            f"Every shard must be complete before the dataset is finalized. Got {len(missing)} "
-            f"missing ({', '.join(missing[:5])}). Run the same command again to make them."
-        )
-    return markers
 
 
 def _restore_listed(storage: Storage, digest: str) -> None:

@@ -12,15 +12,13 @@ from synthgen.dataset.card import class_table
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
     read_manifest,
-    read_marker,
     shard_stem,
 )
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.run.classes import check_names
 from synthgen.run.description import publish_conclusion, publish_description
 from synthgen.run.identity import identity_bytes, read_config, read_identity
-from synthgen.run.lifecycle import standing_identity
-from synthgen.types import shard_name
+from synthgen.run.lifecycle import check_complete, standing_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +119,7 @@ def describe(plan: MergePlan, storage: Storage) -> None:
     with storage.publishing():
         _check_target(plan, storage)
         identity = identity_bytes(plan.content, _environments(plan))
-        shards = [shard_name(i) for i in range(len(plan.shards))]
-        publish_description(storage, plan.config, identity, plan.class_ids, shards)
+        publish_description(storage, plan.config, identity, plan.class_ids)
 
 
 def _check_target(plan: MergePlan, storage: Storage) -> None:
@@ -136,16 +133,15 @@ def _check_target(plan: MergePlan, storage: Storage) -> None:
 
 def finish(plan: MergePlan, storage: Storage) -> dict[str, Any]:
     """Publish card and manifest of a merge whose shards are complete; returns the manifest."""
-    found = [read_marker(storage, shard_name(i)) for i in range(len(plan.shards))]
-    markers = [marker for marker in found if marker is not None]
-    assert len(markers) == len(found), "every shard was just published"
+    planned = [num for source in plan.sources for num in source.planned]
+    found = check_complete(storage, plan.digest, planned)
     models: list[dict[str, Any]] = []
     for source in plan.sources:
         model = source.identity["content"]["model"]
         models += [] if model in models else [model]
     identity = read_identity(storage)
     assert identity is not None
-    return publish_conclusion(storage, plan.config, identity, markers, models)
+    return publish_conclusion(storage, plan.config, identity, found, models)
 
 
 def _source(url: str | Path) -> Source:

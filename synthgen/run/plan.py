@@ -132,6 +132,16 @@ def shard_spans(config: Config) -> Sequence[range]:
     return Computed(first + config.extended, span)
 
 
+def planned_samples(config: Config) -> Sequence[int]:
+    """How many samples are planned of each shard.
+
+    Raises:
+        ValueError: See ``shard_spans``.
+    """
+    spans = shard_spans(config)
+    return Computed(len(spans), lambda shard: len(spans[shard]))
+
+
 def planned_sample(
     config: Config, prompts: Sequence[Prompt], index: int, key: str
 ) -> PlannedSample:

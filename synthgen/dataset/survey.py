@@ -1,0 +1,99 @@
+"""Which shards of a dataset are complete, asked of those alone that are new.
+
+What a manifest lists needs no look at its marker: listings of the folders say whether tar, rows
+and marker are still there, and whether the marker is older than the manifest. All others are read,
+so work and memory depend on what came since, but for one line per shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from synthgen.dataset.manifest import (
+    MANIFEST,
+    SHARD_NAME,
+    Marker,
+    ShardRow,
+    metadata_name,
+    read_manifest,
+    read_marker,
+    shard_index,
+    shard_row,
+    shard_stem,
+    tar_name,
+)
+from synthgen.dataset.publish import FileFacts, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The complete shards of a dataset.
+
+    Args:
+        rows: What a manifest says of each, by its number, in order.
+        read: The markers that were read for it: of what no manifest lists, or what changed since.
+        manifest: The manifest that stands; None where the dataset was never finalized.
+    """
+
+    rows: Mapping[int, ShardRow]
+    read: tuple[Marker, ...]
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def listed(self) -> Sequence[ShardRow]:
+        """What the manifest says of the shards that it lists."""
+        return [] if self.manifest is None else self.manifest["shards"]
+
+
+def survey(storage: Storage, config: str, planned: Sequence[int]) -> Survey:
+    """Look at a dataset.
+
+    Args:
+        storage: The dataset.
+        config: Digest that its shards must carry.
+        planned: Samples planned of each shard.
+
+    Raises:
+        ValueError: If its manifest cannot be read.
+    """
+    there = {folder: storage.facts(folder) for folder in ("data", "stats", "metadata")}
+    manifest = read_manifest(storage)  # after looking: what it lists was there before it
+    listed: dict[int, ShardRow] = {}
+    finished = -1.0
+    if manifest is not None and manifest["config"] == config:
+        listed = {shard_index(shard_stem(row["name"])): row for row in manifest["shards"]}
+        finished = storage.facts("").get(MANIFEST, FileFacts(0, finished)).changed
+    rows: dict[int, ShardRow] = {}
+    read: list[Marker] = []
+    environments: dict[str, Mapping[str, Any]] = {}  # one for all: markers repeat it
+    for name, facts in there["stats"].items():
+        match = SHARD_NAME.fullmatch(name.removeprefix("stats/").removesuffix(".json"))
+        if match is None or int(match[1]) >= len(planned):
+            continue
+        index = int(match[1])
+        row = listed.get(index)
+        if row is None or facts.changed > finished or not _is_known(row):
+            marker = read_marker(storage, match[0])
+            if marker is None or marker.config != config:
+                continue
+            found = environments.setdefault(repr(marker.environment), marker.environment)
+            read.append(replace(marker, environment=found))
+            row = shard_row(marker)
+        if row["planned"] == planned[index] and _stands(row, match[0], there):
+            rows[index] = row
+    complete = {shard_stem(row["name"]) for row in rows.values()}
+    return Survey(rows, tuple(marker for marker in read if marker.name in complete), manifest)
+
+
+def _is_known(row: ShardRow) -> bool:
+    """Whether a row says all that is counted; older ones do not say why samples failed."""
+    return row["samples"] == row["planned"] or "reasons" in row
+
+
+def _stands(row: ShardRow, shard: str, there: Mapping[str, Mapping[str, FileFacts]]) -> bool:
+    """Whether a shard's tar (none where it was skipped) and rows are there."""
+    tar = there["data"].get(tar_name(shard))
+    fits = tar is None if row["skipped"] else tar is not None and tar.size == row["bytes"]
+    return fits and metadata_name(shard) in there["metadata"]
