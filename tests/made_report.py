@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from made_labels import make_labels
+from tiny_run import vouch_again
 
 from synthgen.bench.made_dataset import DIGEST, make_sample, write_dataset
 from synthgen.dataset.audits import (
@@ -62,6 +63,7 @@ def write_labeled(root: Path) -> Path:
     write_dataset(root, labeled, len(labeled), shard_size=3)
     table = {0: "background", 255: "ignore"} | {i: name for name, i in CLASS_IDS.items()}
     (root / "classes.json").write_text(json.dumps(table))
+    vouch_again(root)
     return root
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
+from tiny_run import rewrite
 from truth_world import (
     TruthAuditor,
     make_dataset,
@@ -257,9 +258,8 @@ def test_ids_that_are_no_folder_names_are_refused(bad: str, world: Path) -> None
 def test_a_dataset_that_is_not_finished_or_of_another_version(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must have a manifest\.json"):
         audit(tmp_path / "nothing", QUICK, "a", TruthAuditor())
-    manifest = json.loads((world / "manifest.json").read_text())
-    (world / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(ValueError, match="must have schema_version 1"):
+    rewrite(world / "manifest.json", schema_version=99)
+    with pytest.raises(ValueError, match="must have schema_version 2"):
         audit(world, QUICK, "a", TruthAuditor())
 
 

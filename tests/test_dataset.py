@@ -19,10 +19,16 @@ import yaml
 from made_records import encode_many, write_tar
 from PIL import Image
 from pycocotools import mask as coco
+from tiny_run import rewrite
 from torch.utils.data import DataLoader
 
 import synthgen
-from synthgen.dataset.audits import AuditMarker, audit_marker_bytes
+from synthgen.dataset.audits import (
+    AUDIT_SCHEMA_VERSION,
+    AUDITS,
+    AuditMarker,
+    audit_marker_bytes,
+)
 from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
 from synthgen.dataset.records import encode_image
@@ -163,7 +169,7 @@ def test_a_manifest_cannot_send_the_loader_elsewhere(
     monkeypatch.chdir(tmp_path)
     manifest = json.loads((dataset / "manifest.json").read_text())
     manifest["shards"][0]["name"] = name
-    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(dataset / "manifest.json", shards=manifest["shards"])
     with pytest.raises(ValueError, match=r"must be named data/train-000000\.tar"):
         list(open_dataset(dataset))
     assert not (tmp_path / "owned").exists()
@@ -294,6 +300,12 @@ def test_a_changed_row_is_found_and_named(dataset: Path, column: str, value: Any
     rows[0][column] = value
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     found = verify_dataset(dataset)
+    assert [(problem.kind, problem.where) for problem in found] == [
+        ("wrong hash", "metadata/train-000001.parquet")
+    ]
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    rewrite(dataset / "stats" / "train-000001.json", metadata_sha256=sha256)
+    found = verify_dataset(dataset)
     assert {problem.kind for problem in found} == {"wrong row"}
     wheres = {problem.where for problem in found}
     keys = {key, value} if column == "key" else {key}
@@ -307,7 +319,7 @@ def test_a_changed_byte_of_previews_is_found(dataset: Path) -> None:
     content[1024 + 100] ^= 1  # of a png behind its header
     path.write_bytes(content)
     (problem,) = verify_dataset(dataset, deep=True)
-    assert (problem.kind, problem.where) == ("unreadable file", "previews/train-000000.tar")
+    assert (problem.kind, problem.where) == ("wrong hash", "previews/train-000000.tar")
 
 
 def test_a_changed_byte_of_an_audit_is_found(dataset: Path) -> None:
@@ -317,7 +329,7 @@ def test_a_changed_byte_of_an_audit_is_found(dataset: Path) -> None:
     sha256 = hashlib.sha256(content).hexdigest()
     marker = AuditMarker(name="train-000000", sha256=sha256, bytes=len(content), **fields)
     folder = dataset / "audit" / "sam"
-    folder.mkdir(parents=True)
+    AUDITS.claim(open_storage(dataset), "sam", {}, AUDIT_SCHEMA_VERSION)
     (folder / "train-000000.json").write_bytes(audit_marker_bytes(marker))
     (folder / "train-000000.parquet").write_bytes(content)
     assert verify_dataset(dataset) == []

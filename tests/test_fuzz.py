@@ -368,6 +368,7 @@ MARKER = {
     "name": "train-000000", "config": "0" * 64, "planned": 2, "counts": {"ok": 2}, "reasons": {},
     "bytes": 10240, "sha256": "0" * 64, "skipped": False, "batch_size": 1,
     "seconds": {"generate": 1.0}, "created": "", "environment": {}, "schema_version": 1,
+    "metadata_sha256": "", "previews_sha256": "",
 }  # fmt: skip
 AUDIT_MARKER = {
     "name": "train-000000", "digest": "", "annotations_digest": "", "settings": {"a": {"b": 1}},
@@ -379,6 +380,7 @@ LABEL_MARKER = {
     "statistics": {}, "seconds": 0.0, "created": "", "schema_version": 1,
 }  # fmt: skip
 MANIFEST = build_manifest([parse_marker(as_json(MARKER), "train-000000")], "0" * 64, [], {})
+MANIFEST["schema_version"] = 1  # has no seal, with which every edit would be refused
 IDENTITY = {"digest": "0" * 64, "content": {"model": {"id": "x"}}, "environments": [{}]}
 DESCRIPTIONS = st.sampled_from(
     [MARKER, AUDIT_MARKER, LABEL_MARKER, MANIFEST, IDENTITY, {"1": "x"}]

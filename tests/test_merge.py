@@ -212,7 +212,7 @@ def test_a_broken_source_is_found(tiny_dataset: Path, other: Path, tmp_path: Pat
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(content)
-    with pytest.raises(RuntimeError, match="must be the tar of its manifest"):
+    with pytest.raises(ValueError, match=r"train-000001\.tar must be the file that the manifest"):
         run.merge([tiny_dataset, broken], tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny_config, tree_hashes
+from tiny_run import rewrite, tiny_config, tree_hashes
 from typer.testing import CliRunner
 
 from synthgen import run
@@ -48,7 +47,7 @@ def unfinished(out: Path) -> Path:
 
 def flip(path: Path, name: str, value: object) -> None:
     """Another value under a name of a JSON file."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}, indent=1))
+    rewrite(path, **{name: value})
 
 
 def markers(out: Path) -> dict[str, object]:

@@ -29,6 +29,7 @@ from made_report import (
     write_made_audit,
 )
 from pycocotools import mask as coco
+from tiny_run import rewrite, vouch_again
 
 from synthgen.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.bench.report import bench_report
@@ -210,6 +211,9 @@ def test_labels_beside_a_dataset_are_shown_when_asked_for(tmp_path: Path) -> Non
     table = json.loads((root / "classes.json").read_text())
     table |= {str(255 - i): f"flipped {i}" for i in (1, 2)}
     (root / "classes.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=r"classes\.json must be the file that manifest\.json"):
+        render_report(open_storage(root), None, 60, "side")
+    vouch_again(root)
     html = render_report(open_storage(root), None, 60, "side")
     for payload, sample in zip(payloads(html), open_dataset(root, labels="side"), strict=True):
         np.testing.assert_array_equal(semantic_of(payload), sample["semantic"])
@@ -278,8 +282,7 @@ def test_tables_about_another_tar_do_not_count(tmp_path: Path) -> None:
     root = write_made(tmp_path / "made")
     write_made_audit(root)
     marker = root / "audit" / "made-audit" / "train-000000.json"
-    tree = json.loads(marker.read_text())
-    marker.write_text(json.dumps(tree | {"tar_sha256": "f" * 64}))
+    rewrite(marker, tar_sha256="f" * 64)
     assert picked(root).standing.shards == ("train-000001",)
     shutil.rmtree(root / "audit" / "made-audit")
     assert "Nobody checked a mask" in render(root)
@@ -350,8 +353,8 @@ def test_histograms_equal_numpys_over_everything() -> None:
     [
         (lambda root: (root / "manifest.json").unlink(), "needs a finished dataset"),
         (lambda root: (root / "data/train-000001.tar").unlink(), "must exist"),
-        (lambda root: _truncate(root / "data/train-000000.tar"), "truncated"),
-        (lambda root: _truncate(root / "previews/train-000000.tar"), "truncated"),
+        (lambda root: _truncate(root / "data/train-000000.tar"), "manifest.json vouches for"),
+        (lambda root: _truncate(root / "previews/train-000000.tar"), "stats/.* vouches for"),
         (lambda root: (root / "metadata/train-000000.parquet").write_bytes(b"x"), "parquet"),
         (lambda root: _garble(root / "audit/made-audit/train-000000.parquet"), "audit"),
     ],

@@ -37,6 +37,7 @@ import yaml
 from made_export import add_audit, make_dataset
 from made_records import encode_many, make_record
 from made_report import write_made
+from tiny_run import rewrite
 
 from synthgen.auditing.samples import segmentation_settings
 from synthgen.cli import report
@@ -330,7 +331,7 @@ def test_a_manifest_leads_nowhere_else(name: str, world: Path) -> None:
     data = world / "data"
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["shards"][1]["name"] = name
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(data / "manifest.json", shards=manifest["shards"])
     readers: list[Callable[[], Any]] = [
         lambda: list(open_dataset(data)),
         lambda: list(open_dataset(data, audited="a")),
@@ -350,13 +351,9 @@ def test_a_manifest_leads_nowhere_else(name: str, world: Path) -> None:
 
 def test_markers_and_keys_lead_nowhere_else(world: Path) -> None:
     data = world / "data"
-    marker = json.loads((data / "stats" / "train-000001.json").read_text())
-    audit = json.loads((data / "audit" / "a" / "train-000001.json").read_text())
     for name in HOSTILE:
-        (data / "stats" / "train-000001.json").write_text(json.dumps({**marker, "name": name}))
-        (data / "audit" / "a" / "train-000001.json").write_text(
-            json.dumps({**audit, "name": name, "annotations_from": name})
-        )
+        rewrite(data / "stats" / "train-000001.json", name=name)
+        rewrite(data / "audit" / "a" / "train-000001.json", name=name, annotations_from=name)
         with only_inside(world, "data"):
             assert "bad marker" in {problem.kind for problem in verify_dataset(data)}
             with pytest.raises(ValueError, match="audit a must be about every shard"):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from synthgen.config import Config, load
+from synthgen.dataset.manifest import publish_manifest, read_manifest
+from synthgen.dataset.publish import open_storage
+from synthgen.dataset.seal import sealed_json
 
 PROMPTS = (
     {"id": "car", "prompt": "a photo of a red car", "classes": ["car"]},
@@ -34,6 +38,20 @@ def tiny_config(pipeline: Path, prompts: Path, *overrides: str) -> Config:
     return load(overrides=[*OVERRIDES, *paths, *overrides])
 
 
+def rewrite(path: Path, **changes: Any) -> None:
+    """Other values in a small file of a dataset, with the seal of the new content."""
+    tree = json.loads(path.read_text())
+    tree.pop("seal", None)
+    path.write_bytes(sealed_json({**tree, **changes}))
+
+
+def vouch_again(out: Path) -> None:
+    """Let the manifest vouch for the description as it stands there now."""
+    manifest = read_manifest(open_storage(out))
+    assert manifest is not None
+    publish_manifest(open_storage(out), manifest)
+
+
 def tree_hashes(root: Path) -> dict[str, str]:
     """Hash by name of every file whose bytes are promised: all but times and what is hidden.
 
@@ -47,7 +65,7 @@ def tree_hashes(root: Path) -> dict[str, str]:
         content = path.read_bytes()
         if name == "manifest.json" or name.startswith("manifests/"):
             tree = json.loads(content)
-            del tree["times"]
+            del tree["times"], tree["seal"]  # it covers the times
             content = json.dumps(tree).encode()
         hashes[name] = hashlib.sha256(content).hexdigest()
     return hashes

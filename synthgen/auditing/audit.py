@@ -16,8 +16,8 @@ from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AuditPlan, audit_content
 from synthgen.auditing.shard_audit import ShardAudit
-from synthgen.auditing.summary import summarize
 from synthgen.config import AuditConfig, digest
+from synthgen.dataset.audit_summary import summarize
 from synthgen.dataset.audits import (
     AUDIT_SCHEMA_VERSION,
     AUDITS,
@@ -27,7 +27,8 @@ from synthgen.dataset.audits import (
     summary_name,
 )
 from synthgen.dataset.listed import first_shards, listed_shards
-from synthgen.dataset.publish import clear_disk_errors, dump_json, open_storage
+from synthgen.dataset.publish import clear_disk_errors, open_storage
+from synthgen.dataset.seal import sealed_json
 from synthgen.progress import Progress, report
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously
@@ -129,7 +130,7 @@ def conclude(plan: AuditPlan) -> dict[str, Any]:
             f"missing ({', '.join(missing[:5])}). Run the same command again."
         )
     done = [marker for marker in markers.values() if marker is not None]
-    summary = summarize(storage, plan, done)
+    summary = summarize(storage, plan.audit_id, done)
     storage.sync()
-    storage.publish_bytes(dump_json(summary), summary_name(plan.audit_id))
+    storage.publish_bytes(sealed_json(summary), summary_name(plan.audit_id))
     return summary

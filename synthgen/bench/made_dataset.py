@@ -34,6 +34,7 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import encode_image, encode_record
+from synthgen.dataset.seal import hash_file, sha256_of
 from synthgen.dataset.shards import ShardWriter, Span, scan, spans
 from synthgen.segmentation.masks import build_masks
 from synthgen.types import Prompt, Record, Segmentation
@@ -148,7 +149,8 @@ def _write_shard(
         replace(item.row, key=key, byte_offset=places[key].offset, byte_size=places[key].size)
         for key, item in zip(keys, samples, strict=True)
     ]
-    storage.publish_bytes(rows_bytes([*rows, *failed]), metadata_name(name))
+    content = rows_bytes([*rows, *failed])
+    storage.publish_bytes(content, metadata_name(name))
     counts = {"ok": len(rows), "failed": len(failed)}
     marker = Marker(
         name=name,
@@ -163,6 +165,8 @@ def _write_shard(
         seconds={},
         created="",
         environment=_ENVIRONMENT,
+        metadata_sha256=sha256_of(content),
+        previews_sha256=hash_file(storage, preview_name(name)) or "",
     )
     storage.publish_bytes(marker_bytes(marker), marker_name(name))
     return marker

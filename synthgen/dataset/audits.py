@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from synthgen.dataset.beside import SideFolder
+from synthgen.dataset.beside import SideFolder, read_side_marker
 from synthgen.dataset.parquet_limits import read_parquet_schema
-from synthgen.dataset.publish import Storage, dump_json
+from synthgen.dataset.publish import Storage
+from synthgen.dataset.seal import check_vouched, sealed_json, sha256_of
 from synthgen.types import Verdict
-from synthgen.untrusted import one_line, parse_record
+from synthgen.untrusted import one_line
 
-AUDIT_SCHEMA_VERSION = 1
+AUDIT_SCHEMA_VERSION = 2
 _FIXED = ("key", "keep", "reason", "annotations")
 
 RECORD = pa.struct(
@@ -99,18 +100,12 @@ class AuditMarker:
 
 def audit_marker_bytes(marker: AuditMarker) -> bytes:
     """The marker as it stands in the audit's folder."""
-    return dump_json({name: getattr(marker, name) for name in AuditMarker.__slots__})
+    return sealed_json({name: getattr(marker, name) for name in AuditMarker.__slots__})
 
 
 def read_audit_marker(storage: Storage, audit_id: str, shard: str) -> AuditMarker | None:
     """The marker of a shard's table, None where there is none or it cannot be read."""
-    content = storage.read(audit_marker_name(audit_id, shard))
-    try:
-        marker = parse_record(AuditMarker, content or b"")
-    except ValueError:
-        return None
-    sound = marker.schema_version == AUDIT_SCHEMA_VERSION and marker.name == shard
-    return marker if sound else None
+    return read_side_marker(AuditMarker, storage, audit_marker_name(audit_id, shard), shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +194,13 @@ def read_verdicts(
     for shard, tar_sha256 in shards.items():
         marker = read_audit_marker(storage, audit_id, shard)
         content = storage.read(table_name(audit_id, shard))
-        if content is None or not is_audited(storage, audit_id, marker, tar_sha256):
+        done = is_audited(storage, audit_id, marker, tar_sha256)
+        if content is None or marker is None or not done:
             raise ValueError(
                 f"The audit {audit_id} must be about every shard. Got none of {shard} as it "
                 f"stands; run 'synthgen audit' with the same settings to finish it."
             )
+        check_vouched(table_name(audit_id, shard), sha256_of(content), marker.sha256, "its marker")
         rows = parse_table(content, annotations=False)
         verdicts[shard] = {row.key: row.verdict for row in rows}
     return verdicts

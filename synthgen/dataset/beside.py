@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from synthgen.dataset.changes import changed_keys, list_keys
-from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json
-from synthgen.untrusted import parse_object
+from synthgen.dataset.publish import Storage, clear_disk_errors
+from synthgen.dataset.seal import check_sealed, open_seal, parse_sealed, sealed_json
+from synthgen.untrusted import parse_record
 
 MAX_ID = 80
 _NO_WORD = re.compile(r"[^a-z0-9]+")
@@ -33,6 +34,40 @@ class SideMarker(Protocol):
 
     @property
     def bytes(self) -> int: ...
+
+
+def read_side_marker(kind: type[Any], storage: Storage, name: str, shard: str) -> Any:
+    """A shard's marker, None where there is none or it cannot be read.
+
+    Args:
+        kind: Whose marker it is.
+        storage: The dataset.
+        name: Where it lies.
+        shard: What it must be about.
+    """
+    try:
+        body, has_seal = open_seal(storage.read(name) or b"")
+        marker = parse_record(kind, body)
+        check_sealed(marker.schema_version, has_seal)
+    except ValueError:
+        return None
+    return marker if marker.schema_version in (1, 2) and marker.name == shard else None
+
+
+def read_sealed(storage: Storage, name: str) -> dict[str, Any] | None:
+    """Content of a description or of a summary; None where there is none.
+
+    Raises:
+        ValueError: If it was damaged.
+    """
+    content = storage.read(name)
+    try:
+        return None if content is None else parse_sealed(content)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be readable. Got {error}. Remove it and run the command that made it "
+            f"again."
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +144,13 @@ class SideFolder:
             schema_version: Of the results.
 
         Raises:
-            ValueError: If the results there are of other settings.
+            ValueError: If the results there are of other settings, or the file is damaged.
         """
-        standing = storage.read(self.description_name(name))
+        standing = read_sealed(storage, self.description_name(name))
         if standing is not None:
-            self.check_same(name, parse_object(standing).get("settings", {}), settings)
+            self.check_same(name, standing.get("settings", {}), settings)
         tree = {"schema_version": schema_version, "id": name, "settings": settings}
-        content = dump_json(tree)
+        content = sealed_json(tree)
         with clear_disk_errors(storage, len(content), f"the {self.folder} {name}"):
             storage.publish_bytes(content, self.description_name(name))
             storage.clear_stale_staging()

@@ -35,16 +35,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.beside import SideFolder
+from synthgen.dataset.beside import SideFolder, read_side_marker
+from synthgen.dataset.label_statistics import merge_statistics
 from synthgen.dataset.manifest import CLASSES, shard_of
-from synthgen.dataset.publish import Storage, dump_json, open_storage, sha256_file
+from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.seal import sealed_json
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.types import BACKGROUND, IGNORE
-from synthgen.untrusted import parse_object, parse_record, quote
+from synthgen.untrusted import parse_object, quote
 
-LABELS_SCHEMA_VERSION = 1
+LABELS_SCHEMA_VERSION = 2
 
 
 LABELS = SideFolder("labels", "labels.json", ".tar", "The id of labels")
@@ -84,19 +86,23 @@ class LabelMarker:
 
 def labels_marker_bytes(marker: LabelMarker) -> bytes:
     """The marker as it stands in the folder."""
-    tree = {name: getattr(marker, name) for name in LabelMarker.__slots__}
-    return dump_json(tree)
+    return sealed_json({name: getattr(marker, name) for name in LabelMarker.__slots__})
 
 
 def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMarker | None:
     """The marker of a shard's labels, None where there is none or it cannot be read."""
-    content = storage.read(labels_marker_name(label_id, shard))
-    try:
-        marker = parse_record(LabelMarker, content or b"")
-    except ValueError:
-        return None
-    sound = marker.schema_version == LABELS_SCHEMA_VERSION and marker.name == shard
-    return marker if sound else None
+    return read_side_marker(LabelMarker, storage, labels_marker_name(label_id, shard), shard)
+
+
+def summarize_labels(label_id: str, markers: Sequence[LabelMarker]) -> dict[str, Any]:
+    """The content of summary.json, a function of the markers alone."""
+    return {
+        "schema_version": LABELS_SCHEMA_VERSION,
+        "id": label_id,
+        "digest": markers[0].digest,
+        "shards": len(markers),
+        "statistics": merge_statistics(marker.statistics for marker in markers),
+    }
 
 
 def label_ids(out: str | Path | Storage) -> list[str]:

@@ -21,11 +21,22 @@ from typing import (
 
 from typing_extensions import TypedDict
 
+from synthgen.config import parse
 from synthgen.dataset.publish import Storage, dump_json
+from synthgen.dataset.seal import (
+    check_sealed,
+    check_vouched,
+    open_seal,
+    parse_sealed,
+    seal,
+    sealed_json,
+    sha256_of,
+)
 from synthgen.types import ShardReport
-from synthgen.untrusted import check_shape, parse_object, parse_record, quote
+from synthgen.untrusted import check_shape, parse_record, quote
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, SCHEMA_VERSION)  # 1: without seals, and hashes of rows, previews and descriptions
 MANIFEST, IDENTITY = "manifest.json", "identity.json"
 CONFIG, CLASSES, CARD = "config.yaml", "classes.json", "README.md"
 SHARD_NAME = re.compile(r"train-([0-9]{6})")
@@ -43,6 +54,7 @@ class ShardRow(TypedDict):
     planned: int
     skipped: bool
     reasons: NotRequired[dict[str, int]]
+    previews: NotRequired[bool]
 
 
 class _Manifest(TypedDict):
@@ -111,6 +123,8 @@ class Marker:
         seconds: Wall time per stage.
         created: Time of completion, ISO 8601, UTC.
         environment: Device, dtype, and versions by package.
+        metadata_sha256: Hash of its rows in ``metadata``; empty in schema version 1.
+        previews_sha256: Hash of its previews; empty where it has none.
     """
 
     name: str
@@ -125,6 +139,8 @@ class Marker:
     seconds: Mapping[str, float]
     created: str
     environment: Mapping[str, Any] = field(default_factory=dict)
+    metadata_sha256: str = ""
+    previews_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def report(self, reused: bool) -> ShardReport:
@@ -143,7 +159,7 @@ class Marker:
 
 def marker_bytes(marker: Marker) -> bytes:
     """The marker as it stands in ``stats``."""
-    return dump_json({name: getattr(marker, name) for name in Marker.__slots__})
+    return sealed_json({name: getattr(marker, name) for name in Marker.__slots__})
 
 
 def parse_marker(content: bytes, shard: str) -> Marker:
@@ -153,10 +169,12 @@ def parse_marker(content: bytes, shard: str) -> Marker:
         ValueError: If it is not one of this schema version, or another shard's.
     """
     try:
-        marker = parse_record(Marker, content)
+        body, has_seal = open_seal(content)
+        marker = parse_record(Marker, body)
+        check_sealed(marker.schema_version, has_seal)
     except ValueError as error:
         raise ValueError(f"A marker must be readable. Got {error}.") from None
-    if marker.schema_version != SCHEMA_VERSION:
+    if marker.schema_version not in _READABLE:
         raise ValueError(
             f"A marker's schema_version must be {SCHEMA_VERSION}. Got {marker.schema_version}."
         )
@@ -184,6 +202,7 @@ def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> 
         (marker.config, marker.planned) == (config, planned)
         and fits_tar(storage, marker)
         and storage.size(metadata_name(marker.name), there=True) is not None
+        and has_previews(storage, marker)
     )
 
 
@@ -191,6 +210,12 @@ def fits_tar(storage: Storage, marker: Marker) -> bool:
     """Whether the tar has the size that the marker says, or is not there as it says."""
     size = storage.size(tar_name(marker.name), there=not marker.skipped)
     return size == (None if marker.skipped else marker.bytes)
+
+
+def has_previews(storage: Storage, marker: Marker) -> bool:
+    """Whether the previews are there that the marker knows of."""
+    name = preview_name(marker.name)
+    return not marker.previews_sha256 or storage.size(name, there=True) is not None
 
 
 def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
@@ -202,7 +227,7 @@ def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
 
 
 def shard_row(marker: Marker) -> ShardRow:
-    """What the manifest says of a complete shard; ``reasons`` only where samples failed."""
+    """What the manifest says of a complete shard; what there is not is left out."""
     row: ShardRow = {
         "name": tar_name(marker.name),
         "bytes": marker.bytes,
@@ -211,7 +236,11 @@ def shard_row(marker: Marker) -> ShardRow:
         "planned": marker.planned,
         "skipped": marker.skipped,
     }
-    return {**row, "reasons": dict(marker.reasons)} if marker.reasons else row
+    if marker.reasons:
+        row["reasons"] = dict(marker.reasons)
+    if marker.previews_sha256:
+        row["previews"] = True
+    return row
 
 
 def build_manifest(
@@ -245,19 +274,30 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     """Write the manifest, last of all files, unless it says nothing new but times.
 
     Its version is written first; where a process was killed between the two, that version is it.
+    The manifest alone has the hashes of the files that describe the dataset (``files``), and of
+    all versions: among the times, for these hold times.
 
     Returns:
         The manifest that stands on the disk.
     """
+    files = {name: storage.read(name) for name in (CARD, CONFIG, IDENTITY, CLASSES)}
+    hashes = {name: sha256_of(found) for name, found in files.items() if found is not None}
+    manifest = {**manifest, "schema_version": SCHEMA_VERSION, "files": hashes}
     standing = read_manifest(storage)
     if standing is not None and without_times(standing) == without_times(manifest):
         return standing
+    version = {name: value for name, value in manifest.items() if name != "files"}
     newest = max(versions(storage), default=0)
     latest = _read(storage, version_name(newest)) if newest else None
-    if latest is not None and without_times(latest) == without_times(manifest):
-        manifest = latest
+    if latest is not None and without_times(latest) == without_times(version):
+        version = latest
     else:
-        storage.publish_bytes(_manifest_bytes(manifest), version_name(newest + 1))
+        newest += 1
+        storage.publish_bytes(_manifest_bytes(version), version_name(newest))
+    known = {} if standing is None else standing["times"].get("versions", {})
+    names = map(version_name, versions(storage))
+    chain = {name: known.get(name) or sha256_of(storage.read(name) or b"") for name in names}
+    manifest["times"] = {**version["times"], "versions": chain}
     storage.publish_bytes(_manifest_bytes(manifest), MANIFEST)
     return dict(manifest)
 
@@ -267,7 +307,7 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in manifest["shards"])
     head = dump_json({**manifest, "shards": []})
     lines = f'\n "shards": [\n{rows}\n ]'.encode() if rows else b'\n "shards": []'
-    return head.replace(b'\n "shards": []', lines, 1)
+    return seal(head.replace(b'\n "shards": []', lines, 1))
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> dict[str, Any] | None:
@@ -312,12 +352,12 @@ def _read(storage: Storage, name: str) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        tree = parse_object(content)
-        if tree.get("schema_version") == SCHEMA_VERSION:
+        tree = parse_sealed(content)
+        if tree.get("schema_version") in _READABLE:
             check_shape(_Manifest, tree)
     except ValueError as error:
         raise ValueError(f"{name} must be readable. Got {error}.") from None
-    if tree.get("schema_version") != SCHEMA_VERSION:
+    if tree.get("schema_version") not in _READABLE:
         raise ValueError(f"{name} must have schema_version {SCHEMA_VERSION}. Got another one.")
     for row in tree["shards"]:  # a manifest is data: it may not send us to other files
         if not TAR_NAME.fullmatch(row["name"]):
@@ -325,6 +365,28 @@ def _read(storage: Storage, name: str) -> dict[str, Any] | None:
                 f"A shard must be named data/train-000000.tar. Got {quote(row['name'], 60)}."
             )
     return tree
+
+
+def check_description(storage: Storage, manifest: Mapping[str, Any]) -> None:
+    """Refuse to go by other files than the manifest vouches for; an older one vouches for none.
+
+    A configuration that plans more is that of a run that is under way.
+
+    Raises:
+        ValueError: With the first that was damaged or changed.
+    """
+    for name in (IDENTITY, CLASSES, CONFIG):
+        expected = manifest.get("files", {}).get(name)
+        if expected is not None and not (name == CONFIG and plans_more(storage, manifest)):
+            check_vouched(name, sha256_of(storage.read(name) or b""), expected, MANIFEST)
+
+
+def plans_more(storage: Storage, manifest: Mapping[str, Any]) -> bool:
+    """Whether the configuration on the disk plans more samples than a manifest is about."""
+    try:
+        return bool(parse(storage.read(CONFIG) or b"").planned > manifest["totals"]["planned"])
+    except ValueError:
+        return False
 
 
 def without_times(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthgen.dataset.label_statistics import LabelCounts
-from synthgen.dataset.manifest import metadata_name
+from synthgen.dataset.manifest import Marker, marker_name, metadata_name
 from synthgen.dataset.parquet_limits import read_parquet_schema
 from synthgen.dataset.publish import Storage
+from synthgen.dataset.seal import check_vouched, sha256_of
 from synthgen.types import Prompt
 from synthgen.untrusted import one_line, quote
 
@@ -200,15 +201,22 @@ def _readable() -> Iterator[None]:
         ) from None
 
 
-def read_rows(storage: Storage, shard: str) -> list[Row]:
+def read_rows(storage: Storage, shard: str, marker: Marker | None = None) -> list[Row]:
     """The rows of a shard's planned samples.
 
+    Args:
+        storage: The dataset.
+        shard: File stem of the shard.
+        marker: Its marker, which vouches for them; None: they are taken as they are.
+
     Raises:
-        ValueError: If there are none, or they cannot be read.
+        ValueError: If there are none, they cannot be read, or are others than the marker's.
     """
     content = storage.read(metadata_name(shard))
     if content is None:
         raise ValueError(f"{metadata_name(shard)} must exist. Got none; see 'synthgen verify'.")
+    expected = marker.metadata_sha256 if marker is not None else ""
+    check_vouched(metadata_name(shard), sha256_of(content), expected, marker_name(shard))
     try:
         return parse_rows(content)
     except ValueError as error:

@@ -17,6 +17,7 @@ from synthgen.dataset.manifest import (
     Marker,
     ShardRow,
     metadata_name,
+    preview_name,
     read_manifest,
     read_marker,
     shard_index,
@@ -58,7 +59,7 @@ def survey(storage: Storage, config: str, planned: Sequence[int]) -> Survey:
     Raises:
         ValueError: If its manifest cannot be read.
     """
-    there = {folder: storage.facts(folder) for folder in ("data", "stats", "metadata")}
+    there = {folder: storage.facts(folder) for folder in ("data", "stats", "metadata", "previews")}
     manifest = read_manifest(storage)  # after looking: what it lists was there before it
     listed: dict[int, ShardRow] = {}
     finished = -1.0
@@ -93,7 +94,10 @@ def _is_known(row: ShardRow) -> bool:
 
 
 def _stands(row: ShardRow, shard: str, there: Mapping[str, Mapping[str, FileFacts]]) -> bool:
-    """Whether a shard's tar (none where it was skipped) and rows are there."""
+    """Whether a shard's tar (none where it was skipped), rows and previews are there."""
     tar = there["data"].get(tar_name(shard))
     fits = tar is None if row["skipped"] else tar is not None and tar.size == row["bytes"]
-    return fits and metadata_name(shard) in there["metadata"]
+    beside = metadata_name(shard) in there["metadata"]
+    return (
+        fits and beside and (not row.get("previews") or preview_name(shard) in there["previews"])
+    )

@@ -18,19 +18,22 @@ from synthgen.dataset.manifest import (
     MANIFEST,
     SHARD_NAME,
     Marker,
+    ShardRow,
     marker_name,
     metadata_name,
     parse_marker,
     read_manifest,
     shard_index,
-    shard_stem,
+    shard_row,
     tar_name,
 )
 from synthgen.dataset.metadata import Row, parse_rows
 from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY
+from synthgen.dataset.seal import sha256_of
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, span_sha256, spans
 from synthgen.dataset.verify_beside import verify_beside
+from synthgen.dataset.verify_description import verify_description
 from synthgen.dataset.verify_samples import Problem, verify_row, verify_sample, wrong_row
 from synthgen.types import ByteStream, shard_name
 from synthgen.untrusted import one_line, quote
@@ -44,7 +47,7 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     Args:
         directory: Its folder or URL.
         deep: Also decode every image and mask, rebuild ``mask.png`` from the masks, and look
-            into previews and labels beside the data.
+            into previews, and derive again what summaries say of audits and labels.
 
     Raises:
         ValueError: If there is nothing of a dataset.
@@ -62,7 +65,10 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     ]
     names, found = _class_names(storage)
     problems += found
-    markers: dict[str, Marker] = {}
+    manifest, found = _read_manifest(storage)
+    problems += found
+    listed = {row["name"]: row for row in manifest["shards"]} if manifest else {}
+    shards: list[str] = []
     for shard in _shard_names(storage):
         try:
             found, marker = _verify_published(storage, shard, names, deep)
@@ -71,10 +77,17 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
             continue
         problems += found
         if marker is not None:
-            markers[shard] = marker
-    problems += _verify_manifest(storage, markers)
+            shards.append(shard)
+        row = listed.pop(tar_name(shard), None)
+        if marker is not None and manifest is not None:
+            problems += _verify_listed(marker, row, manifest)
+        elif row is not None:
+            problems.append(Problem("missing marker", tar_name(shard), "the manifest lists it"))
+    problems += [Problem("missing marker", name, "the manifest lists it") for name in listed]
+    if manifest is not None:
+        problems += verify_description(storage, manifest, deep)
     problems += _foreign_files(storage)
-    return [*problems, *verify_beside(storage, list(markers), names, deep)]
+    return [*problems, *verify_beside(storage, shards, names, deep)]
 
 
 def verify_tar(
@@ -209,6 +222,9 @@ def _read_rows(storage: Storage, marker: Marker) -> tuple[dict[str, Row] | None,
     content = storage.read(name)
     if content is None:
         return None, [Problem("missing file", name, "every shard has one")]
+    again = f"remove {name} and run again"
+    if marker.metadata_sha256 and sha256_of(content) != marker.metadata_sha256:
+        return None, [Problem("wrong hash", name, f"its marker says another; {again}")]
     try:
         rows = parse_rows(content)
     except ValueError as error:
@@ -229,25 +245,28 @@ def _class_names(storage: Storage) -> tuple[dict[int, str] | None, list[Problem]
         return None, [Problem("unreadable file", CLASSES, str(error))]
 
 
-def _verify_manifest(storage: Storage, markers: Mapping[str, Marker]) -> Iterator[Problem]:
+def _read_manifest(storage: Storage) -> tuple[dict[str, Any] | None, list[Problem]]:
     try:
         manifest = read_manifest(storage)
     except ValueError as error:
-        yield Problem("unreadable file", MANIFEST, str(error))
-        return
-    if manifest is None:
-        yield Problem("missing file", MANIFEST, "the dataset is not finalized; run again")
-        return
-    listed = {row["name"]: row for row in manifest["shards"]}
-    for shard, marker in markers.items():
-        row = listed.pop(tar_name(shard), None)
-        if row is None:
-            yield Problem("wrong manifest", MANIFEST, f"does not list {tar_name(shard)}")
-        elif (row["sha256"], row["bytes"]) != (marker.sha256, marker.bytes):
-            yield Problem("wrong manifest", MANIFEST, f"{tar_name(shard)} differs from its marker")
-    for name in listed:
-        if shard_stem(name) not in markers:
-            yield Problem("missing marker", name, "the manifest lists it")
+        again = "remove it and run the command again that made the dataset"
+        return None, [Problem("unreadable file", MANIFEST, f"{error} {again}")]
+    missing = Problem("missing file", MANIFEST, "the dataset is not finalized; run again")
+    return manifest, [missing] if manifest is None else []
+
+
+def _verify_listed(
+    marker: Marker, row: ShardRow | None, manifest: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Whether manifest and marker say the same of a shard."""
+    expected: Mapping[str, Any] = shard_row(marker)
+    if row is None:
+        yield Problem("wrong manifest", MANIFEST, f"does not list {tar_name(marker.name)}")
+    elif any(value != expected.get(name) for name, value in row.items()):
+        found = f"{tar_name(marker.name)} differs from its marker"
+        yield Problem("wrong manifest", MANIFEST, found)
+    if marker.config != manifest["config"]:
+        yield Problem("bad marker", marker_name(marker.name), "carries another digest")
 
 
 def _foreign_files(storage: Storage) -> Iterator[Problem]:

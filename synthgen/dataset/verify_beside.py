@@ -5,15 +5,25 @@ What is not finished is no fault: shards without a marker of an audit or of labe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from synthgen.dataset.audit_summary import summarize
 from synthgen.dataset.audits import AUDITS, AuditMarker, read_audit_marker
-from synthgen.dataset.beside import SideFolder
-from synthgen.dataset.labels import LABELS, LabelMarker, labels_tar_name, read_labels_marker
-from synthgen.dataset.manifest import marker_name, preview_name
+from synthgen.dataset.beside import SideFolder, read_sealed
+from synthgen.dataset.labels import (
+    LABELS,
+    LabelMarker,
+    labels_tar_name,
+    read_labels_marker,
+    summarize_labels,
+)
+from synthgen.dataset.manifest import preview_name, read_marker
 from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.dataset.records import decode_image
+from synthgen.dataset.seal import hash_file
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.dataset.verify_samples import Problem, verify_class_ids
 from synthgen.untrusted import one_line
@@ -33,16 +43,86 @@ def verify_beside(
         deep: Also decode semantic maps and previews.
     """
     for audit_id in AUDITS.ids(storage):
-        for shard in _marked(storage, AUDITS, audit_id, shards):
-            yield from _verify_file(storage, AUDITS, audit_id, shard, read_audit_marker)
+        marked = list(_marked(storage, AUDITS, audit_id, shards))
+        wrong = [
+            problem
+            for shard in marked
+            for problem in _verify_file(storage, AUDITS, audit_id, shard, read_audit_marker)
+        ]
+        yield from wrong
+        yield from _verify_description(storage, AUDITS, audit_id)
+        if deep and marked and not wrong:
+            done = [read_audit_marker(storage, audit_id, shard) for shard in marked]
+            again = summarize(storage, audit_id, [m for m in done if m is not None])
+            yield from _verify_summary(storage, AUDITS, audit_id, again)
     for label_id in LABELS.ids(storage):
-        for shard in _marked(storage, LABELS, label_id, shards):
+        marked = list(_marked(storage, LABELS, label_id, shards))
+        broken = False
+        for shard in marked:
             wrong = [*_verify_file(storage, LABELS, label_id, shard, read_labels_marker)]
             yield from wrong
+            broken = broken or bool(wrong)
             if deep and not wrong:
                 yield from _verify_semantic(storage, label_id, shard, names)
-    for shard in shards if deep else ():
-        yield from _verify_previews(storage, shard)
+        yield from _verify_description(storage, LABELS, label_id)
+        if deep and marked and not broken:
+            found = [read_labels_marker(storage, label_id, shard) for shard in marked]
+            again = summarize_labels(label_id, [m for m in found if m is not None])
+            yield from _verify_summary(storage, LABELS, label_id, again)
+    for shard in shards:
+        yield from _verify_previews(storage, shard, deep)
+
+
+def _verify_description(storage: Storage, folder: SideFolder, name: str) -> Iterator[Problem]:
+    """Whether what says what results are can be read, and is about them."""
+    where = folder.description_name(name)
+    try:
+        if read_sealed(storage, where) is None:
+            yield Problem("missing file", where, f"every {folder.folder} folder has one")
+    except ValueError as error:
+        yield Problem("unreadable file", where, str(error))
+
+
+def _verify_summary(
+    storage: Storage, folder: SideFolder, name: str, derived: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Whether a summary, where there is one, says what all results together say.
+
+    One of fewer shards is that of results that go on: it is compared as far as it goes.
+    """
+    where = folder.summary_name(name)
+    try:
+        summary = read_sealed(storage, where)
+    except ValueError as error:
+        yield Problem("unreadable file", where, str(error))
+        return
+    if summary is None or _num_shards(summary) < _num_shards(derived):
+        return
+    for key, value in derived.items():
+        if key != "schema_version" and not _alike(summary.get(key), value):
+            command = "audit" if folder is AUDITS else "label"
+            found = (
+                f"{key} is not what the results say; run 'synthgen {command} --id {name}' again"
+            )
+            yield Problem("wrong summary", where, found)
+
+
+def _num_shards(summary: Mapping[str, Any]) -> int:
+    found = summary.get("shards")
+    return found if isinstance(found, int) else len(found or ())
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal but for the last digits of means."""
+    if isinstance(other, float):
+        return isinstance(one, float) and math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(other, dict):
+        return (
+            isinstance(one, dict)
+            and one.keys() == other.keys()
+            and all(_alike(one[name], value) for name, value in other.items())
+        )
+    return bool(one == other)
 
 
 def _marked(
@@ -88,12 +168,23 @@ def _verify_semantic(
         yield Problem("unreadable file", name, f"{error!r:.200}")
 
 
-def _verify_previews(storage: Storage, shard: str) -> Iterator[Problem]:
-    """That every image of a shard's previews can be decoded; no marker has their hash."""
-    name = preview_name(shard)
-    try:
-        for _ in shard_previews(storage, shard, preview_keys(storage, shard)):
-            pass
-    except ValueError as error:
-        again = f"remove {marker_name(shard)} and run again"
-        yield Problem("unreadable file", name, f"{error!s:.200}; {again}")
+def _verify_previews(storage: Storage, shard: str, deep: bool) -> Iterator[Problem]:
+    """Whether a shard's previews are those of its marker; where it has no hash, of our images."""
+    name, marker = preview_name(shard), read_marker(storage, shard)
+    again = f"remove {name} and run again"
+    if marker is None:
+        return
+    if marker.previews_sha256:
+        found = hash_file(storage, name)
+        if found is None:
+            yield Problem("missing file", name, f"its marker has its hash; {again}")
+        elif found != marker.previews_sha256:
+            yield Problem("wrong hash", name, f"its marker says another; {again}")
+    elif marker.schema_version > 1 and storage.size(name) is not None:
+        yield Problem("foreign file", name, f"its marker knows of no previews; {again}")
+    elif deep:
+        try:
+            for _ in shard_previews(storage, shard, preview_keys(storage, shard)):
+                pass
+        except ValueError as error:
+            yield Problem("unreadable file", name, f"{error!s:.200}; {again}")

@@ -6,7 +6,6 @@ last. Metrics and verdicts are read for all samples, the auditor's masks only fo
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,17 @@ from jaxtyping import Bool, Float
 from synthgen.dataset.audits import (
     AuditRow,
     audit_ids,
+    audit_marker_name,
     is_audited,
     parse_table,
     read_audit_marker,
     summary_name,
     table_name,
 )
+from synthgen.dataset.beside import read_sealed
 from synthgen.dataset.publish import Storage
 from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.seal import check_vouched, sha256_of
 from synthgen.segmentation.masks import pairwise_iou
 
 
@@ -198,16 +200,15 @@ def _rows(
     storage: Storage, audit_id: str, shard: str, wanted: Sequence[str] | None = None
 ) -> list[AuditRow]:
     """Rows of a table: all without annotations, or those of the wanted keys with them."""
-    name = table_name(audit_id, shard)
+    name, marker = table_name(audit_id, shard), read_audit_marker(storage, audit_id, shard)
+    content = storage.read(name) or b""
     try:
-        return parse_table(storage.read(name) or b"", wanted is not None, keys=wanted)
+        expected = marker.sha256 if marker is not None else ""
+        check_vouched(name, sha256_of(content), expected, audit_marker_name(audit_id, shard))
+        return parse_table(content, wanted is not None, keys=wanted)
     except ValueError as error:
         raise ValueError(f"{name}: {error} Run 'synthgen audit' again.") from None
 
 
 def _summary(storage: Storage, audit_id: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(storage.read(summary_name(audit_id)) or b"{}")
-    except ValueError:
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return read_sealed(storage, summary_name(audit_id)) or {}

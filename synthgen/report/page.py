@@ -19,10 +19,19 @@ from markupsafe import Markup
 
 from synthgen import __version__
 from synthgen.config import TOPS
-from synthgen.dataset.manifest import TAR_NAME, preview_name, read_manifest
+from synthgen.dataset.manifest import (
+    MANIFEST,
+    TAR_NAME,
+    check_description,
+    marker_name,
+    preview_name,
+    read_manifest,
+    read_marker,
+)
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
+from synthgen.dataset.seal import check_vouched, hash_file, open_vouched
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
 from synthgen.redaction import redact_tree
 from synthgen.report.audits import (
@@ -106,10 +115,12 @@ def render_report(
             f"A report needs a finished dataset. Got no manifest.json in {storage.root}; finish "
             f"it with 'synthgen generate'."
         )
+    check_description(storage, manifest)
     shards = list(_shard_names(manifest))
     overview, previewed = _survey(storage, shards)
-    labels = open_labels(storage, label_id, _tar_hashes(manifest))
-    audits = standing_audits(storage, _tar_hashes(manifest))
+    hashes = _tar_hashes(manifest)
+    labels = open_labels(storage, label_id, hashes)
+    audits = standing_audits(storage, hashes)
     picked = pick_audit(audits, audit_id)
     audit = read_audit(storage, picked) if picked else None
     keys = [key for shard in shards for key in overview.keys[shard]]
@@ -119,7 +130,9 @@ def render_report(
     shown = [
         sample
         for shard in shards
-        for sample in _read_shard(storage, shard, overview, set(chosen), audit, labels, budget)
+        for sample in _read_shard(
+            storage, shard, hashes.get(shard, ""), overview, set(chosen), audit, labels, budget
+        )
     ]
     context = _context(storage, manifest, overview, audit, shown, (worst, best))
     context["classes"] = class_table(
@@ -134,8 +147,18 @@ def _survey(storage: Storage, shards: Sequence[str]) -> tuple[Overview, set[str]
     """What the tables say of all samples, and the keys of those with a preview."""
     overview, previewed = Overview(), set[str]()
     for shard in shards:
-        overview.add_rows(shard, read_rows(storage, shard))
+        marker = read_marker(storage, shard)
+        if marker is None:
+            raise ValueError(
+                f"{marker_name(shard)} must be readable, for it vouches for what the page shows. "
+                f"Got none that is; see 'synthgen verify'."
+            )
+        overview.add_rows(shard, read_rows(storage, shard, marker))
         with _named(preview_name(shard)):
+            found = hash_file(storage, preview_name(shard)) if marker.previews_sha256 else None
+            check_vouched(
+                preview_name(shard), found or "", marker.previews_sha256, marker_name(shard)
+            )
             previewed |= set(preview_keys(storage, shard))
     return overview, previewed
 
@@ -159,6 +182,7 @@ def _tar_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
 def _read_shard(
     storage: Storage,
     shard: str,
+    sha256: str,
     overview: Overview,
     chosen: set[str],
     audit: Audit | None,
@@ -173,7 +197,7 @@ def _read_shard(
             raise ValueError(f"{name} must exist. Got no such file; see 'synthgen verify'.")
         return []
     kept = {}
-    with _named(name), storage.open(name) as stream:
+    with _named(name), open_vouched(storage, name, sha256, MANIFEST) as stream:
         for span in spans(scan(stream)):
             members = read_span(stream, span if span.key in wanted else _without_image(span))
             read = read_sample(span.key, members, labels)

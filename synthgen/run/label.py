@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import LabelConfig
-from synthgen.dataset.label_statistics import LabelCounts, merge_statistics, summarize_counts
+from synthgen.dataset.label_statistics import LabelCounts, summarize_counts
 from synthgen.dataset.labels import (
-    LABELS_SCHEMA_VERSION,
     LabelMarker,
     class_ids,
     class_names,
@@ -32,6 +31,7 @@ from synthgen.dataset.labels import (
     labels_marker_name,
     labels_tar_name,
     read_labels_marker,
+    summarize_labels,
     summary_name,
 )
 from synthgen.dataset.listed import ListedShard, listed_shards
@@ -40,11 +40,11 @@ from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import (
     Storage,
     clear_disk_errors,
-    dump_json,
     open_storage,
     sha256_file,
 )
 from synthgen.dataset.records import IMAGE_OPTIONS
+from synthgen.dataset.seal import sealed_json
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.progress import Progress, report
 from synthgen.run.batch import Made, Recipe, make_batch
@@ -127,15 +127,9 @@ def conclude(plan: LabelPlan) -> dict[str, Any]:
             f"missing ({', '.join(missing[:5])}). Run the same command again."
         )
     done = [marker for marker in markers.values() if marker is not None]
-    summary = {
-        "schema_version": LABELS_SCHEMA_VERSION,
-        "id": plan.label_id,
-        "digest": plan.digest,
-        "shards": len(done),
-        "statistics": merge_statistics(marker.statistics for marker in done),
-    }
+    summary = summarize_labels(plan.label_id, done)
     storage.sync()
-    storage.publish_bytes(dump_json(summary), summary_name(plan.label_id))
+    storage.publish_bytes(sealed_json(summary), summary_name(plan.label_id))
     return summary
 
 
@@ -177,9 +171,12 @@ def _labeled(
     storage: Storage, plan: LabelPlan, listed: ListedShard
 ) -> Iterator[tuple[Made, dict[str, bytes]]]:
     """The samples of a shard made again, with the members of their labels, in order."""
-    rows = read_rows(storage, listed.stem)
     marker = read_marker(storage, listed.stem)
-    assert marker is not None, listed.stem
+    if marker is None:
+        raise ValueError(
+            f"{listed.name} must have a marker. Got none that can be read; see 'synthgen verify'."
+        )
+    rows = read_rows(storage, listed.stem, marker)
     ids = class_ids(class_names(storage))
     recipe = Recipe(plan.config, marker.config, marker.batch_size, ids)
     with storage.open(listed.name) as stream:

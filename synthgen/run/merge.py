@@ -17,6 +17,7 @@ from typing import Any
 
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
+    SCHEMA_VERSION,
     Marker,
     is_complete,
     marker_bytes,
@@ -29,6 +30,7 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import Origin, Row, read_rows, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.rekey import rekey, translate_ids
+from synthgen.dataset.seal import open_vouched, sha256_of
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.progress import Progress, report
 from synthgen.run.merge_plan import MergePlan, Source, describe, finish, plan_merge
@@ -81,11 +83,12 @@ class _Copy:
         """The new key of a sample: the new shard's number, and the old place in it."""
         return self.name.removeprefix("train-") + old[6:]
 
-    def samples(self, tar: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """New key and members of every sample of a tar of this shard."""
+    def samples(self, tar: str, sha256: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """New key and members of every sample of a tar of this shard, which has this hash."""
         old = class_ids(class_names(self.source.storage))
         ids = translate_ids(old, self.new_ids)
-        with self.source.storage.open(tar) as stream:
+        where = self.source.storage.root
+        with open_vouched(self.source.storage, tar, sha256, f"the manifest of {where}") as stream:
             for span in spans(scan(stream)):
                 key = self.key(span.key)
                 yield key, rekey(read_span(stream, span), key, ids)
@@ -118,15 +121,18 @@ def _publish(
     storage: Storage, copy: _Copy, old: Marker, config: str, folder: Path, progress: Progress
 ) -> None:
     started = time.perf_counter()
-    rows = [_row(copy, row) for row in read_rows(copy.source.storage, copy.stem)]
+    rows = [_row(copy, row) for row in read_rows(copy.source.storage, copy.stem, old)]
     num_bytes, sha256 = 0, ""
     tar, previews = folder / "shard.tar", folder / "previews.tar"
     if not old.skipped:
-        _check_source(copy.source, copy.stem)
-        _write(copy, tar_name(copy.stem), tar, progress)
+        _write(copy, tar_name(copy.stem), copy.source.hashes[copy.stem], tar, progress)
         rows, num_bytes, sha256 = verify_staged(tar, copy.name, rows)
+    previews_sha256 = ""
     if _has_previews(copy.source.storage, copy.stem):
-        _write(copy, preview_name(copy.stem), previews, None)
+        _write(copy, preview_name(copy.stem), old.previews_sha256, previews, None)
+        with previews.open("rb") as stream:
+            previews_sha256 = sha256_file(stream)
+    content = rows_bytes(rows)
     marker = replace(
         old,
         name=copy.name,
@@ -135,12 +141,15 @@ def _publish(
         sha256=sha256,
         seconds={"write": round(time.perf_counter() - started, 3)},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        metadata_sha256=sha256_of(content),
+        previews_sha256=previews_sha256,
+        schema_version=SCHEMA_VERSION,
     )
     with storage.publishing():
         for staged, name in ((tar, tar_name(copy.name)), (previews, preview_name(copy.name))):
             if staged.is_file():
                 storage.publish(staged, name)
-        storage.publish_bytes(rows_bytes(rows), metadata_name(copy.name))
+        storage.publish_bytes(content, metadata_name(copy.name))
         storage.publish_bytes(marker_bytes(marker), marker_name(copy.name))
 
 
@@ -148,9 +157,9 @@ def _has_previews(storage: Storage, shard: str) -> bool:
     return storage.size(preview_name(shard)) is not None
 
 
-def _write(copy: _Copy, tar: str, path: Path, progress: Progress | None) -> None:
+def _write(copy: _Copy, tar: str, sha256: str, path: Path, progress: Progress | None) -> None:
     with whole_tar(path) as writer:
-        for key, members in copy.samples(tar):
+        for key, members in copy.samples(tar, sha256):
             writer.write(key, members)
             if progress is not None:
                 progress("samples", count=1)
@@ -158,16 +167,6 @@ def _write(copy: _Copy, tar: str, path: Path, progress: Progress | None) -> None
 
 def _row(copy: _Copy, row: Row) -> Row:
     return replace(row, key=copy.key(row.key), origin=Origin(copy.source.digest, row.key))
-
-
-def _check_source(source: Source, stem: str) -> None:
-    with source.storage.open(tar_name(stem)) as stream:
-        found = sha256_file(stream)
-    if found != source.hashes[stem]:
-        raise RuntimeError(
-            f"{source.storage.path(tar_name(stem))} must be the tar of its manifest. Got another "
-            f"one; see 'synthgen verify'."
-        )
 
 
 def _source_marker(source: Source, stem: str) -> Marker:

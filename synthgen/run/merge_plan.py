@@ -11,6 +11,7 @@ from synthgen.config import Config, digest
 from synthgen.dataset.card import class_table
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
+    check_description,
     read_manifest,
     shard_stem,
 )
@@ -154,6 +155,7 @@ def _source(url: str | Path) -> Source:
             f"finish it with 'synthgen generate'."
         )
     assert identity is not None
+    check_description(storage, manifest)
     stems = [shard_stem(row["name"]) for row in manifest["shards"]]
     hashes = {
         stem: str(row["sha256"]) for stem, row in zip(stems, manifest["shards"], strict=True)

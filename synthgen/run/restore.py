@@ -22,6 +22,7 @@ from synthgen.dataset.manifest import (
     marker_bytes,
     marker_name,
     metadata_name,
+    preview_name,
     read_manifest,
     read_marker,
     tar_name,
@@ -30,6 +31,7 @@ from synthgen.dataset.metadata import Row, read_rows, rows_bytes
 from synthgen.dataset.previews import has_preview, preview_keys
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.dataset.records import decode_image, parse_sample
+from synthgen.dataset.seal import hash_file, sha256_of
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.run.identity import check_plan
 from synthgen.types import BACKGROUND, IGNORE, PlannedSample
@@ -78,6 +80,7 @@ def restore_shard(
         ]
         if rows is None or lost:
             return None
+        content = storage.read(metadata_name(shard)) if standing else rows_bytes(rows)
         failed = Counter(row.reason for row in rows if row.status != "ok")
         marker = Marker(
             name=shard,
@@ -95,6 +98,8 @@ def restore_shard(
             },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             environment={name: provenance[name] for name in ("device", "dtype", "versions")},
+            metadata_sha256=sha256_of(content or b""),
+            previews_sha256=hash_file(storage, preview_name(shard)) or "",
         )
     except (FileNotFoundError, ValueError, KeyError):  # nothing there, or nothing to rely on
         return None
@@ -103,7 +108,7 @@ def restore_shard(
         if storage.read(marker_name(shard)) != before:  # somebody was faster
             return None
         if standing is None:
-            storage.publish_bytes(rows_bytes(rows), metadata_name(shard))
+            storage.publish_bytes(content or b"", metadata_name(shard))
         storage.publish_bytes(marker_bytes(marker), marker_name(shard))
     logger.warning(
         "%s: rebuilt what its tar tells (marker%s)", shard, "" if standing else ", rows"

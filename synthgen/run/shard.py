@@ -30,6 +30,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.dataset.seal import sha256_of
 from synthgen.dataset.shards import ShardWriter, scan, span_sha256, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
 from synthgen.progress import Progress, report
@@ -177,6 +178,10 @@ def _publish(
     num_bytes, sha256 = 0, ""
     if draft.num_ok:
         draft.rows, num_bytes, sha256 = verify_staged(draft.tar, spec.name, draft.rows)
+    rows, previews_sha256 = rows_bytes(draft.rows), ""
+    if draft.num_previews:
+        with draft.previews.open("rb") as stream:
+            previews_sha256 = sha256_file(stream)
     draft.seconds["write"] += time.perf_counter() - started
     marker = Marker(
         name=spec.name,
@@ -191,6 +196,8 @@ def _publish(
         seconds={name: round(value, 3) for name, value in draft.seconds.items()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(config),
+        metadata_sha256=sha256_of(rows),
+        previews_sha256=previews_sha256,
     )
     with storage.publishing():
         check_plan(storage, config)
@@ -202,7 +209,7 @@ def _publish(
             storage.remove(tar_name(spec.name))
         if draft.num_previews:
             storage.publish(draft.previews, preview_name(spec.name))
-        storage.publish_bytes(rows_bytes(draft.rows), metadata_name(spec.name))
+        storage.publish_bytes(rows, metadata_name(spec.name))
         storage.publish_bytes(marker_bytes(marker), marker_name(spec.name))
     return marker
 

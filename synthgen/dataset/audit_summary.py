@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from synthgen.auditing.plan import AuditPlan
 from synthgen.dataset.audits import AUDIT_SCHEMA_VERSION, AuditMarker, parse_table, table_name
 from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage
 
 
-def summarize(storage: Storage, plan: AuditPlan, markers: Sequence[AuditMarker]) -> dict[str, Any]:
+def summarize(storage: Storage, audit_id: str, markers: Sequence[AuditMarker]) -> dict[str, Any]:
     """Totals, means over the samples that have a metric, and the tables' hashes."""
     manifest = read_manifest(storage)
-    tables = (storage.read(table_name(plan.audit_id, marker.name)) or b"" for marker in markers)
+    tables = (storage.read(table_name(audit_id, marker.name)) or b"" for marker in markers)
     return {
         "schema_version": AUDIT_SCHEMA_VERSION,
-        "id": plan.audit_id,
+        "id": audit_id,
         "digest": markers[0].digest,
         "settings": dict(markers[0].settings),
         "dataset": manifest["config"] if manifest else "",
