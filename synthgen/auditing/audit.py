@@ -27,6 +27,7 @@ from synthgen.dataset.audits import (
     summary_name,
 )
 from synthgen.dataset.listed import first_shards, listed_shards
+from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import clear_disk_errors, open_storage
 from synthgen.dataset.seal import sealed_json
 from synthgen.progress import Progress, report
@@ -130,7 +131,9 @@ def conclude(plan: AuditPlan) -> dict[str, Any]:
             f"missing ({', '.join(missing[:5])}). Run the same command again."
         )
     done = [marker for marker in markers.values() if marker is not None]
-    summary = summarize(storage, plan.audit_id, done)
+    manifest = read_manifest(storage)
+    dataset = manifest["config"] if manifest else ""
+    summary = summarize(storage, plan.audit_id, done, dataset)
     storage.sync()
     storage.publish_bytes(sealed_json(summary), summary_name(plan.audit_id))
     return summary

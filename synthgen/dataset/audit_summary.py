@@ -9,20 +9,27 @@ from typing import Any
 import numpy as np
 
 from synthgen.dataset.audits import AUDIT_SCHEMA_VERSION, AuditMarker, parse_table, table_name
-from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage
 
 
-def summarize(storage: Storage, audit_id: str, markers: Sequence[AuditMarker]) -> dict[str, Any]:
-    """Totals, means over the samples that have a metric, and the tables' hashes."""
-    manifest = read_manifest(storage)
+def summarize(
+    storage: Storage, audit_id: str, markers: Sequence[AuditMarker], dataset: str
+) -> dict[str, Any]:
+    """Totals, means over the samples that have a metric, and the tables' hashes.
+
+    Args:
+        storage: The dataset.
+        audit_id: The audit.
+        markers: Of all its tables, in order.
+        dataset: The dataset's digest.
+    """
     tables = (storage.read(table_name(audit_id, marker.name)) or b"" for marker in markers)
     return {
         "schema_version": AUDIT_SCHEMA_VERSION,
         "id": audit_id,
         "digest": markers[0].digest,
         "settings": dict(markers[0].settings),
-        "dataset": manifest["config"] if manifest else "",
+        "dataset": dataset,
         "totals": _totals(markers),
         "means": _means(tables),
         "shards": [_listed(marker) for marker in markers],

@@ -105,7 +105,9 @@ def audit_marker_bytes(marker: AuditMarker) -> bytes:
 
 def read_audit_marker(storage: Storage, audit_id: str, shard: str) -> AuditMarker | None:
     """The marker of a shard's table, None where there is none or it cannot be read."""
-    return read_side_marker(AuditMarker, storage, audit_marker_name(audit_id, shard), shard)
+    name = audit_marker_name(audit_id, shard)
+    marker: AuditMarker | None = read_side_marker(AuditMarker, storage, name, shard)
+    return marker
 
 
 @dataclass(frozen=True, slots=True)

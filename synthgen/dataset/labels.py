@@ -91,7 +91,9 @@ def labels_marker_bytes(marker: LabelMarker) -> bytes:
 
 def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMarker | None:
     """The marker of a shard's labels, None where there is none or it cannot be read."""
-    return read_side_marker(LabelMarker, storage, labels_marker_name(label_id, shard), shard)
+    name = labels_marker_name(label_id, shard)
+    marker: LabelMarker | None = read_side_marker(LabelMarker, storage, name, shard)
+    return marker
 
 
 def summarize_labels(label_id: str, markers: Sequence[LabelMarker]) -> dict[str, Any]:

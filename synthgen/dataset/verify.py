@@ -87,7 +87,8 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     if manifest is not None:
         problems += verify_description(storage, manifest, deep)
     problems += _foreign_files(storage)
-    return [*problems, *verify_beside(storage, shards, names, deep)]
+    digest = manifest["config"] if manifest is not None else None
+    return [*problems, *verify_beside(storage, shards, names, deep, digest)]
 
 
 def verify_tar(

@@ -32,7 +32,11 @@ ReadMarker = Callable[[Storage, str, str], AuditMarker | LabelMarker | None]
 
 
 def verify_beside(
-    storage: Storage, shards: Sequence[str], names: Mapping[int, str] | None, deep: bool
+    storage: Storage,
+    shards: Sequence[str],
+    names: Mapping[int, str] | None,
+    deep: bool,
+    dataset: str | None,
 ) -> Iterator[Problem]:
     """Every problem of what stands beside the data.
 
@@ -40,7 +44,8 @@ def verify_beside(
         storage: The dataset.
         shards: File stems of its shards.
         names: Classes of classes.json by id; None: not compared.
-        deep: Also decode semantic maps and previews.
+        deep: Also derive summaries again, and decode semantic maps and previews.
+        dataset: Digest that its manifest says; None: not known.
     """
     for audit_id in AUDITS.ids(storage):
         marked = list(_marked(storage, AUDITS, audit_id, shards))
@@ -51,9 +56,9 @@ def verify_beside(
         ]
         yield from wrong
         yield from _verify_description(storage, AUDITS, audit_id)
-        if deep and marked and not wrong:
+        if deep and marked and not wrong and dataset is not None:
             done = [read_audit_marker(storage, audit_id, shard) for shard in marked]
-            again = summarize(storage, audit_id, [m for m in done if m is not None])
+            again = summarize(storage, audit_id, [m for m in done if m is not None], dataset)
             yield from _verify_summary(storage, AUDITS, audit_id, again)
     for label_id in LABELS.ids(storage):
         marked = list(_marked(storage, LABELS, label_id, shards))
