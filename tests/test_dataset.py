@@ -31,6 +31,7 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
+from synthgen.dataset.publish import open_storage
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.run.identity import read_config
@@ -268,7 +269,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (_copy("stats/train-000000.json", "stats/train-000001.json"), "bad marker", "000001"),
     (_write("stats/train-000001.json", "{"), "bad marker", "train-000001.json"),
     (_write("manifest.json", "{"), "unreadable file", "manifest.json"),
-    (_write("metadata/train-000001.parquet", "PAR1"), "unreadable file", "000001.parquet"),
+    (_write("metadata/train-000001.parquet", "PAR1"), "wrong hash", "000001.parquet"),
     (_write("classes.json", "[]"), "unreadable file", "classes.json"),
 ]
 
@@ -405,4 +406,5 @@ def test_class_ids_leave_out_background_and_ignore() -> None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob("*") if path.is_file())
+    found = (path for path in root.rglob("*") if path.is_file())
+    return (path for path in found if ".synthgen" not in path.parts)
