@@ -146,31 +146,30 @@ class Storage:
         """Names of the folders directly in a folder, sorted."""
         return self._listed(folder, "directory")
 
+    def facts(self, folder: str = "") -> dict[str, FileFacts]:
+        """Sizes and times of the files directly in a folder by name, sorted, from one listing.
+
+        What a store took and does not list yet is asked for by itself.
+        """
+        found = {}
+        for name, item in sorted(self._items(folder, "file").items(), key=itemgetter(0)):
+            size = item["size"] if "size" in item else self.size(name, there=True)
+            found[name] = FileFacts(int(size or 0), _changed(item))
+        return found
+
     def _listed(self, folder: str, kind: str) -> list[str]:
+        return sorted(self._items(folder, kind))
+
+    def _items(self, folder: str, kind: str) -> dict[str, Mapping[str, Any]]:
+        """What is directly in a folder, by name; of what is told twice, the store's own word."""
         where, remote = self.path(folder).rstrip("/"), self.remote
         try:
             found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        prefix = f"{folder}/" if folder else ""
-        paths = {str(item["name"]).rstrip("/") for item in found if item["type"] == kind}
-        return sorted(prefix + path.rsplit("/", 1)[-1] for path in paths - {where})
-
-    def facts(self, folder: str = "") -> dict[str, FileFacts]:
-        """Sizes and times of the files directly in a folder by name, sorted, from one listing."""
-        where = self.path(folder).rstrip("/")
-        try:
-            with self._reaching():
-                found = self.fs.ls(where, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
             return {}
         prefix = f"{folder}/" if folder else ""
-        files = (item for item in found if item["type"] == "file")
-        named = {prefix + str(item["name"]).rsplit("/", 1)[-1]: item for item in files}
-        return {
-            name: FileFacts(int(item["size"]), _changed(item))
-            for name, item in sorted(named.items(), key=itemgetter(0))
-        }
+        paths = ((str(item["name"]).rstrip("/"), item) for item in found if item["type"] == kind)
+        return {prefix + path.rsplit("/", 1)[-1]: item for path, item in paths if path != where}
 
     def open(self, name: str) -> ByteStream:
         """A file opened for reading.
