@@ -145,6 +145,7 @@ def ask(fs: Any, where: str, act: Callable[[], Answer], there: bool = False) -> 
         FileNotFoundError: If there is no such file; callers ask whether there is one.
         StoreError: If the store cannot be reached, refuses us, or gives no answer to go by.
     """
+    renewed = False
     for pause in (*PAUSES, None):
         try:
             return act()
@@ -154,7 +155,8 @@ def ask(fs: Any, where: str, act: Callable[[], Answer], there: bool = False) -> 
         except Exception as error:
             if pause is None or _is_away(error):
                 raise _store_error(where, error) from None
-            if isinstance(error, PermissionError) or "Expired" in str(error):
+            if not renewed and (isinstance(error, PermissionError) or "Expired" in str(error)):
+                renewed = True
                 with suppress(Exception):  # the next try says what is wrong
                     fs.connect(refresh=True)
         time.sleep(pause)

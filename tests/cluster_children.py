@@ -1,7 +1,8 @@
 """What workers of a cluster run in tests: a segmenter that notes its process, and may misbehave.
 
 ``ORDERS`` names a folder. In it, ``loads/PID`` counts the models that process PID loaded; a file
-``kill`` or ``poison`` with a sample's seed makes whoever segments that sample die or fail.
+``kill`` or ``poison`` with a sample's seed makes whoever segments that sample die or fail; so
+does ``slay``, but whoever tries again dies, too, and is counted in ``slain``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ def _obey(folder: Path, seed: int) -> None:
     (folder / "loads" / str(os.getpid())).write_text(str(loads))
     if _concerns(folder / "poison", seed):
         raise RuntimeError(f"poison in sample {seed}")
+    if _concerns(folder / "slay", seed):
+        with (folder / "slain").open("a") as counted:
+            counted.write(f"{os.getpid()}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
     if _concerns(folder / "kill", seed):
         (folder / "kill").unlink()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -135,18 +135,24 @@ class TestRay:
         generate(config, str(out), runner="ray", workers=WORKERS)
         assert tree_hashes(out) == expected
 
-    def test_a_shard_that_kills_every_worker_is_reported(
-        self, config: Config, orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_shard_that_kills_every_worker_fails_alone_and_by_name(
+        self, config: Config, orders: Path, expected: dict[str, str], tmp_path: Path
     ) -> None:
         from synthgen.flows import ray_runner
         from synthgen.flows.generate import generate
 
         out = tmp_path / "out"
-        monkeypatch.setattr(ray_runner, "MAX_RETRIES", 0)
-        (orders / "kill").write_text(seed_of(config, 5))
-        with pytest.raises(RuntimeError, match=r"1 crashed \(train-000005\)"):
+        (orders / "slay").write_text(seed_of(config, 1))
+        with pytest.raises(RuntimeError, match=r"1 crashed \(train-000001\)") as caught:
             generate(config, str(out), runner="ray", workers=WORKERS)
+        (orders / "slay").unlink()
+        print(caught.value)
+        assert "\n" not in str(caught.value)
+        slain = (orders / "slain").read_text().split()
+        assert len(set(slain)) == len(slain) == ray_runner.MAX_RETRIES + 1
         assert run.status(out).complete_shards == 5
+        generate(config, str(out), runner="ray", workers=WORKERS)
+        assert tree_hashes(out) == expected
 
 
 @pytest.mark.slow

@@ -21,13 +21,17 @@ from ordered import ORDERS, ordered_config
 from tiny_run import tiny_config, tree_hashes
 
 from synthgen import run
-from synthgen.config import Config, dump
+from synthgen.auditing import audit as auditing
+from synthgen.auditing.annotations import export_sa1b
+from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.publish import open_storage
 from synthgen.dataset.verify import verify_dataset
 from synthgen.diffusion import backbones
+from synthgen.export.push import push
+from synthgen.report.page import write_report
 
 pytestmark = pytest.mark.timeout(1800)  # processes of their own, on machines that are busy
 TESTS = Path(__file__).parents[1]
@@ -128,6 +132,34 @@ def test_a_disk_that_is_full_again_and_again(
     assert len(said) > 5
     assert all("must have about" in line and "\n" not in line for line in said)
     check_whole(config, out, tree_hashes(whole))
+    faults.survive()
+
+
+def test_what_is_written_after_a_dataset_needs_space_too(
+    growing_disk: tuple[Path, Callable[[int], None]], whole: Path, tmp_path: Path, faults: Faults
+) -> None:
+    (disk, resize), data = growing_disk, tmp_path / "data"
+    shutil.copytree(whole, data)
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=0"])
+    auditing.audit(data, settings, audit_id="halves")
+    commands: list[Callable[[], object]] = [
+        lambda: push(data, f"file://{disk}/pushed"),
+        lambda: write_report(data, out=disk / "page" / "index.html"),
+        lambda: export_sa1b(data, "halves", disk / "sa1b"),
+        lambda: open_storage(disk).publish_bytes(b"x" * 40_000, "labels/mine/summary.json"),
+    ]
+    for command in commands:
+        resize(48)
+        (disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(disk).free - 4096))
+        with pytest.raises(OSError, match=r"must have about .* MB free for .*\. Got ") as full:
+            command()
+        faults.inject("disk full", data)
+        assert len(str(full.value).splitlines()) == 1
+        (disk / "ballast").unlink()
+        resize(4000)
+        command()
+        for path in disk.iterdir():
+            shutil.rmtree(path)
     faults.survive()
 
 
