@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants as hub
+from packaging.version import Version
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -39,6 +41,8 @@ from synthgen.diffusion.cards import (
 from synthgen.diffusion.kinds import check_kind, check_pipeline
 from synthgen.registry import is_plug_in, resolve
 from synthgen.untrusted import one_line
+
+_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
+            **{_DTYPE: dtype},
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,
@@ -208,7 +213,6 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: {one_line(error)}"
         ) from None
     _check_tokenizer(pipeline, folder)
-    pipeline.to(dtype)  # diffusers has two names for it
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.eval().requires_grad_(False)

@@ -19,9 +19,10 @@ from synthgen.run.plan import shard_spans
 PUTS_PER_SHARD = 3
 """Tar, metadata and marker, of a tar below two parts (`dataset.remote.PART_BYTES`)."""
 
-REQUESTS_PER_SHARD = 11
-"""Those three, a look at each that it has arrived, and five reads: identity, marker, classes, and
-what stands where metadata and marker will."""
+REQUESTS_PER_SHARD = 25
+"""Those three, a look at each that it has arrived, and what is read: identity, plan and marker
+before and after, manifest and classes, and what stands where metadata and marker will. A question
+for the size of what is not there is two requests."""
 
 ROWS_PER_SHARD = 23
 """In the Prefect server's database, over 103 task runs (2026-11-21): the task run, 3 states,
