@@ -20,6 +20,8 @@ from compose_file import (
     interpolate,
     read_services,
 )
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = DOCKER.parent
 BIN = Path(sys.executable).parent
@@ -178,3 +180,19 @@ def test_interpolation_is_that_of_compose() -> None:
         interpolate(COMPOSE.read_text(), {})
     whole = yaml.safe_load(interpolate(COMPOSE.read_text(), dict.fromkeys(SECRETS, "s")))
     assert whole["services"]["worker"]["environment"]["AWS_ENDPOINT_URL"] == "http://store:9000"
+
+
+def test_the_floors_of_requirements_are_what_was_run_at_the_oldest() -> None:
+    """``docker/constraints-oldest.txt`` is of these floors: no cap and no floor without a run."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(r for e in extras if e != "dev" for r in extras[e])]
+    lines = (DOCKER / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if "==" in line)
+    for requirement in map(Requirement, wanted):
+        floor = next(s.version for s in requirement.specifier if s.operator in (">=", "=="))
+        found = oldest[requirement.name.lower()]
+        assert requirement.specifier.contains(found), requirement
+        release = Version(floor).release
+        assert Version(found).release[: len(release)] == release, (requirement, found)
+    assert Version(oldest["torch"]) < Version("2.10")  # a year old when this was written
