@@ -28,9 +28,11 @@ from synthgen.cli import (
     serve,
     soak,
     status,
+    stopping,
     study,
     train,
 )
+from synthgen.cli.display import told
 from synthgen.progress import Stopped
 from synthgen.redaction import redact
 
@@ -61,18 +63,18 @@ def about(
     """Options of the command line itself."""
 
 
-app.command()(generate.demo)
-app.command()(generate.generate)
+app.command()(told(generate.demo))
+app.command()(told(generate.generate))
 app.command()(plan.plan)
-app.command()(extend.extend)
-app.command()(merge.merge)
+app.command()(told(extend.extend))
+app.command()(told(merge.merge))
 app.command()(serve.serve)
-app.command()(audit.audit)
-app.command()(label.label)
-app.command()(study.study)
+app.command()(told(audit.audit))
+app.command()(told(label.label))
+app.command()(told(study.study))
 app.command()(train.train)
 app.command()(soak.soak)
-app.command()(export.export)
+app.command()(told(export.export))
 app.command()(export.push)
 app.command()(report.report)
 app.command()(report.view)
@@ -90,19 +92,20 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Run the command line; users' mistakes are one line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    stopping.forgive_standard_error()
+    stopping.listen()
     try:
         app()
     except ValueError as error:
         _die(error, 2)
     except (Stopped, KeyboardInterrupt):
-        _die(None, generate.signal_exit_code())
+        stopping.end()
     except (OSError, RuntimeError) as error:
         _die(error, 1)
 
 
-def _die(error: BaseException | None, code: int) -> None:
-    if os.environ.get("SYNTHGEN_TRACEBACK") and error is not None:
+def _die(error: Exception, code: int) -> None:
+    if os.environ.get(stopping.TRACEBACK):
         raise error
-    message = "interrupted; the shard in flight was dropped, run again to go on"
-    print(f"synthgen: {redact(str(error or message))}", file=sys.stderr)
+    print(f"synthgen: {redact(str(error))}", file=sys.stderr)
     sys.exit(code)

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.config import TOPS, AuditConfig, load_audit
 
 AUDIT_FAILED = 4
@@ -97,13 +95,10 @@ def run_audit(
     from synthgen.auditing.audit import audit_shard, begin
     from synthgen.auditing.audit import conclude as finish
 
-    stop_on_signals()
     plan = begin(out, settings, audit_id, num=num)
     with show_progress(sum(plan.samples), len(plan.shards), json_logs):
         for shard in plan.shards:
             audit_shard(plan, shard)
-    if progress.stop_requested():
-        raise progress.Stopped
     return finish(plan)
 
 

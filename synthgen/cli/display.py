@@ -1,16 +1,23 @@
-"""What progress looks like: a bar on a terminal, plain lines elsewhere, JSON on request."""
+"""What progress looks like: a bar on a terminal, plain lines elsewhere, JSON on request.
+
+What libraries log goes the same way, a line each: above the bar, or as JSON. Prefect's own records
+are shown with ``--verbose`` only; its server has them all.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,9 +28,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from synthgen.cli.stopping import reporting
 from synthgen.progress import logger
+from synthgen.redaction import redact
+from synthgen.untrusted import one_line
 
 PLAIN_EVERY_SECONDS = 5.0
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries tell.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
+_console = Console(stderr=True)  # of the bar: lines are printed above it
+_quiet = False
 
 
 @dataclass(slots=True)
@@ -66,6 +81,72 @@ class Tally:
         return f"{counts}, {self.rate:.2f} {samples}/s, {left:.0f} s left"
 
 
+class LogLines(logging.Handler):
+    """Records of libraries as lines of ours, on standard error.
+
+    Args:
+        level: The least that is shown.
+        as_json: As JSON objects.
+    """
+
+    def __init__(self, level: int, as_json: bool) -> None:
+        super().__init__(level)
+        self.as_json = as_json
+        self.setFormatter(logging.Formatter())  # by which Prefect knows that the root is taken
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record; of Prefect's only where everything is shown."""
+        if record.name.startswith("prefect") and self.level > logging.INFO:
+            return
+        level, text = record.levelname.lower(), one_line(redact(record.getMessage()))
+        if self.as_json:
+            fields = {"event": "log", "level": level, "logger": record.name, "message": text}
+            print(json.dumps({"time": round(record.created, 3), **fields}), file=sys.stderr)
+        else:
+            _console.print(f"{level}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def logged(quiet: bool, verbose: bool, as_json: bool) -> Iterator[None]:
+    """Show what is logged while the block runs, and nothing of it twice."""
+    global _quiet
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    root, lines = logging.getLogger(), LogLines(level, as_json)
+    before = root.level, list(root.handlers)
+    root.setLevel(level)
+    root.handlers = [h for h in root.handlers if type(h).__name__ != "PrefectConsoleHandler"]
+    root.addHandler(lines)
+    logging.captureWarnings(True)
+    _quiet = quiet
+    try:
+        yield
+    finally:
+        _quiet = False
+        logging.captureWarnings(False)
+        root.setLevel(before[0])
+        root.handlers = before[1]
+
+
+def told(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with ``--quiet`` and ``--verbose``, whose ``--json-logs`` holds for all lines."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
+        with logged(quiet, verbose, bool(options.get("json_logs"))):
+            command(*args, **options)
+
+    added = {"quiet": Quiet, "verbose": Verbose}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in added.items()
+    ]
+    whole = [*signature.parameters.values(), *parameters]
+    run.__signature__ = signature.replace(parameters=whole)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in whole}
+    return run
+
+
 class _Handler(logging.Handler):
     def __init__(self, tally: Tally) -> None:
         super().__init__()
@@ -74,7 +155,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", "")
         self.tally.count(event, getattr(record, "fields", {}))
-        self.show(event, record)
+        if not _quiet:
+            self.show(event, record)
 
     def show(self, event: str, record: logging.LogRecord) -> None:
         """Show the tally after an event."""
@@ -124,7 +206,7 @@ def _bar() -> Progress:
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[shards]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console,
         transient=True,
     )
 
@@ -145,7 +227,7 @@ def show_progress(
     if json_logs:
         with attached(_JsonHandler(tally)):
             yield tally
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not _quiet:
         with _bar() as bar, attached(_BarHandler(tally, bar)):
             yield tally
     else:
@@ -155,13 +237,14 @@ def show_progress(
 
 @contextmanager
 def attached(handler: logging.Handler) -> Iterator[None]:
-    """Give progress records to this handler alone for a while."""
+    """Give progress records to this handler alone for a while, in which a stop waits for them."""
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(handler)
     try:
-        yield
+        with reporting():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthgen import progress
 from synthgen.cli.display import attached
-from synthgen.cli.generate import Set, stop_on_signals
+from synthgen.cli.generate import Set
 from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
@@ -141,11 +140,8 @@ def _examine(
     from synthgen.doctor.machine import prepare
 
     examination = prepare(card, path, config, auditor, out, max_batch)
-    stop_on_signals()
     with attached(_StepHandler()):
         findings, reports, page = examine(examination)
-    if progress.stop_requested():
-        raise progress.Stopped
     for report in reports:
         typer.echo(f"{report.name:>16}  {report.status:<7}  {report.outcome.text}")
     typer.echo(f"Send back: {page}" + _picture(reports, page.parent))

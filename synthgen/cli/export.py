@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.options import refuse_unused
 from synthgen.urls import scheme_of
 
@@ -76,7 +74,6 @@ def export(
     refuse_unused({"--keep-all": not keep_only}, audited is None, "without --audited")
     if scheme_of(out) is None and Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"OUT must be a new or empty folder. Got the file {out!r}.")
-    stop_on_signals()
     shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
     planned = sum(shard["samples"] for shard in shards)
     with show_progress(planned, len(shards), json_logs):
@@ -124,10 +121,7 @@ def push(
     """
     from synthgen.export.push import push as run
 
-    stop_on_signals()
     done = run(directory, url)
-    if progress.stop_requested():
-        raise progress.Stopped
     if as_json:
         counts = {"sent": done.sent, "skipped": done.skipped, "bytes": done.num_bytes}
         print(json.dumps(counts), flush=True)

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.generate import Address, Engine, JsonLogs, Runner, Workers, conclude, execute
+from synthgen.cli.display import JsonLogs
+from synthgen.cli.engine import Engine
+from synthgen.cli.generate import Address, Runner, Workers, conclude, execute
 
 
 def extend(

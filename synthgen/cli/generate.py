@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
+from synthgen.cli.display import JsonLogs, show_progress
+from synthgen.cli.engine import Engine, flow_server
 from synthgen.config import AuditConfig, Config, load, load_audit
 
 DEMO_OVERRIDES = (
     *("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
     "labeling.method=clusters",
 )
-_received: list[int] = []
-
-
-class Engine(StrEnum):
-    """Who runs the plan: a Prefect flow (default), or this process alone."""
-
-    flow = "flow"
-    inline = "inline"
 
 
 Set = Annotated[
@@ -42,7 +31,6 @@ Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
 Address = Annotated[
     str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
 ]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
 
 
 def generate(
@@ -148,30 +136,32 @@ def execute(
     address: str | None = None,
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
-    from synthgen import run  # seconds of torch and diffusers, which --help does not need
-    from synthgen.dataset.publish import open_storage
-    from synthgen.prompts.reading import STDIN
+    with flow_server(engine) as run_flow:
+        from synthgen import run  # seconds of torch and diffusers, which --help does not need
+        from synthgen.dataset.publish import open_storage
+        from synthgen.prompts.reading import STDIN
 
-    open_storage(out)  # a URL with a secret must not become a parameter of a flow
-    specs = run.plan(config)
-    check_runner(engine, runner, workers, address)
-    if config.prompts == STDIN and runner != "threads":
-        raise ValueError(
-            f"Prompts from standard input must be used by this process. Got --runner {runner}, "
-            f"whose workers cannot read them; save them in a file."
-        )
-    run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's traceback
-    stop_on_signals()
-    started = time.perf_counter()
-    with show_progress(config.planned, len(specs), json_logs) as tally:
-        if engine is Engine.flow:
-            manifest = _run_flow(config, out, runner, workers, strict, address)
-        else:
-            manifest = run.generate(config, out, strict=strict)
-    if progress.stop_requested():
-        raise progress.Stopped
-    seconds = time.perf_counter() - started
-    _announce(manifest, tally.made, out, seconds)
+        open_storage(out)  # a URL with a secret must not become a parameter of a flow
+        specs = run.plan(config)
+        check_runner(engine, runner, workers, address)
+        if config.prompts == STDIN and runner != "threads":
+            raise ValueError(
+                f"Prompts from standard input must be used by this process. Got --runner {runner}, "
+                f"whose workers cannot read them; save them in a file."
+            )
+        run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's
+        started = time.perf_counter()
+        with show_progress(config.planned, len(specs), json_logs) as tally:
+            if engine is Engine.flow:
+                from synthgen.flows.generate import generate as flow
+
+                options = {"runner": runner, "workers": workers, "address": address}
+                manifest: dict[str, Any] = run_flow(
+                    flow, config, str(out), strict=strict, **options
+                )
+            else:
+                manifest = run.generate(config, out, strict=strict)
+    _announce(manifest, tally.made, out, time.perf_counter() - started)
     return manifest
 
 
@@ -201,11 +191,6 @@ def print_estimate(config: Config, out: str) -> None:
         typer.echo(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
 
 
-def signal_exit_code() -> int:
-    """128 plus the signal that stopped us: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + (_received[0] if _received else signal.SIGINT)
-
-
 def _audit(out: str | Path, settings: AuditConfig, json_logs: bool) -> None:
     """Audit a dataset that was just finished, with the audit's defaults."""
     from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
@@ -228,30 +213,6 @@ def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
         f"{len(found)} of {manifest['totals']['samples']} samples are labeled, "
         f"with {len(classes)} classes."
     )
-
-
-def _run_flow(
-    config: Config, out: str | Path, runner: str, workers: int, strict: bool, address: str | None
-) -> dict[str, Any]:
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    from synthgen.flows.generate import generate as flow
-
-    manifest: dict[str, Any] = flow(config, str(out), runner, workers, strict, address=address)
-    return manifest
-
-
-def stop_on_signals() -> None:
-    """Answer Ctrl-C and SIGTERM by dropping the shard in flight."""
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
-
-
-def request_stop(number: int, _frame: object) -> None:
-    """Answer a signal: drop the shard in flight; a second signal ends the process at once."""
-    _received.append(number)
-    progress.request_stop()
-    if len(_received) > 1:  # a second signal does not wait for the batch
-        raise SystemExit(128 + number)
 
 
 def _announce(manifest: dict[str, Any], made: int, out: str | Path, seconds: float) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import Engine, JsonLogs, Workers, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
+from synthgen.cli.engine import Engine, flow_server
+from synthgen.cli.generate import Workers
 from synthgen.config import LabelConfig, load
 
 METHODS = "clusters, propagate, dataset-diffusion, pcc, argmax"
@@ -95,35 +94,20 @@ def run_label(
     json_logs: bool = False,
 ) -> dict[str, Any]:
     """Label behind a progress display; returns the summary."""
-    from synthgen.run.label import begin, conclude, label_shard
+    with flow_server(engine) as run_flow:
+        from synthgen.run.label import begin, conclude, label_shard
 
-    stop_on_signals()
-    plan = begin(out, settings, ks, label_id, num)  # a mistake is one line, before any server
-    with show_progress(sum(plan.samples), len(plan.shards), json_logs):
-        if engine is Engine.flow:
-            return _run_flow(out, settings, ks, plan.label_id, num, workers)
-        for shard in plan.shards:
-            label_shard(plan, shard)
-    if progress.stop_requested():
-        raise progress.Stopped
-    return conclude(plan)
+        plan = begin(out, settings, ks, label_id, num)  # a mistake is one line, before any flow
+        with show_progress(sum(plan.samples), len(plan.shards), json_logs):
+            if engine is Engine.flow:
+                from synthgen.flows.label import label as flow
 
-
-def _run_flow(
-    out: str | Path,
-    settings: LabelConfig,
-    ks: tuple[int, ...] | None,
-    label_id: str,
-    num: int | None,
-    workers: int,
-) -> dict[str, Any]:
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    from synthgen.flows.label import label as flow
-
-    summary: dict[str, Any] = flow(str(out), settings, ks, label_id, num, workers=workers)
-    if progress.stop_requested():
-        raise progress.Stopped
-    return summary
+                chosen = (str(out), settings, ks, plan.label_id, num)
+                summary: dict[str, Any] = run_flow(flow, *chosen, workers=workers)
+                return summary
+            for shard in plan.shards:
+                label_shard(plan, shard)
+        return conclude(plan)
 
 
 def show_summary(summary: dict[str, Any], out: str | Path) -> None:

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
 
 
 def merge(
@@ -35,10 +33,7 @@ def merge(
     from synthgen import run
     from synthgen.run.merge_plan import plan_merge
 
-    stop_on_signals()
     plan = plan_merge(sources)
     with show_progress(plan.planned, len(plan.shards), json_logs):
         totals = run.merge(sources, out)["totals"]
-    if progress.stop_requested():
-        raise progress.Stopped
     typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")

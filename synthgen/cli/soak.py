@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from synthgen.cli.generate import request_stop
-from synthgen.progress import Stopped
 
 
 def soak(
@@ -35,8 +31,6 @@ def soak(
     """
     from synthgen.bench import soak as bench
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     result = bench.soak(samples, out, shard_size, tell=lambda line: typer.echo(line, err=True))
     if as_json:
         typer.echo(json.dumps(result))
@@ -44,11 +38,6 @@ def soak(
         _show(result, out)
     if result["failures"]:
         raise typer.Exit(1)
-
-
-def _stop(number: int, frame: object) -> None:
-    request_stop(number, frame)
-    raise Stopped
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

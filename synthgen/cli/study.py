@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen import progress
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
@@ -154,7 +152,6 @@ def _run(
     """Capture, then sweep, each behind a progress display."""
     from synthgen.study import study as library
 
-    stop_on_signals()
     chosen: list[Any] = [name.value for name in names]
     prepared = library.prepare(chosen, config, auditor, out, images.value, scratch, scratch_gb)
     num, rows = len(prepared.images), len(prepared.settings)
@@ -162,6 +159,4 @@ def _run(
         library.capture(prepared)
     with show_progress(num * rows, num, json_logs, ("rows", "images")):
         library.score(prepared)
-    if progress.stop_requested():
-        raise progress.Stopped
     return library.conclude(prepared)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthgen.cli.display import show_progress
-from synthgen.cli.generate import JsonLogs, Set, stop_on_signals
+from synthgen.cli.display import JsonLogs, show_progress
+from synthgen.cli.generate import Set
 from synthgen.cli.options import refuse_unused
 from synthgen.cli.training_display import show_training
 from synthgen.untrusted import quote
@@ -121,7 +121,6 @@ def train(
         seed=seed,
         device=where,
     )
-    stop_on_signals()
     with show_training(model, json_logs):
         result = _run(given, known, out, settings)
     typer.echo(json.dumps(result) if as_json else _said(result, out))
@@ -201,7 +200,6 @@ def downstream(
             device=_device(device),
         ),
     )
-    stop_on_signals()
     if data is None:
         _generate(out / "synthetic", num, overrides or [], json_logs)
     with show_training("run", json_logs):

@@ -2,6 +2,9 @@
 
 import os
 
+TAG = "synthgen"
+"""On deployments and runs of ours: automations know them by it."""
+
 # Read by Prefect, Hugging Face and Ray at import: no telemetry, and time for a slow first start.
 for _name, _value in {
     "DO_NOT_TRACK": "1",
