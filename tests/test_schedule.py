@@ -22,6 +22,7 @@ from synthgen.cli import main
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
 from synthgen.flows.automations import zombie_automations
+from synthgen.flows.serve import deployment_name
 
 pytestmark = pytest.mark.timeout(1500)
 MAIN = (sys.executable, "-c", "from synthgen.cli import main; main()")
@@ -77,7 +78,7 @@ def test_cron_makes_a_dataset_and_then_extends_it(
         run.extend(out, 1)
     assert verify_dataset(out, deep=True) == []
     with used(server), get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("extend/served")
+        deployment = client.read_deployment_by_name(f"extend/{deployment_name(str(out))}")
         assert not deployment.paused
         assert [item.active for item in deployment.schedules] == [True]  # pause_on_shutdown=False
         assert deployment.schedules[0].schedule.timezone == "Europe/Berlin"
@@ -106,6 +107,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     [
         (["--cron", "nightly"], "cron must have five fields", 2),
         (["--cron", "61 2 * * *"], "cron must have five fields", 2),
+        (["--cron", "0 0 2 * * *"], "cron must have five fields", 2),
+        (["--cron", "* * * * * *"], "cron must have five fields", 2),
+        (["--cron", "0 2 31 2 *"], "cron must fall due some day", 2),
         (["--cron", EVERY_MINUTE, "--timezone", "Europe/Berlln"], "'Europe/Berlin'?", 2),
         (["--cron", EVERY_MINUTE, "--set", "nun=4"], "nun must be a known setting", 2),
     ],

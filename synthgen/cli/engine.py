@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
@@ -25,9 +25,9 @@ class Engine(StrEnum):
     inline = "inline"
 
 
-def prepare_prefect() -> None:
+def prepare_prefect(more: Mapping[str, str] | None = None) -> None:
     """Set what Prefect reads when it is imported, where the environment does not say it."""
-    for variable, value in RUN_SETTINGS.items():
+    for variable, value in {**RUN_SETTINGS, **(more or {})}.items():
         os.environ.setdefault(variable, value)
 
 

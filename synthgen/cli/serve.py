@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from synthgen.cli.generate import Address, Runner, Set, Workers, read_config
+from synthgen.cli.stopping import apart
 from synthgen.config import load_audit
+from synthgen.progress import Stopped
 
-RUN_SETTINGS = {  # read by Prefect in the runs, which are our child processes
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; without, nobody sees a killed run
+RETRIES = {  # read in the runs, which are our child processes
     "PREFECT_FLOWS_DEFAULT_RETRIES": "2",  # complete shards are kept: a retry finishes the rest
     "PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS": "60",
+    "PYTHONSAFEPATH": "1",  # no folder of where we are started hides a package
 }
 
 
@@ -40,7 +41,9 @@ def serve(
     runner: Runner = "threads",
     workers: Workers = 1,
     address: Address = None,
-    name: Annotated[str, typer.Option(help="Of the deployment on the server.")] = "served",
+    name: Annotated[
+        str | None, typer.Option(help="Of the deployment on the server; default: the dataset's.")
+    ] = None,
 ) -> None:
     """Make or extend a dataset on a schedule, on this machine, until Ctrl-C.
 
@@ -60,18 +63,19 @@ def serve(
     """
     config = read_config(source, overrides or [], num)
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
-    for variable, value in RUN_SETTINGS.items():
-        os.environ.setdefault(variable, value)
+    prepare_prefect(RETRIES)
     from synthgen import run
+    from synthgen.dataset.publish import open_storage
     from synthgen.flows.runners import task_runner
-    from synthgen.flows.serve import check_schedule
+    from synthgen.flows.serve import check_schedule, deployment_name, end_runs
     from synthgen.flows.serve import serve as serve_flow
 
     check_schedule(cron, timezone)
     task_runner(runner, workers, address)
     run.plan(config)  # an unreadable prompt file must be seen now, not by night
-    typer.echo(f"Serving {out} on '{cron}' ({timezone}); stop with Ctrl-C.")
-    serve_flow(
+    called = name or deployment_name(out)
+    served = partial(
+        serve_flow,
         config,
         out,
         cron,
@@ -82,5 +86,12 @@ def serve(
         runner=runner,
         workers=workers,
         address=address,
-        name=name,
+        name=called,
     )
+    with open_storage(out).locked("serve", "serve a dataset"):
+        typer.echo(f"Serving {out} on '{cron}' ({timezone}) as {called}; stop with Ctrl-C.")
+        try:
+            apart(served)
+        except Stopped:
+            end_runs(called)
+            raise

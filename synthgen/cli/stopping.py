@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeVar
 
@@ -76,8 +76,16 @@ def apart(call: Callable[[], Result]) -> Result:
     Args:
         call: Runs with this thread's context variables.
     """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, call).result()
+    future, context = Future[Result](), contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            future.set_result(context.run(call))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 def end(message: str = INTERRUPTED, code: int | None = None) -> NoReturn:

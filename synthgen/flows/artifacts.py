@@ -1,4 +1,4 @@
-"""What a run leaves on the server for people: its table, a contact sheet, a link to the report.
+"""What a run leaves on the server for people: its table, a contact sheet, where the report is.
 
 The server stores these in its database, so they are small: numbers, and one picture of some
 tens of kilobytes inside the Markdown (an image artifact would need a URL that the browser of
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from PIL import Image
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.runtime import flow_run
 
 from synthgen.config import TOPS
 from synthgen.dataset.contact_sheet import magnify, overlay
@@ -30,6 +29,36 @@ from synthgen.redaction import redact
 SHOWN = 8
 SIDE = 144  # pixels of a tile: eight pairs are about 40 kB
 QUALITY = 75
+
+
+def put(kind: str, key: str, data: Any, description: str | None = None) -> UUID:
+    """Put an artifact on the run that was asked for, whichever flow inside it makes it.
+
+    Args:
+        kind: ``progress``, ``markdown`` or ``table``.
+        key: Its name; the server keeps one history for each.
+        data: A share, text, or rows.
+        description: Text beside it.
+
+    Returns:
+        Its id.
+    """
+    root = flow_run.root_flow_run_id
+    artifact = ArtifactCreate(
+        type=kind,
+        key=key,
+        data=json.dumps(data) if kind == "table" else data,
+        description=description,
+        flow_run_id=None if root is None else UUID(root),
+    )
+    with get_client(sync_client=True) as client:
+        return client.create_artifact(artifact).id
+
+
+def update_progress(artifact: UUID, percent: float) -> None:
+    """Move a progress artifact on."""
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact, ArtifactUpdate(data=percent))
 
 
 def publish_dataset(
@@ -54,7 +83,7 @@ def publish_dataset(
         }
         for row in rows
     ]
-    create_table_artifact(table=table, key="synthgen-shards", description="Shards of this run")
+    put("table", "synthgen-shards", table, "Shards of this run")
     totals = "\n".join(f"- {name}: {value}" for name, value in manifest["totals"].items())
     made = sum(row["planned"] for row in rows if not row["reused"])
     lines = [f"# Dataset\n\n`{redact(out)}`, {made} samples planned in this run\n\n{totals}\n"]
@@ -62,20 +91,20 @@ def publish_dataset(
     if picture:
         uri = "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
         lines.append(f"\nNewest samples, image and hierarchy:\n\n![contact sheet]({uri})\n")
-    create_markdown_artifact(key="synthgen-dataset", markdown="".join(lines))
+    put("markdown", "synthgen-dataset", "".join(lines))
 
 
-def publish_report(report: str | Path) -> None:
-    """A link to a report that was written."""
-    link = report.absolute().as_uri() if isinstance(report, Path) else redact(report)
-    create_link_artifact(link=link, link_text="Report", key="synthgen-report")
+def publish_report(report: object, out: str) -> None:
+    """Where a report was written, and how to look at it: browsers open no file of a server's."""
+    where, view = redact(str(report)), f"synthgen view {redact(out)}"
+    text = f"The report is `{where}`. To look at it, on a machine that has it: `{view}`"
+    put("markdown", "synthgen-report", text)
 
 
 def publish_audit(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     """The shards of an audit as a table; what it found beside its baselines as Markdown."""
-    table = [dict(row) for row in rows]
-    create_table_artifact(table=table, key="synthgen-audit-shards", description=summary["id"])
-    create_markdown_artifact(key="synthgen-audit", markdown=audit_markdown(summary))
+    put("table", "synthgen-audit-shards", [dict(row) for row in rows], summary["id"])
+    put("markdown", "synthgen-audit", audit_markdown(summary))
 
 
 def audit_markdown(summary: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """What a Prefect server does on its own: crash zombie runs, pause what a failed audit condemns.
 
 A flow run whose process is killed stays RUNNING for ever and holds its deployment's only slot.
-Runs therefore send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), and a run whose heart was
-heard once and then not for ``SILENCE`` is crashed. So is a run of our deployments, which are known
-to send them, that says it is running and is not heard, or that never comes to run.
+Runs of ours therefore send heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY) and carry a tag: one
+whose heart was heard once and then not for ``SILENCE`` is crashed. So is one that says it is
+running and is not heard, or that never comes to run. Runs of others are left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SILENCE = timedelta(seconds=90)
 STARTUP = timedelta(minutes=30)
 """From when a worker has taken a run: a new node, the pull of an image of gigabytes, imports."""
 TAG = "prefect.tag.synthgen"
-"""On every deployment, and so on its runs and theirs: they are set to send heartbeats."""
+"""On every deployment and command, and so on their runs, which are set to send heartbeats."""
 PAUSE = "synthgen: pause after a failed audit"
 BEGUN = ("Running", "Retrying")
 PUT_BACK = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
@@ -63,7 +63,6 @@ def crash_unheard(silence: timedelta = SILENCE) -> AutomationCore:
         after=_states(BEGUN),
         expect={HEARTBEAT, *_states(ENDED)},
         within=silence,
-        tag=TAG,
     )
 
 
@@ -79,7 +78,6 @@ def crash_unstarted(startup: timedelta = STARTUP) -> AutomationCore:
         after=_states(("Pending",)),
         expect={HEARTBEAT, *_states((*BEGUN, *PUT_BACK, *ENDED))},
         within=startup,
-        tag=TAG,
     )
 
 
@@ -94,10 +92,9 @@ def _crash(
     after: set[str],
     expect: set[str],
     within: timedelta,
-    tag: str | None = None,
 ) -> AutomationCore:
-    """Crash a run of which nothing that was expected is heard in time."""
-    related = {} if tag is None else {"prefect.resource.role": "tag", "prefect.resource.id": tag}
+    """Crash a run of ours of which nothing that was expected is heard in time."""
+    related = {"prefect.resource.role": "tag", "prefect.resource.id": TAG}
     return AutomationCore(
         name=name,
         description="A run whose process is gone ends as Crashed and frees its slot.",

@@ -95,7 +95,7 @@ def generate(
                 out, audit, runner=runner, workers=workers, address=address, gpu_limit=gpu_limit
             )
     if report:
-        publish_report(write_report(out))
+        publish_report(write_report(out), out)
     return manifest
 
 

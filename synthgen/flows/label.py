@@ -6,10 +6,10 @@ from operator import itemgetter
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 
 from synthgen.config import LabelConfig
+from synthgen.flows.artifacts import put
 from synthgen.flows.limits import slot
 from synthgen.flows.runners import inherited_tags, task_runner
 from synthgen.flows.shards import collect, refuse_crashed, shard_task
@@ -72,7 +72,7 @@ def label(
         rows = shards(plan, workers, gpu_limit)
     refuse_crashed(rows, "labeled before labels are concluded")
     summary = labeling.conclude(plan)
-    create_table_artifact(table=rows, key="synthgen-label-shards", description=plan.label_id)
+    put("table", "synthgen-label-shards", rows, plan.label_id)
     classes = [{"class": n, **row} for n, row in summary["statistics"]["classes"].items()]
-    create_table_artifact(table=classes, key="synthgen-label-classes", description=plan.label_id)
+    put("table", "synthgen-label-classes", classes, plan.label_id)
     return summary

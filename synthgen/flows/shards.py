@@ -6,21 +6,21 @@ A shard that crashes becomes a row with its error; the others are made, and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
-from uuid import UUID
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
+from synthgen.flows.artifacts import put, update_progress
 from synthgen.flows.runners import completed
 from synthgen.redaction import redact
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Row = dict[str, Any]
+_TOLD = ("counts", "reasons", "reused", "samples", "rejected", "classes", "error")
 
 
 def may_pass_again(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -55,12 +55,13 @@ def collect(
         workers: Shards in flight at once.
         progress_key: Artifact that shows how many are done.
     """
-    progress = cast(
-        UUID, create_progress_artifact(progress=0.0 if shards else 100.0, key=progress_key)
-    )
+    progress, logger = put("progress", progress_key, 0.0 if shards else 100.0), get_run_logger()
     for done, (shard, future) in enumerate(completed(shards, submit, workers), start=1):
-        yield {"shard": shard, **_row(shard, future)}
-        update_progress_artifact(progress, progress=100.0 * done / len(shards))
+        row = {"shard": shard, **_row(shard, future)}
+        told = (f"{name} {value}" for name, value in row.items() if name in _TOLD)
+        logger.info("%s, %d of %d: %s", shard, done, len(shards), ", ".join(told))
+        yield row
+        update_progress(progress, 100.0 * done / len(shards))
 
 
 def refuse_crashed(rows: Sequence[Mapping[str, Any]], wanted: str) -> None:
