@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from synthgen.cli.engine import prepare_prefect
 from synthgen.cli.generate import Address, Runner, Set, Workers, read_config
 from synthgen.cli.stopping import apart
 from synthgen.config import load_audit

@@ -1,7 +1,5 @@
 """The audit flow: begin, audit the shards as tasks, conclude. The library does the work."""
 
-from __future__ import annotations
-
 from operator import itemgetter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The growth flow: one extension per run, made by the generation flow, then looked at."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow

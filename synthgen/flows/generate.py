@@ -4,8 +4,6 @@ Tasks are shards, never samples, and no tensor crosses a task boundary. Prefect'
 a shard is done when its marker says so, which only the library can tell.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import socket

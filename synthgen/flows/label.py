@@ -1,7 +1,5 @@
 """The labeling flow: begin, label the shards as tasks, conclude. The library does the work."""
 
-from __future__ import annotations
-
 from operator import itemgetter
 from typing import Any
 
