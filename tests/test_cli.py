@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from synthgen import run
@@ -129,6 +130,57 @@ def test_dry_run_counts_and_makes_nothing(tiny_config: Path, tmp_path: Path) -> 
     said = here("generate", tiny_config, "--out", tmp_path / "x", "--dry-run")
     assert "3" in next(line for line in said.splitlines() if "shards" in line)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.device=cuda"], "model.device must be present"),
+        (["labeling.method=clusters", "prompts=plain.txt"], "must have classes"),
+        (["labeling.method=clusters", "prompts=many.jsonl"], "at most 254 classes"),
+        (["model.card=empty"], "empty"),
+        (["seed=9", "--out=other"], "Got a change of seed"),
+        (["--audit=scenes-sma"], "'scenes-sam'?"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    settings: list[str],
+    words: str,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.txt").write_text("a dog\n")
+    rows = ({"prompt": f"a c{i} d{i}", "classes": [f"c{i}", f"d{i}"]} for i in range(150))
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty").mkdir()
+    run.initialize(load(tiny_config), tmp_path / "other")
+    before = sorted(tmp_path.rglob("*"))
+    given = [w for s in settings for w in ([s] if s.startswith("--") else ["--set", s])]
+    for last in ([], ["--dry-run"]):
+        if not last and torch.cuda.is_available():
+            continue
+        command = ["synthgen", "generate", str(tiny_config), "--engine", "inline", *given, *last]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        *warned, said = printed.err.strip().splitlines()
+        assert (stopped.value.code, words in said) == (2, True), printed.err
+        assert all(line.startswith("warning: ") for line in warned)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_same_command_finishes_what_was_extended(tiny_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    here("generate", tiny_config, "--out", out, "--engine", "inline")
+    here("extend", out, "--engine", "inline")
+    (out / "manifest.json").unlink()
+    here("generate", tiny_config, "--out", out, "--engine", "inline")
+    assert run.status(out).planned == 8
+    assert run.status(out).finalized
 
 
 def test_both_engines_and_any_number_of_workers_give_the_same_shards(

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,14 +92,17 @@ class LogLines(logging.Handler):
 
     def __init__(self, level: int, as_json: bool) -> None:
         super().__init__(level)
-        self.as_json = as_json
+        self.as_json, self._told = as_json, set[str]()
         self.setFormatter(logging.Formatter())  # by which Prefect knows that the root is taken
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record; of Prefect's only where everything is shown."""
+        """Show a record once; of Prefect's only where everything is shown."""
         if record.name.startswith("prefect") and self.level > logging.INFO:
             return
         level, text = record.levelname.lower(), one_line(redact(record.getMessage()))
+        if text in self._told:
+            return
+        self._told.add(text)
         if self.as_json:
             fields = {"event": "log", "level": level, "logger": record.name, "message": text}
             print(json.dumps({"time": round(record.created, 3), **fields}), file=sys.stderr)
@@ -116,13 +120,14 @@ def logged(quiet: bool, verbose: bool, as_json: bool) -> Iterator[None]:
     root.setLevel(level)
     root.handlers = [h for h in root.handlers if type(h).__name__ != "PrefectConsoleHandler"]
     root.addHandler(lines)
-    logging.captureWarnings(True)
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_: logging.getLogger("py.warnings").warning(message)
     _quiet = quiet
     try:
         yield
     finally:
         _quiet = False
-        logging.captureWarnings(False)
+        warnings.showwarning = shown
         root.setLevel(before[0])
         root.handlers = before[1]
 

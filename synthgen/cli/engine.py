@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -29,6 +30,7 @@ def prepare_prefect(more: Mapping[str, str] | None = None) -> None:
     """Set what Prefect reads when it is imported, where the environment does not say it."""
     for variable, value in {**RUN_SETTINGS, **(more or {})}.items():
         os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # its server says it
 
 
 @contextmanager

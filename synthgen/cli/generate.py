@@ -51,7 +51,7 @@ def generate(
         bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print shards, bytes and time; make nothing.")
+        bool, typer.Option("--dry-run", help="Check all; print shards, bytes, time; make nothing.")
     ] = False,
     audit: Annotated[
         str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
@@ -73,10 +73,11 @@ def generate(
       synthgen generate config.yaml --set segmentation.clusters.ks=[2,5,10] --dry-run
     """
     config = read_config(source, overrides or [], num, classes)
+    settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     if dry_run:
+        rehearse(config, out, engine, runner, workers, strict, address)
         print_estimate(config, out)
         return
-    settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     if settings is not None:
         _audit(out, settings, json_logs)
@@ -139,16 +140,11 @@ def execute(
     with flow_server(engine) as run_flow:
         from synthgen import run  # seconds of torch and diffusers, which --help does not need
         from synthgen.dataset.publish import open_storage
-        from synthgen.prompts.reading import STDIN
 
         open_storage(out)  # a URL with a secret must not become a parameter of a flow
+        config = run.as_extended(config, out)
         specs = run.plan(config)
-        check_runner(engine, runner, workers, address)
-        if config.prompts == STDIN and runner != "threads":
-            raise ValueError(
-                f"Prompts from standard input must be used by this process. Got --runner {runner}, "
-                f"whose workers cannot read them; save them in a file."
-            )
+        check_runner(config, engine, runner, workers, address)
         run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's
         started = time.perf_counter()
         with show_progress(config.planned, len(specs), json_logs) as tally:
@@ -165,16 +161,42 @@ def execute(
     return manifest
 
 
-def check_runner(engine: Engine, runner: str, workers: int, address: str | None) -> None:
+def rehearse(
+    config: Config,
+    out: str,
+    engine: Engine,
+    runner: str,
+    workers: int,
+    strict: bool,
+    address: str | None,
+) -> None:
+    """Refuse what ``execute`` would refuse before the first image; the model is loaded for it."""
+    from synthgen import run
+
+    run.plan(config)
+    check_runner(config, engine, runner, workers, address)
+    run.rehearse(run.as_extended(config, out), out, strict)
+
+
+def check_runner(
+    config: Config, engine: Engine, runner: str, workers: int, address: str | None
+) -> None:
     """Refuse what no flow could run on, and settings of flows where there is none.
 
     Raises:
         ValueError: In one line.
     """
+    from synthgen.prompts.reading import STDIN
+
     if engine is Engine.flow:
         from synthgen.flows.runners import task_runner
 
         task_runner(runner, workers, address)
+        if config.prompts == STDIN and runner != "threads":
+            raise ValueError(
+                f"Prompts from standard input must be used by this process. Got --runner "
+                f"{runner}, whose workers cannot read them; save them in a file."
+            )
     elif (runner, workers, address) != ("threads", 1, None):
         raise ValueError(
             "--runner, --workers and --address have no effect with --engine inline, which makes "

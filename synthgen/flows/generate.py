@@ -80,6 +80,7 @@ def generate(
     Returns:
         The manifest.
     """
+    config = run.as_extended(config, out)
     run.initialize(config, out, strict=strict)
     shards = make_shards.with_options(task_runner=task_runner(runner, workers, address))
     with inherited_tags():

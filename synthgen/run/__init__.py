@@ -17,11 +17,13 @@ from synthgen.run.extend import extend, extension
 from synthgen.run.identity import config_digest
 from synthgen.run.lifecycle import (
     DatasetStatus,
+    as_extended,
     finalize,
     gc,
     generate,
     initialize,
     missing,
+    rehearse,
     status,
 )
 from synthgen.run.merge import merge
@@ -31,6 +33,7 @@ from synthgen.run.shard import make_shard
 
 __all__ = [
     "DatasetStatus",
+    "as_extended",
     "batches",
     "config_digest",
     "emit",
@@ -45,6 +48,7 @@ __all__ = [
     "merge",
     "missing",
     "plan",
+    "rehearse",
     "replay",
     "sample_seed",
     "status",

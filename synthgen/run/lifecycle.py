@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage, sha256_file
 from synthgen.dataset.survey import Survey, survey
 from synthgen.progress import Progress, report
+from synthgen.prompts import PromptList
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.run.classes import check_labeling
 from synthgen.run.description import publish_conclusion, publish_description
@@ -111,6 +113,44 @@ def missing(config: Config, out: str | Path, progress: Progress = report) -> lis
     return [index for index in range(len(planned)) if index not in done]
 
 
+def rehearse(config: Config, out: str | Path, strict: bool = False) -> None:
+    """Make every check that a run makes before its first image, and nothing else.
+
+    Args:
+        config: The dataset's configuration.
+        out: Its folder.
+        strict: Refuse other library versions, device or dtype than the dataset's.
+
+    Raises:
+        ValueError: As ``initialize``.
+        OSError: If the folder cannot be written.
+    """
+    storage, _, _ = _checked(config, out)
+    standing = _check_standing(storage, config)
+    here = environment(config) | machine(standing)
+    _extended(standing["environments"] if standing else [], here, strict)
+    root = storage.local_root
+    while root is not None and not root.exists():
+        root = root.parent
+    if root is not None and not os.access(root, os.W_OK):
+        raise OSError(f"The output must be a writable folder. Got {root}. Choose another folder.")
+
+
+def as_extended(config: Config, out: str | Path) -> Config:
+    """The configuration with what the dataset in a folder was extended by: that is kept, too.
+
+    Args:
+        config: Of a dataset.
+        out: Its folder.
+    """
+    storage = open_storage(out)
+    if config.extended or read_identity(storage) is None or storage.read(CONFIG) is None:
+        return config
+    known = read_config(storage)
+    same = known.num == config.num
+    return config.model_copy(update={"extended": known.extended}) if same else config
+
+
 def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     """Begin a dataset, or check that the one in the folder may be continued.
 
@@ -124,13 +164,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
             the changed keys are named.
         OSError: If the folder cannot be written.
     """
-    storage = open_storage(out)
-    resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")  # seen before drawing
-    prompts = prompts_of(config)
-    check_labeling(config, prompts)
-    planned_samples(config)  # too many shards are refused before all else
-    _check_standing(storage, config)  # before there is so much as a lock in the folder
-    content = identity_content(config)
+    storage, prompts, content = _checked(config, out)
     with (
         clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"),
         storage.publishing(),
@@ -141,6 +175,17 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
         identity = identity_bytes(content, environments)
         publish_description(storage, config, identity, prompts.class_names)
     storage.clear_stale_staging()
+
+
+def _checked(config: Config, out: str | Path) -> tuple[Storage, PromptList, dict[str, Any]]:
+    """What a run works with, after its checks; there is not so much as a lock in the folder."""
+    storage = open_storage(out)
+    resolve(config.segmentation.method, SEGMENTERS, "segmentation.method")
+    prompts = prompts_of(config)
+    check_labeling(config, prompts)
+    planned_samples(config)  # too many shards are refused before all else
+    _check_standing(storage, config)
+    return storage, prompts, identity_content(config)
 
 
 def finalize(config: Config, out: str | Path) -> dict[str, Any]:
