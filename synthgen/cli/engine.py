@@ -44,16 +44,12 @@ def flow_server(engine: Engine) -> Iterator[Callable[..., Any]]:
         yield partial
         return
     prepare_prefect()
-    from synthgen.flows import TAG
     from synthgen.flows.server import flow_server as server
 
     with server(lambda message: end(message, 1)) as ready:
 
         def run_flow(flow: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-            from prefect import tags
-
             ready()
-            with tags(TAG):  # automations of a server know our runs by it
-                return apart(partial(flow, *arguments, **options))
+            return apart(partial(flow, *arguments, **options))
 
         yield run_flow

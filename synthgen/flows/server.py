@@ -21,11 +21,13 @@ from contextlib import contextmanager
 from typing import IO
 
 import httpx
+from prefect import tags
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
+from synthgen.flows import TAG
 from synthgen.progress import stop_requested
 from synthgen.redaction import redact
 from synthgen.untrusted import one_line
@@ -61,7 +63,8 @@ def flow_server(lost: Callable[[str], None]) -> Iterator[Callable[[], None]]:
             watch.start()
 
         try:
-            yield ready
+            with tags(TAG):  # automations of a server know our runs by it
+                yield ready
         finally:
             ended.set()
             if own is not None:
