@@ -26,6 +26,7 @@ from synthgen.cli import app
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.publish import open_storage
+from synthgen.export.checksums import verify_export
 from synthgen.export.contours import outline, trace_rings
 from synthgen.export.duplicates import MAX_DISTANCE, count_near_duplicates, perceptual_hash
 from synthgen.export.export import export
@@ -310,6 +311,99 @@ def test_a_dataset_that_grew_is_exported_further(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
+def problems_of(out: Path) -> list[str]:
+    return [f"{p.kind} {p.where}" for p in verify_export(open_storage(out))]
+
+
+def test_a_damaged_export_is_named_and_what_was_lost_is_made_again(
+    world: Path, tmp_path: Path
+) -> None:
+    """Deleted and emptied images, lost rows, changed annotations, and files of others."""
+    out = tmp_path / "out"
+    export(world, out, "coco")
+    whole = tree(out)
+    assert problems_of(out) == []
+    names = [name for name in whole if not name.startswith(".")]
+    listed = {line[66:] for line in whole["SHA256SUMS"].decode().splitlines()}
+    assert listed == {*names} - {"SHA256SUMS", "export.json"}
+    images = sorted(name for name in names if name.startswith("train/"))
+    (out / images[0]).unlink()
+    (out / images[5]).write_bytes(b"")
+    (out / "train/9999999999.jpg").write_bytes(b"of others")
+    (out / "train/labels.cache").write_bytes(b"a trainer's own")
+    assert sorted(problems_of(out)) == [
+        "foreign file train/9999999999.jpg",
+        f"missing file {images[0]}",
+        f"wrong hash {images[5]}",
+    ]
+    (out / "train/9999999999.jpg").unlink()
+    (out / "train/labels.cache").unlink()
+    watch = Watch()
+    export(world, out, "coco", progress=watch)
+    assert watch.reused == [False, False, True]
+    assert tree(out) == whole
+    for name in ("annotations/instances_train.json", "SHA256SUMS", "README.md", "export.json"):
+        (out / name).unlink()
+        assert problems_of(out) == [f"missing file {name}"]
+        export(world, out, "coco")
+        assert tree(out) == whole
+        flipped = bytearray(whole[name])
+        flipped[len(flipped) // 2] ^= 1
+        (out / name).write_bytes(flipped)
+        assert name in " ".join(problems_of(out)), "flipped"
+        (out / name).write_bytes(whole[name])
+
+
+def test_lost_rows_are_made_again_and_changed_ones_never_exported(
+    world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    export(world, out, "coco")
+    whole = tree(out)
+    rows = out / ".synthgen/rows/train-000001/annotations-train.jsonl"
+    rows.unlink()
+    export(world, out, "coco")
+    assert tree(out) == whole
+    rows.write_bytes(b"X" * len(whole[rows.relative_to(out).as_posix()]))
+    (out / "export.json").unlink()
+    with pytest.raises(RuntimeError, match=r"annotations-train.jsonl must hold what was written"):
+        export(world, out, "coco")
+    assert not (out / "export.json").exists()
+    export(world, out, "coco")
+    assert tree(out) == whole
+
+
+def test_the_second_export_to_a_folder_is_told_who_holds_it(world: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def second(event: str, **fields: object) -> None:
+        if not told:
+            with pytest.raises(RuntimeError) as error:
+                export(world, tmp_path / "out", "coco")
+            told.append(str(error.value))
+
+    export(world, tmp_path / "out", "coco", progress=second)
+    assert "one writer at a time. Got process " in told[0]
+    assert "(an export as coco). Wait for it" in told[0]
+    assert problems_of(tmp_path / "out") == []
+
+
+def test_sums_of_others_lead_nowhere_else(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(world, out, "coco")
+    (tmp_path / "secret").write_text("x")
+    (out / "train/link.jpg").symlink_to(tmp_path / "secret")
+    lines = "".join(
+        f"{'0' * 64}  {name}\n" for name in ("../secret", "/etc/passwd", "train/link.jpg")
+    )
+    (out / "SHA256SUMS").write_text(lines + "nonsense \x1b[31m\n")
+    found = list(verify_export(open_storage(out)))
+    kinds = [p.kind for p in found if p.where == "SHA256SUMS"]
+    assert kinds == ["unreadable file"] * 3 + ["wrong hash"]
+    assert any(p.kind == "missing file" and p.where == "train/link.jpg" for p in found)
+    assert "\x1b" not in "".join(map(str, found))
+
+
 def test_foreign_and_other_exports_are_refused(world: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -457,7 +551,14 @@ def test_the_command_exports_and_says_where_to_read_on(world: Path, tmp_path: Pa
     assert "there: no audits" in str(CliRunner().invoke(app, audited).exception)
     pushed = CliRunner().invoke(app, ["push", str(out), f"file://{tmp_path}/there", "--json"])
     sent = json.loads(pushed.stdout)
-    assert sent["sent"] == len(list((tmp_path / "there").rglob("*.*"))) - 2  # .synthgen, its plan
+    verified = CliRunner().invoke(app, ["verify", f"file://{tmp_path}/there"])
+    assert verified.output.endswith("there is complete and correct.\n")
+    (tmp_path / "there/data.yaml").unlink()
+    damaged = CliRunner().invoke(app, ["verify", str(tmp_path / "there"), "--json"])
+    assert damaged.exit_code == 1
+    assert json.loads(damaged.stdout)["kinds"] == {"missing file": 1}
+    shutil.copy(out / "data.yaml", tmp_path / "there/data.yaml")
+    assert sent["sent"] == len(list((tmp_path / "there").rglob("*.*"))) - 1  # .synthgen, its plan
     assert sent["skipped"] == 0
     told = CliRunner().invoke(app, ["push", str(out), f"file://{tmp_path}/there"])
     assert told.output == f"0 files sent (0.0 MB), {sent['sent']} there\n"

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from children import context
-from export_children import finish_export
+from export_children import finish_export, race_export
 from made_export import make_dataset, tree
+
+from synthgen.dataset.claim import CLAIM
 
 pytestmark = pytest.mark.timeout(1500)  # processes of their own, on machines that are busy
 
@@ -33,8 +35,33 @@ def run(data: Path, out: Path, name: str, delay: float | None) -> tuple[bool, fl
 def check_nothing_half(out: Path, whole: dict[str, bytes]) -> None:
     """Whatever stands at a name is what stands there in the end."""
     for name, content in tree(out).items():
-        if "staging" not in name:
+        if "staging" not in name and name != CLAIM:
             assert whole[name] == content, name
+
+
+def test_of_exports_of_other_settings_at_once_one_is_whole(tmp_path: Path) -> None:
+    """Processes that start together: the target holds what one of them alone would make."""
+    data, names = tmp_path / "data", ("coco", "voc", "yolo-seg")
+    make_dataset(data, num=6, shard_size=2)
+    alone = {}
+    for name in names:
+        run(data, tmp_path / name, name, None)
+        alone[name] = tree(tmp_path / name)
+    for attempt in range(3):
+        out, go, codes = tmp_path / f"out{attempt}", context().Barrier(len(names)), {}
+        children = {
+            name: context().Process(target=race_export, args=(data, out, name, go))
+            for name in names
+        }
+        for child in children.values():
+            child.start()
+        for name, child in children.items():
+            child.join(300)
+            codes[name] = child.exitcode
+        assert sorted(codes.values())[0] == 0, codes
+        winner = next(name for name, code in codes.items() if code == 0)
+        assert sorted(codes.values()) == [0, 3, 3], codes
+        assert tree(out) == alone[winner]
 
 
 @pytest.mark.parametrize("name", ["coco", "voc"])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,11 @@ import pytest
 from made_export import make_dataset, tree
 from test_export import NameExporter
 
+from synthgen.dataset.claim import CLAIM, claimed
 from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.publish import host_id, open_storage
 from synthgen.export.export import export
-from synthgen.export.push import LAST, PLAN, PushReport, local_files, push, push_with_client
+from synthgen.export.push import LAST, PushReport, local_files, push, push_with_client
 from synthgen.progress import Stopped
 
 assert NameExporter
@@ -46,7 +54,7 @@ def remote(url: str) -> dict[str, bytes]:
     """Files at a URL by name, without the plan."""
     fs, root = fsspec.core.url_to_fs(url)
     found = {str(path).removeprefix(root).lstrip("/"): fs.cat_file(path) for path in fs.find(root)}
-    return {name: content for name, content in found.items() if name != PLAN}
+    return {name: content for name, content in found.items() if not name.startswith(".synthgen/")}
 
 
 def visible(root: Path) -> dict[str, bytes]:
@@ -186,3 +194,53 @@ def test_the_hub_is_told_of_everything_and_of_the_manifest_last(world: Path) -> 
     assert not set(sent[0]) & set(LAST)
     with pytest.raises(ValueError, match=r"hf://datasets/owner/name\. Got hf://datasets/scenes"):
         push(world, "hf://datasets/scenes")
+
+
+def test_of_two_datasets_pushed_at_once_one_arrives_and_the_other_is_told(
+    world: Path, url: str, tmp_path: Path
+) -> None:
+    make_dataset(tmp_path / "other", num=4, shard_size=2, image_format="png")
+    told: list[str] = []
+
+    def second(event: str, **fields: object) -> None:
+        if not told:
+            with pytest.raises(RuntimeError) as error:
+                push(tmp_path / "other", url)
+            told.append(str(error.value))
+
+    push(world, url, second)
+    assert f"Got process {os.getpid()} on {socket.gethostname()} at work there" in told[0]
+    assert told[0].endswith("(a push of data). Wait for it, or choose another target.")
+    assert remote(url) == visible(world)
+    push(tmp_path / "other", url)  # once it is free
+    assert remote(url) == visible(tmp_path / "other")
+
+
+def test_a_claim_in_a_store_is_looked_at_again_and_outlives_no_process(world: Path) -> None:
+    """Of two that found the target free at once, whoever wrote first gives up."""
+    fsspec.filesystem("memory").store.clear()
+    target = open_storage("memory://remote/deep")
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    claims = [
+        {"token": "x", "host": host_id(), "process": int(gone.stdout), "renewed": time.time()},
+        {"token": "x", "host": "elsewhere", "process": 1, "renewed": time.time() - 901},
+    ]
+    for claim in claims:  # left by one that is gone
+        target.fs.pipe_file(target.path(CLAIM), json.dumps(claim).encode())
+        with claimed(target, "a test"):
+            pass
+        assert target.size(CLAIM) is None
+    alive = {"token": "x", "host": "elsewhere", "process": 7, "machine": "\x1b[31mred"}
+    content = json.dumps({**alive, "renewed": time.time() - 600}).encode()
+    target.fs.pipe_file(target.path(CLAIM), content)
+    with pytest.raises(RuntimeError, match=r"process 7 on .x1b\[31mred at work"):
+        push(world, "memory://remote/deep")
+    target.remove(CLAIM)
+
+    def overtaken(event: str, **fields: object) -> None:
+        target.fs.pipe_file(target.path(CLAIM), content)
+
+    with pytest.raises(RuntimeError, match=r"Got process 7 on"):
+        push(world, "memory://remote/deep", overtaken)
+    assert len(remote("memory://remote/deep")) == 1
+    assert target.read(CLAIM) == content, "which is not ours to remove"

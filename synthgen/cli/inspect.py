@@ -28,6 +28,8 @@ def verify(
 ) -> None:
     """Check every shard: truncation, duplicates, foreign members, bad ids, hashes.
 
+    Of an export, every file is compared with the hash that was written last.
+
     Exit code 0: nothing is wrong, 1: something is.
 
     Examples:
@@ -35,11 +37,18 @@ def verify(
       synthgen verify data/scenes
 
       synthgen verify s3://bucket/scenes --deep --json
-    """
-    from synthgen.dataset.verify import verify_dataset
 
-    _check_is_dataset(directory)
-    problems = verify_dataset(directory, deep=deep)
+      synthgen verify data/coco
+    """
+    from synthgen.dataset.publish import open_storage
+    from synthgen.dataset.verify import verify_dataset
+    from synthgen.export.checksums import is_export, verify_export
+
+    if is_export(open_storage(directory)):
+        problems = list(verify_export(open_storage(directory)))
+    else:
+        _check_is_dataset(directory)
+        problems = verify_dataset(directory, deep=deep)
     if as_json:
         kinds = Counter(problem.kind for problem in problems)
         rows = [asdict(problem) for problem in problems]

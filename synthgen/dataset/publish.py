@@ -254,7 +254,7 @@ class Storage:
 
     def _new_staging(self) -> Path:
         make_folder(self._staging_root())
-        folder = self._staging_root() / f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+        folder = self._staging_root() / f"{host_id()}-{os.getpid()}-{uuid.uuid4().hex}"
         folder.mkdir()
         return folder
 
@@ -505,7 +505,7 @@ def _refuse_strangers(root: str, name: str) -> None:
 
 
 @functools.cache
-def _host() -> str:
+def host_id() -> str:
     """Where our process ids count: containers and reboots may share a host's name."""
     known = [socket.gethostname()]
     with suppress(OSError):
@@ -518,8 +518,8 @@ def _is_stale(path: Path) -> bool:
     name = _STAGING_NAME.fullmatch(path.name)
     if name is None:
         return False
-    if name[1] == _host():
-        return not _is_alive(int(name[2]))
+    if name[1] == host_id():
+        return not is_alive(int(name[2]))
     try:
         newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
         return time.time() - newest > _FOREIGN_STALE_SECONDS
@@ -527,7 +527,8 @@ def _is_stale(path: Path) -> bool:
         return False
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -157,5 +157,5 @@ that model while it drew them. Nobody drew or checked a mask. Exported by synthg
 {usage}
 
 Paths are relative to this folder. `classes.json` maps ids to names, `export.json` says what was
-exported.
+exported, `SHA256SUMS` vouches for every file (`synthgen verify`, or `sha256sum -c SHA256SUMS`).
 """

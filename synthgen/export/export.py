@@ -3,21 +3,25 @@
     OUT/…                                     the files of the format
     OUT/classes.json                          id to name
     OUT/README.md                             card
+    OUT/SHA256SUMS                            a hash of every file (`checksums`)
     OUT/export.json                           what was exported; written last
     OUT/.synthgen/export.json                 what is asked for; written first
     OUT/.synthgen/rows/train-000000/*.jsonl   a shard's part of files over all shards
     OUT/.synthgen/done/train-000000.json      commit marker of a shard, with its counts
 
-A shard is done if and only if its marker carries the hash of the tar that stands there now. No
-file holds a time or a path, so equal datasets and settings give equal bytes. A dataset that grew
-is exported again into the same folder: only new shards are read.
+A shard is done if and only if its marker carries the hash of the tar that stands there now, and
+its files and rows stand with their sizes: what was lost is exported again. One process at a time
+exports to a folder (`synthgen.dataset.claim`). No file but that claim holds a time or a path, so
+equal datasets and settings give equal bytes. A dataset that grew is exported again into the same
+folder: only new shards are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,13 @@ from typing import Any
 import numpy as np
 
 from synthgen import registry
+from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.listed import ListedShard
-from synthgen.dataset.manifest import CLASSES, read_manifest
+from synthgen.dataset.manifest import CARD, CLASSES, read_manifest
 from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.export.card import model_licenses, readme
+from synthgen.export.checksums import ASKED, EXPORT, SUMS, read_summary, seal, sum_line
+from synthgen.export.checksums import sizes as file_sizes
 from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File
 from synthgen.export.source import Selection, Source
@@ -36,10 +43,9 @@ from synthgen.export.split import parse_split, split_names
 from synthgen.export.statistics import Tally, add_up
 from synthgen.progress import Progress, report
 
-EXPORT_SCHEMA_VERSION = 1
-EXPORT = "export.json"
-_ASKED = f".synthgen/{EXPORT}"
+EXPORT_SCHEMA_VERSION = 2
 _HASHES = "hashes"
+_FILES = "_files"  # no exporter's table begins so
 
 
 def export(
@@ -81,6 +87,7 @@ def export(
     Raises:
         ValueError: In one line, for a bad setting, a dataset that is not finished, a format that
             needs labels where there are none, or a folder with other files.
+        RuntimeError: In one line, if another process exports to that folder.
     """
     settings = {
         "format": format,
@@ -99,9 +106,14 @@ def export(
         for shard in plan.source.shards:
             progress("shard", name=shard.stem, planned=shard.samples, reused=True)
         return standing
-    for shard in plan.source.shards:
-        plan.export_shard(shard, progress)
-    return plan.conclude()
+    with (
+        clear_disk_errors(plan.out, 1_000_000, "an export"),
+        claimed(plan.out, f"an export as {format}") as look_again,
+    ):
+        plan.begin()
+        for shard in plan.source.shards:
+            plan.export_shard(shard, look_again, progress)
+        return plan.conclude(look_again)
 
 
 class ExportPlan:
@@ -138,18 +150,40 @@ class ExportPlan:
                 f"A format must have the methods shard, finish, usage and metadata; see "
                 f"synthgen.export.format. Got {format!r}."
             )
-        self._claim()
+        classes = {str(number): name for number, name in self.source.classes.items()}
+        self._asked = {"settings": settings, "source": self.origin, "classes": classes}
+        self._check_target()
+        sizes = file_sizes(self.out)
+        self._done = {shard.stem for shard in self.source.shards if self._is_done(shard, sizes)}
+        self._sizes = sizes
 
     def finished(self) -> dict[str, Any] | None:
-        """What export.json says, if it is about every shard that stands there now."""
-        standing = _read_json(self.out, EXPORT)
-        return standing if standing and standing.get("shards") == self._hashes() else None
+        """What export.json says, if all that it and the shards list stands there now."""
+        try:
+            standing = read_summary(self.out)
+        except ValueError:
+            return None
+        if standing is None or standing.get("shards") != self._hashes():
+            return None
+        files = dict(standing.get("files", ()))
+        stand = all(self._sizes.get(name) == size for name, size in files.items())
+        whole = stand and SUMS in self._sizes and len(self._done) == len(self.source.shards)
+        return standing if whole else None
 
-    def export_shard(self, shard: ListedShard, progress: Progress = report) -> None:
+    def begin(self) -> None:
+        """Say what is asked for, once nobody else can."""
+        self._check_target()
+        self.out.publish_bytes(dump_json(self._asked), ASKED)
+        self.out.clear_stale_staging()
+
+    def export_shard(
+        self, shard: ListedShard, look_again: LookAgain, progress: Progress = report
+    ) -> None:
         """Export one shard, or find that it was."""
-        if self._is_done(shard):
+        if shard.stem in self._done:
             progress("shard", name=shard.stem, planned=shard.samples, reused=True)
             return
+        look_again()
         tally, rows = Tally(), defaultdict[str, list[bytes]](list)
         samples = self.source.samples(shard, tally.left_out)
         watched = tally.watch(samples, self.source.classes, progress)
@@ -163,38 +197,68 @@ class ExportPlan:
                     staged = folder / "file"
                     staged.write_bytes(item.content)
                     self.out.publish(staged, item.name)
+                    sha256 = hashlib.sha256(item.content).hexdigest()
+                    described = {"name": item.name, "bytes": len(item.content), "sha256": sha256}
+                    rows[_FILES].append(_line(described))
                 else:
                     rows[item.table].append(_line(item.content))
             rows[_HASHES] = [_line({"key": key, "hash": value}) for key, value in tally.hashes]
+            tables = {}
             for table, lines in rows.items():
-                self.out.publish_bytes(b"".join(lines), _rows_name(shard.stem, table))
-            marker = {"tar_sha256": shard.sha256, **tally.counts()}
+                content = b"".join(lines)
+                tables[table] = [len(content), hashlib.sha256(content).hexdigest()]
+                self.out.publish_bytes(content, _rows_name(shard.stem, table))
+            marker = {"tar_sha256": shard.sha256, "tables": tables, **tally.counts()}
+            look_again()
             self.out.publish_bytes(dump_json(marker), _done_name(shard.stem))
+        self._done.add(shard.stem)
         progress("shard", name=shard.stem, planned=shard.samples, reused=False)
 
-    def conclude(self) -> dict[str, Any]:
-        """Write what stands over all shards, the card, and last export.json."""
-        missing = [shard.stem for shard in self.source.shards if not self._is_done(shard)]
-        if missing:
-            raise RuntimeError(
-                f"Every shard must be exported first. Got {len(missing)} missing "
-                f"({', '.join(missing[:5])}). Run the same command again."
-            )
-        with clear_disk_errors(self.out, 0, "the export"), self.out.staging() as folder:
+    def conclude(self, look_again: LookAgain) -> dict[str, Any]:
+        """Write what stands over all shards, the card, the hashes, and last export.json."""
+        look_again()
+        self.out.remove(EXPORT)  # it must not vouch for what is replaced below
+        written: dict[str, tuple[int, str]] = {}
+
+        def publish(name: str, chunks: Iterable[bytes]) -> None:
+            """A file over all shards, by way of the disk, and what is to be said of it."""
+            whole, size = hashlib.sha256(), 0
+            with self.out.staging() as folder:
+                with (folder / "file").open("wb") as stream:
+                    for chunk in chunks:
+                        whole.update(chunk)
+                        size += stream.write(chunk)
+                self.out.publish(folder / "file", name)
+            written[name] = size, whole.hexdigest()
+
+        with clear_disk_errors(self.out, 0, "the export"):
             table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
             names = dump_json({str(number): name for number, name in table.items()})
             files = chain([(CLASSES, [names])], self.exporter.finish(self._table))
             for name, chunks in files:
-                with (folder / "file").open("wb") as stream:
-                    stream.writelines(chunks)
-                self.out.publish(folder / "file", name)
-            summary = self._describe()
+                publish(name, chunks)
+            card, counts = self._describe()
+            publish(CARD, [card.encode("utf-8")])
+            sums = sorted(sum_line(sha256, name) for name, (_, sha256) in written.items())
+            rows = (sum_line(row["sha256"], row["name"]) for row in self._table(_FILES))
+            publish(SUMS, chain(sums, rows))
+            _, sums_sha256 = written.pop(SUMS)
+            summary = {
+                "schema_version": EXPORT_SCHEMA_VERSION,
+                "settings": self.settings,
+                "source": self.origin,
+                "counts": counts,
+                "shards": self._hashes(),
+                "files": {name: size for name, (size, _) in written.items()},
+                "sha256sums": sums_sha256,
+            }
             self.out.sync()
-            self.out.publish_bytes(dump_json(summary), EXPORT)
-        return summary
+            look_again()
+            self.out.publish_bytes(dump_json(seal(summary)), EXPORT)
+        return seal(summary)
 
-    def _describe(self) -> dict[str, Any]:
-        """Publish the card; returns what export.json says."""
+    def _describe(self) -> tuple[str, dict[str, Any]]:
+        """The card, and the counts that export.json has."""
         markers = [_read_json(self.out, _done_name(s.stem)) or {} for s in self.source.shards]
         tally = add_up(markers)
         hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
@@ -211,50 +275,62 @@ class ExportPlan:
             self.exporter.usage(),
             self.exporter.metadata(filled),
         )
-        self.out.publish_bytes(text.encode("utf-8"), "README.md")
-        return {
-            "schema_version": EXPORT_SCHEMA_VERSION,
-            "settings": self.settings,
-            "source": self.origin,
-            "counts": {"near_duplicates": near, **tally.counts()},
-            "shards": self._hashes(),
-        }
+        return text, {"near_duplicates": near, **tally.counts()}
 
-    def _claim(self) -> None:
-        """Take the folder, or check that it is of the same export.
-
-        Raises:
-            ValueError: If it holds other files, or the export of another dataset or format.
-        """
-        classes = {str(number): name for number, name in self.source.classes.items()}
-        asked = {"settings": self.settings, "source": self.origin, "classes": classes}
-        standing = _read_json(self.out, _ASKED)
+    def _check_target(self) -> None:
+        """Refuse a folder with other files, or the export of another dataset or format."""
+        standing = _read_json(self.out, ASKED)
         if standing is None:
             _refuse_foreign(self.out)
-        elif standing != asked:
+        elif standing != self._asked:
             raise ValueError(
                 f"The output must be a new folder, or one of an export with the same settings "
-                f"and dataset. Got {self.out.root}, {_difference(standing, asked)}. Choose "
+                f"and dataset. Got {self.out.root}, {_difference(standing, self._asked)}. Choose "
                 f"another folder."
             )
-        with clear_disk_errors(self.out, 1_000_000, "an export"):
-            self.out.publish_bytes(dump_json(asked), _ASKED)
-            self.out.clear_stale_staging()
 
-    def _is_done(self, shard: ListedShard) -> bool:
+    def _is_done(self, shard: ListedShard, sizes: Mapping[str, int]) -> bool:
+        """Whether its marker, its rows and its files stand there."""
         marker = _read_json(self.out, _done_name(shard.stem))
-        if marker is not None and marker.get("tar_sha256") != shard.sha256:
+        if marker is None:
+            return False
+        if marker.get("tar_sha256") != shard.sha256:
             raise ValueError(
                 f"The dataset must be the one that the export was begun from. Got another "
                 f"{shard.name}. Choose another folder."
             )
-        return marker is not None
+        tables: dict[str, Any] = marker.get("tables", {})
+        for table, (size, _) in tables.items():
+            if sizes.get(_rows_name(shard.stem, table)) != size:
+                return False
+        try:
+            files = list(self._rows(shard, _FILES))
+        except RuntimeError:
+            return False
+        return _HASHES in tables and all(sizes.get(row["name"]) == row["bytes"] for row in files)
 
     def _table(self, name: str) -> Iterator[dict[str, Any]]:
         """Rows of a table over all shards, a shard's at a time in memory."""
         for shard in self.source.shards:
-            content = self.out.read(_rows_name(shard.stem, name)) or b""
-            yield from (json.loads(line) for line in content.splitlines())
+            yield from self._rows(shard, name)
+
+    def _rows(self, shard: ListedShard, table: str) -> Iterator[dict[str, Any]]:
+        """Rows of a shard; a marker that names others is removed, so that it is made again.
+
+        Raises:
+            RuntimeError: If they are not what was written.
+        """
+        marker = _read_json(self.out, _done_name(shard.stem)) or {}
+        if table not in marker.get("tables", {}):
+            return
+        content = self.out.read(_rows_name(shard.stem, table)) or b""
+        if hashlib.sha256(content).hexdigest() != marker["tables"][table][1]:
+            self.out.remove(_done_name(shard.stem))
+            raise RuntimeError(
+                f"{self.out.path(_rows_name(shard.stem, table))} must hold what was written. Got "
+                f"other bytes; run the same command again, which makes the shard again."
+            )
+        yield from (json.loads(line) for line in content.splitlines())
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}

@@ -7,7 +7,8 @@ so a reader never finds one before what it lists.
 Sizes and names do not tell equal files apart (a tar of another run may have the same size), and
 remote hashes differ from store to store. So a plan, ``.synthgen/push.json``, goes first: name to
 size and sha256. Before it is replaced, what the standing plan does not vouch for is removed;
-hence a remote file that the plan names and that has its size is equal, and is skipped.
+hence a remote file that the plan names and that has its size is equal, and is skipped. One process
+at a time pushes to a target (`synthgen.dataset.claim`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen import urls
+from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.manifest import MANIFEST
 from synthgen.dataset.publish import (
     Storage,
@@ -63,6 +65,7 @@ def push(directory: str | Path, url: str, progress: Progress = report) -> PushRe
     Raises:
         ValueError: In one line, if the URL's scheme is unknown or it holds credentials, the folder
             is not finished, or the target holds files of others.
+        RuntimeError: In one line, if another process pushes there.
     """
     target = url.removeprefix(HUB) if url.startswith(HUB) else open_target(url)
     root = Path(directory)
@@ -73,7 +76,9 @@ def push(directory: str | Path, url: str, progress: Progress = report) -> PushRe
         )
     if isinstance(target, str):
         return _push_to_hub(root, target, progress)
-    return _push_files(root, target, progress)
+    _look(target)
+    with claimed(target, f"a push of {root.name}") as look_again:
+        return _push_files(root, target, look_again, progress)
 
 
 def open_target(url: str) -> Storage:
@@ -120,15 +125,12 @@ def _is_hidden(name: str) -> bool:
     return any(part[0] == "." for part in name.split("/"))
 
 
-def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
+def _push_files(
+    root: Path, target: Storage, look_again: LookAgain, progress: Progress
+) -> PushReport:
     names = local_files(root)
     plan = {name: _describe(root / name) for name in names}
-    found = _remote_files(target)
-    standing = _read_plan(target, there=bool(found))
-    if standing is None and found:
-        raise ValueError(
-            f"The target must be empty or a push of ours. Got {target.root} with {found[0]}."
-        )
+    found, standing = _look(target)
     if standing != plan:
         _remove_unequal(target, found, standing or {}, plan)
         target.publish_bytes(dump_json({name: list(plan[name]) for name in plan}), PLAN)
@@ -136,11 +138,27 @@ def _push_files(root: Path, target: Storage, progress: Progress) -> PushReport:
     for name in names:
         equal = target.size(name) == plan[name][0]
         if not equal:
+            look_again()
             _send(root / name, target, name)
             sent, num_bytes = sent + 1, num_bytes + plan[name][0]
         progress("push", name=name, bytes=plan[name][0], reused=equal)
     target.sync()
     return PushReport(sent, len(names) - sent, num_bytes)
+
+
+def _look(target: Storage) -> tuple[list[str], Plan | None]:
+    """Files at the target and their plan.
+
+    Raises:
+        ValueError: If there are files and no plan.
+    """
+    found = _remote_files(target)
+    standing = _read_plan(target, there=bool(found))
+    if standing is None and found:
+        raise ValueError(
+            f"The target must be empty or a push of ours. Got {target.root} with {found[0]}."
+        )
+    return found, standing
 
 
 def _remove_unequal(target: Storage, found: list[str], standing: Plan, plan: Plan) -> None:
