@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import synthgen
+from synthgen.dataset.labels import class_names
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -35,6 +36,7 @@ class DatasetModule:
 
     def __init__(self, directory: str, audited: str | None = None, batch_size: int = 4) -> None:
         self.directory, self.audited, self.batch_size = directory, audited, batch_size
+        self.num_classes = 1 + max(number for number in class_names(directory) if number != 255)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled samples; shards are split over ranks and workers."""
@@ -51,7 +53,7 @@ class DatasetModule:
 class SegmentationModule(nn.Module):
     """A small network with its loss and its optimizer."""
 
-    def __init__(self, num_classes: int = 255) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, num_classes, 1)
@@ -91,5 +93,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.manual_seed(0)
     data = DatasetModule(given.directory, given.audited)
-    found = fit(SegmentationModule(), data, given.steps)
+    found = fit(SegmentationModule(data.num_classes), data, given.steps)
     print(f"loss {found[0]:.3f} -> {found[-1]:.3f}")

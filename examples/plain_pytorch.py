@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import synthgen
+from synthgen.dataset.labels import class_names
 
 
 def to_tensors(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,10 +33,9 @@ def make_model(num_classes: int) -> nn.Module:
     )
 
 
-def train(
-    directory: str, steps: int = 200, batch_size: int = 4, workers: int = 0, num_classes: int = 255
-) -> list[float]:
+def train(directory: str, steps: int = 200, batch_size: int = 4, workers: int = 0) -> list[float]:
     """Train; returns the loss of every step."""
+    num_classes = 1 + max(number for number in class_names(directory) if number != 255)
     torch.manual_seed(0)
     dataset = synthgen.open_dataset(directory, masks=False, shuffle=64, transform=to_tensors)
     loader = DataLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from drawn_samples import CAPTURE, CAR, DOG, FAST, images, samples
 
 from synthgen.config import CaptureConfig, ModelConfig
 from synthgen.diffusion import Backbone, generate, load_backbone
+from synthgen.diffusion.cards import only_variant
 from synthgen.types import Sample
 
 
@@ -115,3 +117,25 @@ def test_threads_that_share_a_backbone_do_not_mix_their_captures(backbone: Backb
             assert np.array_equal(sample.image, expected.image)
             for layer, value in sample.features.values.items():
                 assert torch.equal(value, expected.features.values[layer])
+
+
+def test_a_folder_of_one_variant_only_is_loaded_and_hashed(tmp_path: Path) -> None:
+    from tiny import tiny_pipeline_parts
+
+    pipeline = diffusers.StableDiffusionPipeline(
+        **tiny_pipeline_parts(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    loaded = load_backbone(ModelConfig(card=str(tmp_path)))
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in loaded.identity["sha256"]
+    for name, tensor in pipeline.unet.state_dict().items():
+        assert torch.equal(loaded.pipeline.unet.state_dict()[name], tensor)
+    weights = tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.bf16.safetensors"))
+    with pytest.raises(ValueError, match=r"plain weights or one variant\. Got bf16, fp16"):
+        only_variant(tmp_path)
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.safetensors"))
+    assert only_variant(tmp_path) is None

@@ -26,12 +26,12 @@ from synthgen.cli import app
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.publish import open_storage
+from synthgen.dataset.split import assign_split, parse_split
 from synthgen.export.checksums import verify_export
 from synthgen.export.contours import outline, trace_rings
 from synthgen.export.duplicates import MAX_DISTANCE, count_near_duplicates, perceptual_hash
 from synthgen.export.export import export
 from synthgen.export.format import Exporter, ExportSample, File, Row
-from synthgen.export.split import assign_split, parse_split
 from synthgen.progress import Stopped
 from synthgen.registry import EXPORTERS
 

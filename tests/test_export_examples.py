@@ -15,6 +15,7 @@ from made_export import add_audit, make_dataset
 from torch.utils.data import DataLoader
 
 import synthgen
+from synthgen.export.export import export
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -38,7 +39,7 @@ def load_example(name: str) -> ModuleType:
 
 
 def test_plain_pytorch_learns(world: Path) -> None:
-    losses = load_example("plain_pytorch").train(str(world), steps=24, num_classes=8)
+    losses = load_example("plain_pytorch").train(str(world), steps=24)
     assert len(losses) == 24
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
 
@@ -48,7 +49,7 @@ def test_lightning_style_learns_from_what_an_audit_keeps(world: Path) -> None:
     torch.manual_seed(0)
     data = example.DatasetModule(str(world), audited="mine")
     assert sum(len(images) for images, _ in data.train_dataloader()) == 7
-    losses = example.fit(example.SegmentationModule(8), data, max_steps=24)
+    losses = example.fit(example.SegmentationModule(data.num_classes), data, max_steps=24)
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
 
 
@@ -84,6 +85,44 @@ def test_a_transform_sees_every_sample_and_gives_what_it_returns(world: Path) ->
         synthgen.open_dataset(world, audited="mine", transform=lambda s: (s["verdict"].keep, None))
     )
     assert sizes == [(True, None)] * 7
+
+
+def test_a_stream_has_a_length(world: Path, tiny_dataset: Path) -> None:
+    assert len(synthgen.open_dataset(world)) == 8
+    assert len(synthgen.open_dataset(world, audited="mine")) == 7
+    assert len(synthgen.open_dataset(world, audited="mine", keep_only=False)) == 8
+    assert len(synthgen.open_dataset(world / "data/train-000001.tar")) == 2
+    loader = DataLoader(synthgen.open_dataset(world), batch_size=None)
+    assert len(loader) == len(list(loader)) == 8
+    for split in ("train", "val"):
+        stream = synthgen.open_dataset(tiny_dataset, split=split, shares="0.5/0.5")
+        assert len(stream) == sum(1 for _ in stream)
+    with pytest.raises(TypeError, match=r"cannot be counted: metadata.* must exist"):
+        len(synthgen.open_dataset(world, split="train"))
+
+
+def test_a_stream_splits_as_exports_do(world: Path, tmp_path: Path) -> None:
+    export(world, tmp_path / "out", "ade", split="0.5/0.3/0.2")
+    folders = {"train": "training", "val": "validation", "test": "test"}
+    sides = {}
+    for name, folder in folders.items():
+        given = {"split": name, "shares": "0.5/0.3/0.2"}
+        stored = (tmp_path / "out/images" / folder).glob("*")
+        sides[name] = keys_of(world, **given)
+        assert sides[name] == sorted(path.stem for path in stored)
+        kept = [key for key in sides[name] if key != "0000000000"]
+        assert keys_of(world, audited="mine", **given) == kept
+        inside = [key for key in sides[name] if key.startswith("000001")]
+        assert keys_of(world / "data/train-000001.tar", **given) == inside
+        assert len(synthgen.open_dataset(world / "data/train-000001.tar", **given)) == len(inside)
+    assert sorted(key for keys in sides.values() for key in keys) == keys_of(world)
+    assert sum(map(bool, sides.values())) > 1
+    both = [keys_of(world, split=name) for name in ("train", "val")]
+    assert sorted(both[0] + both[1]) == keys_of(world), "nine in ten, if nothing is said"
+    with pytest.raises(ValueError, match=r"split must be one of train, val with .* Got 'test'"):
+        synthgen.open_dataset(world, split="test")
+    with pytest.raises(ValueError, match=r"split must be one to three positive shares"):
+        synthgen.open_dataset(world, split="train", shares="0.9/0.2")
 
 
 def test_nodes_and_workers_share_the_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,27 @@ def test_only_tensors_are_read_from_a_pickle(tmp_path: Path, pth: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "sam.", "module.model.sam_model."])
+@pytest.mark.parametrize("under", [(), ("model",), ("state_dict",), ("checkpoint", "model")])
+def test_wrapped_and_prefixed_checkpoints_are_the_same_weights(
+    prefix: str, under: tuple[str, ...], pth: Path, tmp_path: Path
+) -> None:
+    plain = read_state(pth)
+    tree: Any = {prefix + name: tensor for name, tensor in plain.items()}
+    if prefix:
+        tree["optimizer.step"] = torch.zeros(1)
+    for name in under:
+        tree = {"epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}, name: tree}
+    path = tmp_path / "tuned.pth"
+    torch.save(tree, path)
+    found = read_state(path)
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+    settings = AuditorConfig(checkpoint=str(path), sha256=_sha256(path), device="cpu")
+    if prefix == "module." and under == ("model",):
+        assert load_sam(settings).identity["model_type"] == "scenes"
+
+
 def test_the_width_says_which_sam_it_is(pth: Path) -> None:
     for width, name in ((768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")):
         state = {"image_encoder.pos_embed": torch.zeros(1, 2, 2, width)}

@@ -122,3 +122,73 @@ def test_transformers_sams_come_from_folders_of_safetensors(tmp_path: Path) -> N
         load_transformers_sam(
             AuditorConfig(checkpoint=str(tmp_path), generator={"box_nms_thresh": 1})
         )
+
+
+def _sam3_vision() -> Any:
+    from transformers import Sam3VisionConfig, Sam3ViTConfig
+
+    backbone = Sam3ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=112,
+        patch_size=14,
+        window_size=4,
+        global_attn_indexes=[1],
+        pretrain_image_size=56,
+    )
+    sizes = [[32, 32], [16, 16], [8, 8]]
+    return Sam3VisionConfig(
+        backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=sizes
+    )
+
+
+def test_sam3_trackers_annotate_and_concept_models_are_told_apart(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import (
+        Sam3Config,
+        Sam3ImageProcessor,
+        Sam3TrackerConfig,
+        Sam3TrackerMaskDecoderConfig,
+        Sam3TrackerModel,
+        Sam3TrackerProcessor,
+        Sam3TrackerPromptEncoderConfig,
+    )
+
+    sides = {"height": 112, "width": 112}
+    processor = Sam3ImageProcessor(size=sides, mask_size={"height": 32, "width": 32})
+    prompt = Sam3TrackerPromptEncoderConfig(
+        hidden_size=32, image_size=112, patch_size=14, mask_input_channels=16
+    )
+    decoder = Sam3TrackerMaskDecoderConfig(
+        hidden_size=32,
+        mlp_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        iou_head_hidden_dim=32,
+    )
+    config = Sam3TrackerConfig(
+        vision_config=_sam3_vision(), prompt_encoder_config=prompt, mask_decoder_config=decoder
+    )
+    torch.manual_seed(0)
+    Sam3TrackerModel(config).save_pretrained(tmp_path / "tracker")
+    Sam3TrackerProcessor(processor).save_pretrained(tmp_path / "tracker")
+    settings = AuditorConfig(checkpoint=str(tmp_path / "tracker"), generator=LOOSE, device="cpu")
+    auditor = load_transformers_sam(settings)
+    assert auditor.identity["model_type"] == "sam3_tracker"
+    images = [np.full((64, 64, 3), 128, np.uint8), np.zeros((48, 64, 3), np.uint8)]
+    for found, image in zip(auditor.annotate(images), images, strict=True):
+        check_annotations(found, image.shape[:2])
+    weights = load_file(tmp_path / "tracker/model.safetensors")
+    name = next(name for name in weights if "mask_decoder" in name)
+    del weights[name]
+    save_file(weights, tmp_path / "tracker/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"Got: weights without 1 tensors, such as .*mask_decoder"
+    ):
+        load_transformers_sam(settings)
+    Sam3Config(vision_config=_sam3_vision()).save_pretrained(tmp_path / "concept")
+    (tmp_path / "concept/model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Got: a sam3, which wants a text .* Sam3TrackerModel"):
+        load_transformers_sam(AuditorConfig(checkpoint=str(tmp_path / "concept")))

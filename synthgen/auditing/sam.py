@@ -57,6 +57,7 @@ BUILDERS: Mapping[str, Callable[[], Sam]] = {
     "scenes": build_scenes_sam,
 }
 
+_POSITION = "image_encoder.pos_embed"
 _PACKAGES = ("segment-anything", "torch", "torchvision")
 
 
@@ -175,10 +176,13 @@ def checked_file(checkpoint: str | None, sha256: str | None) -> tuple[Path, str]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checked checkpoint; a pickle may hold nothing else.
+    """The tensors of a checked checkpoint; a pickle may hold nothing that runs.
+
+    Trainers keep them beside epoch and optimizer (under ``model``, ``state_dict``, …) and with
+    prefixes (``module.``, ``sam.``, …): both are taken off.
 
     Raises:
-        ValueError: If the file is damaged or no mapping of names to tensors.
+        ValueError: If the file is damaged or holds no mapping of names to tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -188,9 +192,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or hostile file fails in any way it likes
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} must be readable as plain weights. Got: {reason:.200}") from None
+    found = _unwrap(state)
+    if found is not None:
+        return found
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} must map names to tensors. Got {type(state).__name__}.")
     return state
+
+
+def _unwrap(state: Any, depth: int = 3) -> dict[str, Tensor] | None:
+    """SAM's tensors under their own names, wherever a checkpoint holds them; None if nowhere."""
+    if not isinstance(state, dict) or not depth:
+        return None
+    for name, value in state.items():
+        if isinstance(value, Tensor) and str(name).endswith(_POSITION):
+            prefix = str(name).removesuffix(_POSITION)
+            return {
+                str(other).removeprefix(prefix): tensor
+                for other, tensor in state.items()
+                if isinstance(tensor, Tensor) and str(other).startswith(prefix)
+            }
+    return next(filter(None, (_unwrap(value, depth - 1) for value in state.values())), None)
 
 
 def model_type(state: Mapping[str, Tensor], wanted: str | int | float | bool | None) -> str:
@@ -207,7 +229,7 @@ def model_type(state: Mapping[str, Tensor], wanted: str | int | float | bool | N
             f"auditor.generator.model_type must be one of {', '.join(BUILDERS)}. Got {wanted!r}."
             f"{near_miss(str(wanted), BUILDERS)}"
         )
-    position = state.get("image_encoder.pos_embed")
+    position = state.get(_POSITION)
     found = WIDTHS.get(position.shape[-1]) if position is not None else None
     if found is None:
         widths = ", ".join(str(width) for width in WIDTHS)

@@ -1,4 +1,4 @@
-"""Any SAM, SAM-HQ or SAM 2 that transformers can load, through its own mask generation.
+"""Any SAM, SAM-HQ, SAM 2 or SAM 3 tracker of transformers, through its own mask generation.
 
 The `mask-generation` pipeline proposes, filters and merges as `SamAutomaticMaskGenerator` does.
 It keeps neither the points nor the stability of the masks it returns, so these are left out here
@@ -18,7 +18,13 @@ import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import UInt8
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForMaskGeneration, MaskGenerationPipeline
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForMaskGeneration,
+    MaskGenerationPipeline,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
 from synthgen.auditing.annotations import NO_POINT
 from synthgen.auditing.sam import sam_device
@@ -141,10 +147,24 @@ def _load(folder: Path) -> tuple[Any, Any]:
     """Model in fp32 and image processor; safetensors only, no code of the folder is run."""
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = AutoModelForMaskGeneration.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, **options
+        kind = AutoConfig.from_pretrained(folder, **options).model_type
+        if kind not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
+            raise ValueError(_other_kind(kind))
+        model, found = AutoModelForMaskGeneration.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise ValueError(f"weights without {len(missing)} tensors, such as {missing[0]}")
         return model.eval(), AutoImageProcessor.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"{folder} must hold a SAM of transformers. Got: {reason:.200}") from None
+        raise ValueError(f"{folder} must hold a SAM of transformers. Got: {reason:.300}") from None
+
+
+def _other_kind(kind: str) -> str:
+    if kind.startswith("sam3"):
+        return (
+            f"a {kind}, which wants a text for its masks; a SAM 3 tracker would do: save "
+            f"Sam3TrackerModel and Sam3TrackerProcessor of the same weights to a folder"
+        )
+    return f"a {kind}; known are {', '.join(sorted(MODEL_FOR_MASK_GENERATION_MAPPING_NAMES))}"

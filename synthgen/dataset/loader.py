@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxtyping import UInt8
 from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
 from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest, shard_stem
-from synthgen.dataset.metadata import Place, parse_places
+from synthgen.dataset.metadata import Place, parse_places, read_rows
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 from synthgen.dataset.shards import (
@@ -31,6 +32,7 @@ from synthgen.dataset.shards import (
     scan,
     spans,
 )
+from synthgen.dataset.split import assign_split, parse_split, split_names
 from synthgen.types import ByteStream, Verdict
 from synthgen.untrusted import one_line
 
@@ -64,8 +66,10 @@ def open_dataset(
     labels: str | None = None,
     version: int | None = None,
     check: bool | None = None,
+    split: str | None = None,
+    shares: str = "0.9/0.1",
     transform: Callable[[dict[str, Any]], Any] | None = None,
-) -> wds.DataPipeline:
+) -> SampleStream:
     """An iterable over the samples of a dataset, for loops and for a PyTorch DataLoader.
 
     Each sample is a dictionary: ``key``, ``image`` (uint8, height width 3), ``mask`` (uint8 ids,
@@ -77,6 +81,7 @@ def open_dataset(
     Shards are split over nodes (``torch.distributed``, or RANK and WORLD_SIZE) and workers, so
     make at least as many; one with more shards than another yields more samples. Shuffling gives
     every epoch another order, with workers only if they persist: ``persistent_workers=True``.
+    Its ``len`` is the number of samples that all nodes and workers see together.
 
     Args:
         url: A finalized dataset's folder, or one tar.
@@ -92,6 +97,9 @@ def open_dataset(
         check: Compare the bytes of each sample with their hash in its row of the metadata, and
             say which one is damaged; costs about a hundredth of the time. None: wherever there
             are hashes (a lone tar has none, nor have datasets of older releases).
+        split: ``train``, ``val`` or ``test``: only the samples whose prompt is on that side, as in
+            'synthgen export --split'; None: all.
+        shares: With ``split``, of train, val and test.
         transform: Called with every sample, in the worker, last of all; what it returns is what
             you get.
 
@@ -104,17 +112,91 @@ def open_dataset(
     reader = None
     if labels is not None:
         reader = LabelReader(storage, labels, _tar_hashes(storage, "labels", version))
+    side = None if split is None else Side(split, shares)
+    opener = _Opener(storage, dict(shards), check)
+    count = _Counter(opener, version, verdicts, keep_only, side)
     stages = [
         wds.SimpleShardList([name for name, _ in shards]),
         *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
         wds.split_by_node,
         wds.split_by_worker,
-        _Opener(storage, dict(shards), check),
+        opener,
+        *([] if side is None else [side]),
         _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
         *([] if transform is None else [_Transform(transform)]),
     ]
-    return wds.DataPipeline(*stages)
+    return SampleStream(count, *stages)
+
+
+class SampleStream(wds.DataPipeline):  # type: ignore[misc]
+    """Samples of a dataset, as `open_dataset` gives them."""
+
+    def __init__(self, count: Callable[[], int], *stages: Any) -> None:
+        super().__init__(*stages)
+        self._count = count
+        self._length: int | None = None
+
+    def __len__(self) -> int:
+        """Samples in one pass, over all nodes and workers; found out when first asked for."""
+        if self._length is None:
+            try:
+                self._length = self._count()
+            except (OSError, ValueError) as error:  # list() asks, and can do without
+                raise TypeError(f"the samples cannot be counted: {error}") from None
+        return self._length
+
+
+class Side:
+    """One side of a split by prompts; a stage that lets its samples pass.
+
+    Raises:
+        ValueError: If the shares have no such side.
+    """
+
+    def __init__(self, name: str, shares: str) -> None:
+        self.name, self.shares = name, parse_split(shares)
+        names = split_names(self.shares)
+        if name not in names:
+            raise ValueError(
+                f"split must be one of {', '.join(names)} with the shares {shares}. Got "
+                f"{name!r:.40}."
+            )
+
+    def holds(self, prompt: str) -> bool:
+        """Whether the images of a prompt are on this side."""
+        return assign_split(prompt, self.shares) == self.name
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        return (x for x in samples if self.holds(x.get("txt", b"").decode("utf-8", "replace")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Counts the samples of a pass: by manifest, verdicts and rows, or in a lone tar."""
+
+    opener: _Opener
+    version: int | None
+    verdicts: Mapping[str, Verdict] | None
+    keep_only: bool
+    side: Side | None
+
+    def __call__(self) -> int:
+        verdicts, side, storage = self.verdicts, self.side, self.opener.storage
+        if verdicts is not None and side is None:
+            return sum(item.keep or not self.keep_only for item in verdicts.values())
+        if (manifest := read_manifest(storage, self.version)) is None:
+            found = self.opener({"url": name} for name in self.opener.sizes)
+            return sum(1 for _ in (found if side is None else side(found)))
+        if side is None:
+            return sum(int(row["samples"]) for row in manifest["shards"])
+        rows = (row for name in self.opener.sizes for row in read_rows(storage, shard_stem(name)))
+        return sum(
+            row.status == "ok"
+            and side.holds(row.prompt)
+            and (verdicts is None or verdicts[row.key].keep or not self.keep_only)
+            for row in rows
+        )
 
 
 class _Opener:

@@ -36,6 +36,7 @@ from synthgen.diffusion.cards import (
     file_sha256,
     find_card,
     model_files,
+    only_variant,
     verify_sha256,
 )
 from synthgen.diffusion.kinds import check_kind, check_pipeline
@@ -200,6 +201,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
             **{_DTYPE: dtype},
+            variant=only_variant(folder),
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,

@@ -149,14 +149,37 @@ def verify_sha256(folder: Path, expected: Mapping[str, str]) -> None:
 def model_files(folder: Path) -> dict[str, str]:
     """The sha256 of every file that a pipeline reads, by relative path: weights, settings, words.
 
-    Variants (``model.fp16.safetensors``), weights of other formats and components that are not
-    used are not read and not listed.
+    Variants (``model.fp16.safetensors``) beside plain weights, weights of other formats and
+    components that are not used are not read and not listed.
     """
     found = [folder / "model_index.json"]
+    endings = set(_ENDINGS)
+    if (variant := only_variant(folder)) is not None:
+        endings |= {f"{variant}.safetensors", f"safetensors.index.{variant}.json"}
     for component in COMPONENTS:
         files = sorted(path for path in (folder / component).glob("*") if path.is_file())
-        found += [path for path in files if path.name.partition(".")[2] in _ENDINGS]
+        found += [
+            path
+            for path in files
+            if re.sub(r"-\d+-of-\d+", "", path.name).partition(".")[2] in endings
+        ]
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in found}
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant (``fp16``) of the UNet's weights where there are no plain ones.
+
+    Raises:
+        ValueError: If there are several to choose from.
+    """
+    names = [path.name.split(".") for path in (folder / "unet").glob("*.safetensors")]
+    variants = {parts[1].partition("-")[0] if len(parts) > 2 else "" for parts in names}
+    if len(variants) > 1 and "" not in variants:
+        raise ValueError(
+            f"{folder / 'unet'} must hold plain weights or one variant. Got "
+            f"{', '.join(sorted(variants))}; keep one of them."
+        )
+    return min(variants, default="") or None
 
 
 def file_sha256(path: Path) -> str:

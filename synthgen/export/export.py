@@ -33,13 +33,13 @@ from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.manifest import CARD, CLASSES, read_manifest
 from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
+from synthgen.dataset.split import parse_split, split_names
 from synthgen.export.card import model_licenses, readme
 from synthgen.export.checksums import ASKED, EXPORT, SUMS, read_summary, seal, sum_line
 from synthgen.export.checksums import sizes as file_sizes
 from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File
 from synthgen.export.source import Selection, Source
-from synthgen.export.split import parse_split, split_names
 from synthgen.export.statistics import Tally, add_up
 from synthgen.progress import Progress, report
 

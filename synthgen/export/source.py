@@ -31,9 +31,9 @@ from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.split import assign_split
 from synthgen.export.format import ExportSample, Instance
 from synthgen.export.objects import class_objects, ignore_weak, join_small, mask_objects
-from synthgen.export.split import assign_split
 from synthgen.types import IGNORE, Verdict
 
 BARE = {1: "mask"}
