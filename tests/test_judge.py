@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from jaxtyping import UInt8
 
 from synthgen.auditing.chance import chance_masks
 from synthgen.auditing.judge import REASONS, judge, metric_names, mismatch, score
+from synthgen.auditing.label_agreement import known_classes, label_agreement
 from synthgen.config import TOPS, SegmentationConfig, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, hungarian_iou
 from synthgen.segmentation.packed import pack_masks
@@ -145,3 +147,59 @@ def test_the_chance_baseline_segments_by_color_and_position() -> None:
         assert max(brute_iou(half, mask) for mask in found.masks) == 1.0
     again = chance_masks(image, SegmentationConfig(), 20)
     assert again.masks.tobytes() == found.masks.tobytes()
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def seen(*parts: tuple[str, slice]) -> Annotations:
+    """An auditor's masks of an image of 10 x 10: columns, each with a name."""
+    masks = np.zeros((len(parts), 10, 10), dtype=bool)
+    for mask, (_, columns) in zip(masks, parts, strict=True):
+        mask[:, columns] = True
+    ones = (1.0,) * len(parts)
+    return Annotations(masks, ones, ones, ((-1.0, -1.0),) * len(parts), tuple(n for n, _ in parts))
+
+
+def labels_of(**columns: slice) -> UInt8[np.ndarray, "10 10"]:
+    semantic = np.zeros((10, 10), dtype=np.uint8)
+    for name, where in columns.items():
+        semantic[:, where] = {"car": 4, "dog": 2, "undecided": 255}[name]
+    return semantic
+
+
+IDS = {"car": 4, "dog": 2, "tree": 1}
+KNOWN = known_classes([*IDS], ["car, auto, automobile", "dog", "sky"])
+
+
+def test_labels_are_compared_class_by_class() -> None:
+    assert set(KNOWN) == {"car", "dog"}  # an auditor without trees says nothing of trees
+    image = seen(
+        ("car, auto, automobile", slice(0, 4)), ("dog", slice(4, 8)), ("sky", slice(8, 10))
+    )
+    right = label_agreement(
+        labels_of(car=slice(0, 3), dog=slice(4, 8)), IDS, ["car", "dog", "tree"], image, KNOWN
+    )
+    assert right == {
+        "label_iou of car": 0.75,
+        "label_iou of dog": 1.0,
+        "label_mean_iou": 0.875,
+        "label_least_iou": 0.75,
+    }
+    assert judge({"num_masks": 1.0, **right}, VerdictConfig()).keep
+    both_as_car = labels_of(car=slice(0, 8))  # the dog was missed, and painted as another
+    wrong = label_agreement(both_as_car, IDS, ["car", "dog"], image, KNOWN)
+    assert wrong["label_iou of car"] == 0.5
+    assert wrong["label_iou of dog"] == 0.0
+    verdict = judge({"num_masks": 1.0, **wrong}, VerdictConfig())
+    assert (verdict.keep, verdict.reason) == (False, "label_disagrees")
+    assert judge({"num_masks": 1.0, **wrong}, VerdictConfig(min_label_iou=0.0)).keep
+
+
+def test_what_nobody_can_compare_is_not_judged() -> None:
+    image = seen(("dog", slice(4, 8)))
+    assert label_agreement(labels_of(car=slice(0, 3)), IDS, ["tree"], image, KNOWN) == {}
+    assert label_agreement(labels_of(), IDS, ["car"], image, KNOWN) == {}  # neither has one
+    undecided = label_agreement(labels_of(undecided=slice(4, 8)), IDS, ["dog"], image, KNOWN)
+    assert undecided == {}
+    assert judge({"num_masks": 1.0}, VerdictConfig()).keep

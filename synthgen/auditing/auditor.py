@@ -20,6 +20,8 @@ class Auditor(Protocol):
     """A loaded segmenter.
 
     Attributes:
+        class_names: Optional: all names that its annotations' labels may have; then a dataset's
+            labels are judged, too.
         identity: All that its annotations depend on, JSON: name, sha256 of the weights, every
             parameter of its mask generator, versions of the packages it runs on.
     """

@@ -4,7 +4,7 @@
 is BL eq. 4 with the auditor's masks as references. It is optimistic, so three figures stand
 beside it: the one-to-one (Hungarian) IoU, the same Top-n of the chance baseline, and the same
 Top-n of other samples' masks laid on this image. Empty annotations are left out; a mask or an
-annotation of the whole image counts like any other.
+annotation of the whole image counts like any other. Labels are compared in `label_agreement`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
+from synthgen.auditing.label_agreement import label_metric
 from synthgen.config import TOPS, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, mean_assigned, mean_best
 from synthgen.segmentation.packed import pack_masks, packed_areas, packed_iou
@@ -33,12 +34,13 @@ REASONS: Mapping[str, str] = {
     "not_its_image": "other samples' masks fit its image as well as its own",
     "weak_boundaries": "its masks do not end where the auditor's do",
     "below_chance": "k-means on RGB+XY fits better than its masks",
+    "label_disagrees": "the auditor calls something else what one of its labels says",
 }
 """The closed vocabulary of reasons, in the order in which they are looked at."""
 
 
-def metric_names(ks: Iterable[int]) -> tuple[str, ...]:
-    """Names of all metrics, in the order of the columns.
+def metric_names(ks: Iterable[int], class_names: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of all metrics, in the order of the columns; classes are those that are compared.
 
     >>> [name for name in metric_names((2,)) if "5" in name]
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -53,6 +55,8 @@ def metric_names(ks: Iterable[int]) -> tuple[str, ...]:
         *("chance_num_masks", "chance_hungarian"),
         *(f"chance_top_{n}" for n in TOPS),
         *(f"others_top_{n}" for n in TOPS),
+        *("label_mean_iou", "label_least_iou"),
+        *map(label_metric, class_names),
     )
 
 
@@ -144,14 +148,15 @@ def judge(metrics: Mapping[str, float], config: VerdictConfig) -> Verdict:
         "not_its_image": top - value[f"others_top_{config.top}"] < config.min_over_others,
         "weak_boundaries": value["boundary_f"] < config.min_boundary_f,
         "below_chance": top - value[f"chance_top_{config.top}"] < config.min_over_chance,
+        "label_disagrees": value["label_least_iou"] < config.min_label_iou,
     }
     reason = next((name for name in REASONS if failed.get(name)), "")
     return Verdict(not reason, reason, dict(metrics))
 
 
-def mismatch(ks: Iterable[int]) -> Verdict:
+def mismatch(ks: Iterable[int], class_names: Iterable[str] = ()) -> Verdict:
     """The verdict on a sample whose masks do not have the size of its image."""
-    return Verdict(False, "size_mismatch", dict.fromkeys(metric_names(ks), math.nan))
+    return Verdict(False, "size_mismatch", dict.fromkeys(metric_names(ks, class_names), math.nan))
 
 
 def _tops(

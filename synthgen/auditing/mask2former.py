@@ -168,6 +168,11 @@ class Mask2FormerAuditor:
         """Name, hashes of weights and configuration, options, versions."""
         return self._identity
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes that it knows."""
+        return tuple(self._names)
+
     def annotate(
         self, images: Sequence[UInt8[np.ndarray, "_height _width 3"]]
     ) -> list[Annotations]:

@@ -69,6 +69,15 @@ class ShardSamples:
         )["image"]
         return image
 
+    def labels(
+        self, index: int
+    ) -> tuple[UInt8[np.ndarray, "height width"], tuple[str, ...]] | None:
+        """A sample's semantic map and the classes of its prompt; None without labels."""
+        sample = decode_sample(self.keys[index], self.members(index), masks=False)
+        if "semantic" not in sample:
+            return None
+        return sample["semantic"], tuple(map(str, sample["json"]["classes"]))
+
     def mask_set(self, index: int, size: tuple[int, int]) -> MaskSet | None:
         """A sample's masks, None where they are not all of ``size`` (height, width).
 

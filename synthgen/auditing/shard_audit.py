@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from synthgen.auditing.annotations import from_records, to_records
 from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.chance import chance_masks
 from synthgen.auditing.judge import judge, metric_names, mismatch, score
+from synthgen.auditing.label_agreement import known_classes, label_agreement, label_metric
 from synthgen.auditing.loading import annotate
 from synthgen.auditing.plan import AuditPlan
 from synthgen.auditing.samples import ShardSamples, segmentation_settings
@@ -32,6 +34,7 @@ from synthgen.dataset.audits import (
     table_bytes,
     table_name,
 )
+from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.publish import Storage
 from synthgen.progress import Progress
@@ -55,6 +58,8 @@ class ShardAudit:
         self.auditor, self.content = auditor, content
         self.segmentation: SegmentationConfig = segmentation_settings(storage)
         self.ks = self.segmentation.clusters.ks
+        self.ids = class_ids(class_names(storage))
+        self.known = known_classes([*self.ids], tuple(getattr(auditor, "class_names", ())))
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def run(self, progress: Progress) -> AuditMarker:
@@ -62,7 +67,7 @@ class ShardAudit:
         source, known = self._known_annotations()
         with self.storage.open(self.listed.name) as stream:
             rows = list(self._rows(ShardSamples(stream, self.listed), known, progress))
-        table = table_bytes(rows, metric_names(self.ks))
+        table = table_bytes(rows, metric_names(self.ks, self.known))
         self.storage.publish_bytes(table, table_name(self.plan.audit_id, self.listed.stem))
         marker = self._marker(rows, table, source)
         name = audit_marker_name(self.plan.audit_id, self.listed.stem)
@@ -126,7 +131,7 @@ class ShardAudit:
         settings, size = self.plan.settings, (image.shape[0], image.shape[1])
         mask_set = samples.mask_set(index, size)
         if mask_set is None:
-            return AuditRow(samples.keys[index], mismatch(self.ks), records)
+            return AuditRow(samples.keys[index], mismatch(self.ks, self.known), records)
         chance = None
         if settings.chance:
             chance = chance_masks(image, self.segmentation, settings.chance_resolution)
@@ -134,6 +139,10 @@ class ShardAudit:
         near = [samples.packed((index + step) % len(samples), size) for step in steps]
         others = [packed for packed in near if packed is not None]
         metrics = score(mask_set, found, self.ks, chance, others)
+        metrics |= dict.fromkeys(map(label_metric, self.known), math.nan)
+        labels = samples.labels(index) if self.known else None
+        if labels is not None and labels[0].shape == size:
+            metrics |= label_agreement(labels[0], self.ids, labels[1], found, self.known)
         return AuditRow(samples.keys[index], judge(metrics, settings.verdict), records)
 
     def _marker(self, rows: Sequence[AuditRow], table: bytes, source: str) -> AuditMarker:

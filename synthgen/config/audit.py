@@ -72,6 +72,11 @@ class VerdictConfig(Section):
     min_coverage: Fraction = Field(
         0.5, description="Least share of the image in any mask; clusters cover all of it."
     )
+    min_label_iou: Fraction = Field(
+        0.25,
+        description="Least IoU of a prompted class with what an auditor that knows it calls so; "
+        "0 judges masks alone.",
+    )
     max_masks: int = Field(
         254, ge=1, description="Most masks of a sample: what an 8-bit id map can name."
     )
