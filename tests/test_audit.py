@@ -14,6 +14,7 @@ import pytest
 from pycocotools import mask as coco
 from tiny_run import rewrite
 from truth_world import (
+    CONFIG,
     TruthAuditor,
     make_dataset,
     members_of,
@@ -28,13 +29,16 @@ from synthgen.auditing.annotations import export_sa1b, from_records, to_records
 from synthgen.auditing.audit import audit, begin
 from synthgen.auditing.judge import REASONS, metric_names
 from synthgen.cli import app
-from synthgen.config import AuditConfig, load_audit
+from synthgen.config import AuditConfig, dump, load_audit
 from synthgen.dataset.audits import check_audit_id, parse_table
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest, read_markers
+from synthgen.dataset.publish import open_storage
+from synthgen.dataset.records import encode_record
 from synthgen.progress import Stopped
+from synthgen.scenes.vocabulary import CLASSES
 from synthgen.segmentation.metrics import top_n
-from synthgen.types import Annotations
+from synthgen.types import Annotations, LabelMap, Prompt, Record
 
 QUICK = load_audit(["chance=false", "auditor.batch_size=3"])
 STRICT = load_audit(["chance=false", "auditor.batch_size=3", "verdict.min_top_n=0.99"])
@@ -74,6 +78,62 @@ def test_shuffled_masks_are_rejected_and_true_ones_kept(tmp_path: Path) -> None:
     assert set(shuffled["totals"]["reasons"]) <= set(REASONS)
     assert good["id"].startswith("truth-")
     assert len(good["id"]) == len("truth-") + 8
+
+
+class Naming(TruthAuditor):
+    """Also knows the classes; one mask each, as a semantic segmentation gives them."""
+
+    class_names = CLASSES
+
+    def _recognize(self, image: np.ndarray) -> Annotations:
+        found = super()._recognize(image)
+        semantic = scene(self.known[image.tobytes()]).semantic
+        seen = [number for number in np.unique(semantic) if number]
+        ones = (1.0,) * (len(found) + len(seen))
+        return Annotations(
+            np.concatenate([found.masks, [semantic == number for number in seen]]),
+            *(ones, ones, ((-1.0, -1.0),) * len(ones)),
+            (*found.labels, *(CLASSES[number - 1] for number in seen)),
+        )
+
+
+def test_labels_are_judged_by_an_auditor_that_names_classes(tmp_path: Path) -> None:
+    """Of two samples every object is labeled as the first class; their masks are good."""
+    storage, members, wrong = open_storage(tmp_path / "d"), {}, []
+    ids = {name: number for number, name in enumerate(CLASSES, start=1)}
+    table = {0: "background", **{number: name for name, number in ids.items()}, 255: "ignore"}
+    storage.publish_bytes(dump(CONFIG).encode(), "config.yaml")
+    storage.publish_bytes(json.dumps(table).encode(), "classes.json")
+    for index in range(8):
+        names = tuple(dict.fromkeys(item.class_name for item in scene(index).objects))
+        semantic = np.zeros_like(scene(index).semantic)
+        for local, name in enumerate(names, start=1):
+            semantic[scene(index).semantic == ids[name]] = local
+        if len(names) > 1 and len(wrong) < 2:
+            wrong.append(f"{index:010d}")
+            semantic[semantic > 0] = 1
+        masks, nothing = our_masks(index), np.full(len(our_masks(index)), 255, np.uint8)
+        ones = np.ones(semantic.shape)
+        labels = LabelMap(names, semantic, ones, nothing, np.zeros(len(masks)), ())
+        prompt = Prompt(f"p{index}", scene(index).caption, names)
+        provenance = {"seed": index, "image_index": 0, "config": "0" * 64}
+        record = Record(
+            f"{index:010d}", scene(index).image, prompt, masks, provenance, labels, ids
+        )
+        members[record.key] = encode_record(record, "png")
+    marker = write_shard(storage, 0, members, 8)
+    publish_manifest(storage, build_manifest([marker], "0" * 64, [], {}))
+    summary = audit(tmp_path / "d", QUICK, "named", Naming())
+    assert summary["totals"]["reasons"] == {"label_disagrees": 2}
+    kept = {sample["key"] for sample in open_dataset(tmp_path / "d", audited="named")}
+    assert kept == set(members) - set(wrong)
+    assert summary["means"]["label_mean_iou"] < 1.0
+    assert {name for name in summary["means"] if "label_iou of" in name} <= {
+        f"label_iou of {name}" for name in CLASSES
+    }
+    nameless = audit(tmp_path / "d", QUICK, "nameless", TruthAuditor())
+    assert nameless["totals"]["reasons"] == {}
+    assert "label_mean_iou" not in nameless["means"]
 
 
 def test_a_table_holds_every_sample_its_metrics_and_what_was_seen(world: Path) -> None:
