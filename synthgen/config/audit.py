@@ -42,6 +42,7 @@ class VerdictConfig(Section):
     embedded model's masks and the true objects and parts as annotations: they keep 91 % of the
     samples and reject 99 % of them once their masks are shuffled. Of 64 generated images that the
     embedded SAM looks at they keep 92 %, none with shuffled masks (``synthgen bench verdicts``).
+    ``min_label_iou`` is not calibrated: it says "another object", not "a border that is off".
     """
 
     top: TopN = Field(
