@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ def context() -> ForkServerContext:
     return found
 
 
-def run_to_end(target: Callable[..., None], *args: Any) -> float:
-    """Run a child to its end; returns its seconds from when it was ready."""
+def start(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A child that is ready to begin."""
     ready = context().Event()
     child = context().Process(target=target, args=(*args, ready))
     child.start()
     assert ready.wait(240)
-    started = time.perf_counter()
+    return child
+
+
+def run_to_end(target: Callable[..., None], *args: Any) -> float:
+    """Run a child to its end; returns its seconds from when it was ready."""
+    child, started = start(target, *args), time.perf_counter()
     child.join(600)
     assert child.exitcode == 0
     return time.perf_counter() - started
@@ -47,10 +53,7 @@ def run_to_end(target: Callable[..., None], *args: Any) -> float:
 
 def run_and_kill(delay: float, target: Callable[..., None], *args: Any) -> bool:
     """Run a child and kill it after a while; whether it was still running."""
-    ready = context().Event()
-    child = context().Process(target=target, args=(*args, ready))
-    child.start()
-    assert ready.wait(240)
+    child = start(target, *args)
     child.join(delay)
     child.kill()
     child.join()

@@ -127,6 +127,23 @@ def test_previews_come_along(merged: Path, tiny_dataset: Path) -> None:
     assert len(new) > len(old)
 
 
+def test_lost_markers_come_back_and_lost_rows_from_the_sources(
+    merged: Path, tiny_dataset: Path, other: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(merged, tmp_path / "out")
+    shutil.rmtree(out / "stats")
+    assert run.gc(out, orphan_seconds=0.0) == []
+    assert verify_dataset(out, deep=True) == []
+    shutil.rmtree(out / "stats")
+    shutil.rmtree(out / "metadata")
+    assert run.gc(out, orphan_seconds=0.0) == []
+    assert not (out / "metadata").exists()  # where its samples came from is not in the tars
+    (out / "previews" / "train-000000.tar").unlink()
+    run.merge([tiny_dataset, other], out)
+    assert tree_hashes(out) == tree_hashes(merged)
+    assert verify_dataset(out, deep=True) == []
+
+
 def test_labeled_datasets_get_common_class_ids(tiny_pipeline: Path, tmp_path: Path) -> None:
     labeling = ("labeling.method=clusters", "labeling.presence=0.05", "num=3")
     outs = []

@@ -73,6 +73,8 @@ def restore_shard(
             planned, reasons = known
             made, provenance = _read_tar(storage, stream)
         standing = _standing_rows(storage, shard, made, planned)
+        if standing is None and provenance["config"] != digest:
+            return None  # merged: only its sources know where the samples came from
         batch_size = int(provenance["batch_size"])
         rows = standing or _rows(made, planned, reasons, plan, batch_size)
         lost = plan is not None and preview_keys(storage, shard) != [
@@ -129,9 +131,15 @@ def _vouched(
     if marker is not None and (marker.config, marker.sha256) == (digest, sha256):
         found.append((marker.planned, marker.reasons))
     if manifest is not None and manifest["config"] == digest:
-        rows = (row for row in manifest["shards"] if row["name"] == tar_name(shard))
+        rows = [row for row in manifest["shards"] if row["name"] == tar_name(shard)]
+        if any(row.get("previews") for row in rows) and not storage.size(preview_name(shard)):
+            return None
         reasons = manifest["totals"]["reasons"]
-        found += [(row["planned"], reasons) for row in rows if row["sha256"] == sha256]
+        found += [
+            (row["planned"], row.get("reasons", reasons))
+            for row in rows
+            if row["sha256"] == sha256
+        ]
     return next((item for item in found if plan is None or item[0] == len(plan)), None)
 
 

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from children import context, finish_at_its_pace
+from children import finish_at_its_pace, start
 from fault_table import Faults
 from ordered import ordered_config
 from tiny_run import tree_hashes
@@ -46,13 +46,8 @@ def without_history(out: Path) -> dict[str, str]:
     return {k: v for k, v in tree_hashes(out).items() if not k.startswith("manifests/")}
 
 
-def start(config: Config, out: Path, seed: int, stop_at: int = 0) -> BaseProcess:
-    """A run of its own, whose model is loaded."""
-    ready = context().Event()
-    child = context().Process(target=finish_at_its_pace, args=(config, out, seed, stop_at, ready))
-    child.start()
-    assert ready.wait(240)
-    return child
+def begin(config: Config, out: Path, seed: int, stop_at: int = 0) -> BaseProcess:
+    return start(finish_at_its_pace, config, out, seed, stop_at)
 
 
 def code(child: BaseProcess) -> int:
@@ -84,7 +79,7 @@ def test_two_plans_at_once(
     for seed in range(pairs):
         out, order = tmp_path / f"out{seed}", (SMALL, LARGE) if seed % 3 else (LARGE, SMALL)
         faults.inject("two plans at once")
-        children = {num: start(plans[num], out, 2 * seed + num) for num in order}
+        children = {num: begin(plans[num], out, 2 * seed + num) for num in order}
         check_larger(out, expected, {num: code(child) for num, child in children.items()})
     faults.survive()
 
@@ -98,17 +93,17 @@ def test_a_run_that_was_stopped_while_another_planned_more(
     for seed in range(stops):
         out = tmp_path / f"out{seed}"
         faults.inject("stopped while num is raised")
-        small = start(plans[SMALL], out, seed, rng.randrange(1, 60))
+        small = begin(plans[SMALL], out, seed, rng.randrange(1, 60))
         while small.is_alive() and state(small) != "T":
             time.sleep(0.01)
-        codes = {LARGE: code(start(plans[LARGE], out, seed))}
+        codes = {LARGE: code(begin(plans[LARGE], out, seed))}
         if small.is_alive():
             os.kill(small.pid or 0, signal.SIGCONT)
         codes[SMALL] = code(small)
         if codes[LARGE] == 1:  # the lock was held: what the message says helps
             assert codes[SMALL] == 0
             assert run.status(out).planned == SMALL
-            codes[LARGE] = code(start(plans[LARGE], out, seed))
+            codes[LARGE] = code(begin(plans[LARGE], out, seed))
         check_larger(out, expected, codes)
     faults.survive()
 

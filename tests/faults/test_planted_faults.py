@@ -8,7 +8,9 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,43 @@ def test_a_slow_disk_and_kills_between_its_writes(
     faults.inject("slow disk", out)
     check_whole(config, out, expected)
     faults.survive()
+
+
+@pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_gc_beside_a_resume_on_a_slow_disk(
+    runs: int,
+    config: Config,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: Faults,
+) -> None:
+    """It takes all that has no marker, however young, and nothing that is about to be used."""
+    expected, rng, real = tree_hashes(whole), random.Random(runs), os.fsync
+
+    def slow(handle: int) -> None:
+        time.sleep(rng.uniform(0, 0.02))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    for number in range(runs):
+        out = shutil.copytree(whole, tmp_path / f"out{number}")
+        shutil.rmtree(out / "manifests")
+        for lost in ("manifest.json", *rng.sample(sorted(expected_files(out)), 8)):
+            (out / lost).unlink()
+        faults.inject("gc beside a resume on a slow disk")
+        with ThreadPoolExecutor(1) as pool:
+            resume = pool.submit(run.generate, config, out)
+            while not resume.done():
+                run.gc(out, orphan_seconds=0.0)
+        assert resume.result()["totals"]["samples"] == 40
+        check_whole(config, out, expected)
+    faults.survive()
+
+
+def expected_files(out: Path) -> list[str]:
+    """Files of shards by name."""
+    return [path.relative_to(out).as_posix() for path in out.glob("*/train-*")]
 
 
 # --- disks --------------------------------------------------------------------------------------
