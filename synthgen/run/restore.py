@@ -63,6 +63,8 @@ def restore_shard(
     Returns:
         The marker; None where something is lost for good, or only drawing gives it back.
     """
+    if storage.size(tar_name(shard)) is None:  # as of every new shard
+        return None
     before = storage.read(marker_name(shard))
     try:
         with storage.open(tar_name(shard)) as stream:
