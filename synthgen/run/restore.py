@@ -32,7 +32,7 @@ from synthgen.dataset.previews import has_preview, preview_keys
 from synthgen.dataset.publish import Storage, sha256_file
 from synthgen.dataset.records import decode_image, parse_sample
 from synthgen.dataset.seal import hash_file, sha256_of
-from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.dataset.shards import read_span, scan, span_sha256, spans
 from synthgen.run.identity import check_plan
 from synthgen.types import BACKGROUND, IGNORE, PlannedSample
 
@@ -166,6 +166,7 @@ def _read_tar(storage: Storage, stream: Any) -> tuple[dict[str, Row], dict[str, 
             num_segments=info["num_segments"],
             byte_offset=span.offset,
             byte_size=span.size,
+            sha256=span_sha256(stream, span),
             labels=_counts(info, members["sem.png"], ids) if "sem.png" in members else None,
         )
     return rows, provenance
@@ -181,7 +182,11 @@ def _standing_rows(
         return None
     blank: dict[str, Any] = {"seconds_generate": 0.0, "seconds_segment": 0.0, "origin": None}
     told = [replace(row, labels=None, **blank) for row in rows if row.status == "ok"]
-    same = told == [replace(row, labels=None) for row in made.values()]
+    hashed = {row.key for row in told if row.sha256}  # older ones are not
+    same = told == [
+        replace(row, labels=None, sha256=row.sha256 if row.key in hashed else "")
+        for row in made.values()
+    ]
     return rows if same and len(rows) == planned else None
 
 
