@@ -23,6 +23,7 @@ from truth_world import write_shard
 from typer.testing import CliRunner
 
 from synthgen.cli import app
+from synthgen.dataset.card import class_table
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.publish import open_storage
@@ -33,6 +34,7 @@ from synthgen.export.duplicates import MAX_DISTANCE, count_near_duplicates, perc
 from synthgen.export.export import export
 from synthgen.export.format import Exporter, ExportSample, File, Row
 from synthgen.progress import Stopped
+from synthgen.prompts.class_list import read_classes
 from synthgen.registry import EXPORTERS
 
 FORMATS = tuple(EXPORTERS)
@@ -179,6 +181,21 @@ def test_formats_of_classes_refuse_bare_masks(name: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=rf"The format {name} must have class labels\. Got"):
         export(tmp_path / "bare", tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
+
+
+def test_ids_of_a_coco_file_are_kept(tmp_path: Path) -> None:
+    """Its annotations make it large; the dataset's ids are the exports'."""
+    rows = [{"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]
+    tree = {"annotations": [{"segmentation": "0" * 2**20}], "categories": rows}
+    (tmp_path / "instances.json").write_text(json.dumps(tree))
+    pinned = read_classes(str(tmp_path / "instances.json"))
+    assert pinned == {"car": 3, "dog": 18}
+    assert isinstance(pinned, dict)
+    table = class_table(["dog", "car"], pinned)
+    assert {number: name for number, name in table.items() if name in pinned} == {
+        "3": "car",
+        "18": "dog",
+    }
 
 
 def test_unknown_ids_in_label_maps_are_refused(world: Path, tmp_path: Path) -> None:

@@ -31,15 +31,16 @@ import numpy as np
 from synthgen import registry
 from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.listed import ListedShard
-from synthgen.dataset.manifest import CARD, CLASSES, read_manifest
+from synthgen.dataset.manifest import CARD, CLASSES
 from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.dataset.split import parse_split, split_names
-from synthgen.export.card import model_licenses, readme
+from synthgen.export.card import readme
 from synthgen.export.checksums import ASKED, EXPORT, SUMS, read_summary, seal, sum_line
 from synthgen.export.checksums import sizes as file_sizes
 from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File
-from synthgen.export.source import Selection, Source
+from synthgen.export.settings import check_settings, describe_difference, refuse_foreign
+from synthgen.export.source import Selection, Source, describe_origin
 from synthgen.export.statistics import Tally, add_up
 from synthgen.progress import Progress, report
 
@@ -134,7 +135,7 @@ class ExportPlan:
         )
         self.source = Source(directory, selection)
         self.out = open_storage(out)
-        self.origin = _origin(self.source.storage)
+        self.origin = describe_origin(self.source.storage)
         context = ExportContext(
             self.source.classes,
             split_names(shares),
@@ -281,12 +282,12 @@ class ExportPlan:
         """Refuse a folder with other files, or the export of another dataset or format."""
         standing = _read_json(self.out, ASKED)
         if standing is None:
-            _refuse_foreign(self.out)
+            refuse_foreign(self.out)
         elif standing != self._asked:
+            what = describe_difference(standing, self._asked)
             raise ValueError(
                 f"The output must be a new folder, or one of an export with the same settings "
-                f"and dataset. Got {self.out.root}, {_difference(standing, self._asked)}. Choose "
-                f"another folder."
+                f"and dataset. Got {self.out.root}, {what}. Choose another folder."
             )
 
     def _is_done(self, shard: ListedShard, sizes: Mapping[str, int]) -> bool:
@@ -334,67 +335,6 @@ class ExportPlan:
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that are out of range or without effect.
-
-    Raises:
-        ValueError: In one line.
-    """
-    if not 0.0 <= settings["min_label_score"] <= 1.0:
-        raise ValueError(f"min_label_score must be 0 to 1. Got {settings['min_label_score']}.")
-    if not 0.0 <= settings["min_area"] < float("inf"):
-        raise ValueError(
-            f"min_area must be pixels, or a share of the image below 1. Got "
-            f"{settings['min_area']}."
-        )
-    if settings["masks"] not in ("labeled", "all"):
-        raise ValueError(f"masks must be labeled or all. Got {settings['masks']!r:.40}.")
-    shown, format = settings["segmentation"], settings["format"]
-    if shown is not None and format in registry.EXPORTERS and format != "coco":
-        raise ValueError(
-            f"segmentation must be given with the format coco. Got {shown!r:.40} with {format}; "
-            f"leave it out."
-        )
-
-
-def _origin(storage: Storage) -> dict[str, str]:
-    """What the dataset says it was made from."""
-    manifest = read_manifest(storage) or {}
-    models = [str(model.get("id")) for model in manifest.get("models", ())]
-    known = model_licenses()
-    licenses = sorted({known.get(model, "unknown") for model in models}) or ["unknown"]
-    return {
-        "digest": str(manifest.get("config", "")),
-        "models": ", ".join(models) or "unknown",
-        "license": ", ".join(licenses),
-    }
-
-
-def _refuse_foreign(out: Storage) -> None:
-    names = sorted({*out.names(), *out.folders()} - {".synthgen"})  # one killed at its start
-    if out.local_root is not None and out.local_root.is_file():
-        names = [out.local_root.name]
-    if names:
-        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        raise ValueError(
-            f"The output must be a new or empty folder. Got {out.root} with {shown}. Choose "
-            f"another folder."
-        )
-
-
-def _difference(standing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first thing that differs, in words."""
-    for part, new in asked.items():
-        old = standing.get(part) or {}
-        for name in sorted(new):
-            what = f"class {name}" if part == "classes" else name
-            if name not in old:
-                return f"begun without {what} {new[name]!r:.40}"
-            if old[name] != new[name]:
-                return f"begun with {what} {old[name]!r:.40}, not {new[name]!r:.40}"
-    return "begun with other classes"
 
 
 def _read_json(out: Storage, name: str) -> dict[str, Any] | None:

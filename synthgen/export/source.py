@@ -28,10 +28,12 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
+from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.split import assign_split
+from synthgen.export.card import model_licenses
 from synthgen.export.format import ExportSample, Instance
 from synthgen.export.objects import class_objects, ignore_weak, join_small, mask_objects
 from synthgen.types import IGNORE, Verdict
@@ -185,6 +187,19 @@ class Source:
         if audited is None:
             return {}
         return read_verdicts(self.storage, audited, {shard.stem: shard.sha256})[shard.stem]
+
+
+def describe_origin(storage: Storage) -> dict[str, str]:
+    """What the dataset says it was made from."""
+    manifest = read_manifest(storage) or {}
+    models = [str(model.get("id")) for model in manifest.get("models", ())]
+    known = model_licenses()
+    licenses = sorted({known.get(model, "unknown") for model in models}) or ["unknown"]
+    return {
+        "digest": str(manifest.get("config", "")),
+        "models": ", ".join(models) or "unknown",
+        "license": ", ".join(licenses),
+    }
 
 
 def _bare_class(known: Mapping[str, int]) -> dict[int, str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from synthgen.prompts.reading import decode, is_file, parse_json, read_bytes
+from synthgen.prompts.reading import MAX_BYTES, decode, is_file, parse_json, read_bytes
 from synthgen.untrusted import one_line, quote
-
-MAX_BYTES = 2**20
 
 
 def read_classes(text: str) -> list[str] | dict[str, int]:
@@ -16,7 +14,7 @@ def read_classes(text: str) -> list[str] | dict[str, int]:
 
     A file holds one name a line, synonyms with commas between ("door, double door"), lines of
     ``#`` aside; or JSON: a list of names, ids by name, names by id (as classes.json of a dataset
-    has them), or the ``categories`` of a COCO file.
+    has them), or the ``categories`` of a COCO file, whose ids are then kept.
 
     Raises:
         ValueError: In one line, if there is no such file, or it is none of these.
