@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from drawn_samples import CAPTURE, CAR, DOG, FAST, images, samples
+from safetensors.torch import save_file
 
 from synthgen.config import CaptureConfig, ModelConfig
 from synthgen.diffusion import Backbone, generate, load_backbone
@@ -70,6 +72,43 @@ def test_lora_is_merged_and_part_of_the_identity(
     for bad in (tmp_path / "none.safetensors", tiny_pipeline / "model_index.json"):
         with pytest.raises(ValueError, match=r"model\.lora must be an existing"):
             load_backbone(ModelConfig(card=str(tiny_pipeline), lora=str(bad)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": [32, 64, 64, 64]}, "size mismatch for down_blocks"),
+        ({"cross_attention_dim": 48}, "size mismatch for down_blocks"),
+        ({"transformer_layers_per_block": 2}, "of whose 192 layers the model has 96"),
+        ({}, "of whose 96 layers the model has 0"),
+    ],
+)
+def test_a_lora_of_another_model_is_refused_in_one_line(
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    """diffusers prints hundreds of lines, or leaves out what the model has not."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    settings = dict(diffusers.UNet2DConditionModel.load_config(tiny_pipeline / "unet"))
+    unet = diffusers.UNet2DConditionModel.from_config(settings | changes)
+    unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"]))
+    layers = get_peft_model_state_dict(unet)
+    prefix = "unet" if changes else "prior"
+    tensors = {f"{prefix}.{name}": value.contiguous() for name, value in layers.items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(
+            ModelConfig(card=str(tiny_pipeline), lora=str(tmp_path / "lora.safetensors"))
+        )
+    assert "\n" not in str(caught.value)
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
 
 
 def test_backbones_are_loaded_once_and_know_their_weights(

@@ -10,6 +10,8 @@ compiled region would break its graph or, worse, be traced away.
 from __future__ import annotations
 
 import functools
+import logging
+import re
 import string
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -248,17 +250,34 @@ def _check_tokenizer(pipeline: Any, folder: Path) -> None:
             )
 
 
+_LORA_LAYER = re.compile(r"lora(_A|_down|\.down|_linear_layer\.down)\b")
+
+
 def _merge_lora(pipeline: Any, path: Path) -> str:
     """Merge LoRA weights into the pipeline; returns the file's sha256."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"model.lora must be an existing .safetensors file. Got {str(path)!r}.")
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # it prints a line per layer
     try:
-        pipeline.load_lora_weights(
-            path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True
-        )
+        options = {"weight_name": path.name, "use_safetensors": True, "local_files_only": True}
+        tensors = pipeline.lora_state_dict(path.parent, **options)[0]
+        pipeline.load_lora_weights(path.parent, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"model.lora must fit the model. Got {path.name}: {reason}") from None
+        *_, reason = str(error).strip().splitlines()[:2]  # the first layer, below a heading
+        raise ValueError(
+            f"model.lora must fit the model. Got {path.name}: {one_line(reason)}"
+        ) from None
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    named = sum(bool(_LORA_LAYER.search(name)) for name in tensors)
+    parts = (pipeline.unet, pipeline.text_encoder)
+    found = sum(hasattr(module, "lora_A") for part in parts for module in part.modules())
+    if found < max(named, 1):  # those of another model's layers are left out without a word
+        raise ValueError(
+            f"model.lora must fit the model. Got {path.name}, of whose {named} layers the model "
+            f"has {found}; it was trained on another model."
+        )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return file_sha256(path)
