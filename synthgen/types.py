@@ -271,11 +271,15 @@ class Segmentation:
         mask_set: The merged hierarchy.
         ks: Cluster counts, in the order of ``labels``.
         labels: Label map per k at image resolution, values 0..k-1.
+        iterations: Updates that k-means made at the slowest k; 0 for methods without.
+        converged: Whether it stood still at every k.
     """
 
     mask_set: MaskSet
     ks: tuple[int, ...]
     labels: UInt8[np.ndarray, "k height width"]
+    iterations: int = 0
+    converged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

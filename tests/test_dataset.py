@@ -32,6 +32,7 @@ from synthgen.dataset.audits import (
 from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
 from synthgen.dataset.publish import open_storage
+from synthgen.dataset.metadata import Row, parse_rows, rows_bytes
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.run.identity import read_config
@@ -57,6 +58,14 @@ def check_by_pycocotools(image: np.ndarray, mask: np.ndarray, info: dict[str, An
         painted[pixels] = segment["id"]
     assert image.shape == (*mask.shape, 3) == (info["height"], info["width"], 3)
     np.testing.assert_array_equal(painted, mask)
+
+
+def test_rows_of_datasets_without_the_newest_columns_are_read() -> None:
+    row = Row("0000000000", "ok", "", "", "car", "a car", ("car",), 0, 1, 0)
+    table = pq.read_table(io.BytesIO(rows_bytes([row])))
+    stream = io.BytesIO()
+    pq.write_table(table.drop_columns(["iterations", "converged"]), stream)
+    assert parse_rows(stream.getvalue()) == [row]
 
 
 def test_webdataset_reads_it_with_our_mask_decoder(tiny_dataset: Path) -> None:

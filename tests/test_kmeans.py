@@ -218,6 +218,23 @@ def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
     assert np.array_equal(again.labels_, result.labels[0].ravel())
 
 
+def test_an_image_that_needs_many_updates_gets_them() -> None:
+    """The limit of earlier versions, 50, stopped it before it stood still, without a word."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 4, 3), (8, 8, 4))
+    blocks, size = [torch.randn(*shape, generator=generator) for shape in shapes], (64, 64)
+    ours = cluster(blocks, size, ClusterConfig(ks=(20,)))
+    assert 50 < ours.iterations[0] < 300
+    assert ours.converged
+    stopped = cluster(blocks, size, ClusterConfig(ks=(20,), max_iterations=50))
+    assert not stopped.converged
+    assert not np.array_equal(stopped.labels, ours.labels)
+    full = materialize(blocks, size).flatten(0, 1).numpy()
+    again = KMeans(20, init=ours.centroids[0].numpy(), n_init=1, tol=1e-4).fit(full)
+    assert again.n_iter_ <= 2  # nothing is left to be done
+    assert np.mean(again.labels_ != ours.labels[0].ravel()) < 0.002
+
+
 def test_more_restarts_never_cost_more() -> None:
     blocks, size = random_blocks([(4, 4), (8, 8)]), (32, 32)
     one = cluster(blocks, size, ClusterConfig(ks=(3, 5, 9), restarts=1))

@@ -15,8 +15,10 @@ import pytest
 import torch
 from children import context, make_shards
 from tiny_run import PROMPTS, tiny_config, tree_hashes, write_prompts
+from typer.testing import CliRunner
 
 from synthgen import run
+from synthgen.cli import app
 from synthgen.config import Config
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.publish import open_storage
@@ -310,6 +312,19 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
         if sample["key"] in shrunk:
             assert (sample["image"] == shrunk[sample["key"]]["image"]).all()
     assert len(shrunk) == 2
+
+
+def test_samples_whose_clusters_did_not_stand_still_are_counted(
+    tiny_pipeline: Path, prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_pipeline, prompts, "num=2", "segmentation.clusters.max_iterations=1")
+    run.generate(config, tmp_path / "out")
+    (marker,) = markers(tmp_path / "out")
+    assert (marker["counts"], marker["unconverged"]) == ({"ok": 2, "failed": 0}, 2)
+    rows = pq.read_table(tmp_path / "out" / "metadata").to_pylist()
+    assert [(row["iterations"], row["converged"]) for row in rows] == [(1, False)] * 2
+    assert run.status(tmp_path / "out").unconverged == 2
+    assert CliRunner().invoke(app, ["status", str(tmp_path / "out")]).stdout.count("unconverged")
 
 
 # --- identity, environment, secrets -----------------------------------------------------------

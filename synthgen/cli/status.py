@@ -34,12 +34,14 @@ def status(
 
 
 def _lines(found: DatasetStatus) -> list[str]:
+    stopped = "samples whose k-means needs more than segmentation.clusters.max_iterations"
     going_on = "" if found.finalized else "; run the command that made it again to go on"
     return [
         f"  {'planned':<12}{found.planned:>10,} samples in {found.planned_shards:,} shards",
         f"  {'done':<12}{found.samples:>10,} samples in {found.complete_shards:,} shards",
         f"  {'failed':<12}{found.failed:>10,} samples",
         *(f"    {reason:<10}{count:>10,}" for reason, count in sorted(found.reasons.items())),
+        *[f"  {'unconverged':<12}{found.unconverged:>10,} {stopped}"] * (found.unconverged > 0),
         f"  {'size':<12}{found.num_bytes / 1e6:>10,.1f} MB",
         f"  {'finalized':<12}{'yes' if found.finalized else 'no':>10}{going_on}",
     ]

@@ -18,7 +18,7 @@ from pydantic import (
 
 from synthgen.registry import LABELERS, REFINERS, SEGMENTERS, check_name
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
 LABELING_VERSION = 4
@@ -135,7 +135,9 @@ class ClusterConfig(Section):
         "knot", description="knot and implicit: ours, exact; sklearn: on explicit features."
     )
     restarts: int = Field(1, ge=1, le=100)
-    max_iterations: int = Field(50, ge=1, le=10_000)
+    max_iterations: int = Field(
+        300, ge=1, le=10_000, description="Of each k; images that need more are counted."
+    )
     tolerance: float = Field(1e-4, ge=0.0, description="Relative centroid shift that stops Lloyd.")
     seed: int = Field(0, ge=0, lt=2**63, description="BL clusters with one fixed seed.")
 

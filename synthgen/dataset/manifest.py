@@ -55,6 +55,7 @@ class ShardRow(TypedDict):
     skipped: bool
     reasons: NotRequired[dict[str, int]]
     previews: NotRequired[bool]
+    unconverged: NotRequired[int]
 
 
 class _Manifest(TypedDict):
@@ -125,6 +126,7 @@ class Marker:
         environment: Device, dtype, and versions by package.
         metadata_sha256: Hash of its rows in ``metadata``; empty in schema version 1.
         previews_sha256: Hash of its previews; empty where it has none.
+        unconverged: Samples whose k-means was stopped by ``max_iterations``.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Marker:
     environment: Mapping[str, Any] = field(default_factory=dict)
     metadata_sha256: str = ""
     previews_sha256: str = ""
+    unconverged: int = 0
     schema_version: int = SCHEMA_VERSION
 
     def report(self, reused: bool) -> ShardReport:
@@ -238,6 +241,8 @@ def shard_row(marker: Marker) -> ShardRow:
     }
     if marker.reasons:
         row["reasons"] = dict(marker.reasons)
+    if marker.unconverged:
+        row["unconverged"] = marker.unconverged
     if marker.previews_sha256:
         row["previews"] = True
     return row
@@ -401,7 +406,9 @@ def totals(rows: Iterable[ShardRow]) -> dict[str, Any]:
         sums.update(shards=1, planned=row["planned"], samples=row["samples"], bytes=row["bytes"])
         sums.update(failed=row["planned"] - row["samples"])
         reasons.update(row.get("reasons", {}))
-    names = ("shards", "planned", "samples", "failed", "bytes")
+        sums.update(unconverged=row.get("unconverged", 0))
+    names = ["shards", "planned", "samples", "failed", "bytes"]
+    names += ["unconverged"] * (sums["unconverged"] > 0)
     return {**{name: sums[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
 
 

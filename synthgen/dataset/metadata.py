@@ -45,9 +45,13 @@ SCHEMA = pa.schema(
             ("byte_offset", pa.int64()),
             ("byte_size", pa.int64()),
             ("sha256", pa.string()),
+            ("iterations", pa.int32()),
+            ("converged", pa.bool_()),
         )
     ]
 )
+_ABSENT = ({"sha256"}, {"iterations", "converged"}, {"sha256", "iterations", "converged"})
+"""Columns that older datasets have not."""
 
 LABELS = pa.struct(
     [
@@ -71,7 +75,11 @@ def _schema(labeled: bool, merged: bool) -> pa.Schema:
 
 
 _SCHEMAS = [_schema(labeled, merged) for labeled in (False, True) for merged in (False, True)]
-_SCHEMAS += [schema.remove(schema.get_field_index("sha256")) for schema in _SCHEMAS]
+_SCHEMAS += [
+    pa.schema([column for column in schema if column.name not in absent])
+    for schema in _SCHEMAS
+    for absent in _ABSENT
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,8 @@ class Row:
         byte_offset: Where it begins in the tar, -1 where it failed.
         byte_size: Bytes that it takes in the tar, headers and padding included.
         sha256: Hash of those bytes; empty where it failed, or nobody took it.
+        iterations: Updates that k-means made at the slowest k; 0 where it failed.
+        converged: Whether k-means stood still at every k.
         labels: What its semantic map holds; None without labels.
         origin: Where it came from; None in a dataset that was not merged.
     """
@@ -128,6 +138,8 @@ class Row:
     byte_offset: int = -1
     byte_size: int = 0
     sha256: str = ""
+    iterations: int = 0
+    converged: bool = True
     labels: LabelCounts | None = None
     origin: Origin | None = None
 

@@ -148,6 +148,8 @@ def _finish(
     row = replace(
         _row(planned, number, "ok"),
         num_segments=len(segmentation.mask_set),
+        iterations=segmentation.iterations,
+        converged=segmentation.converged,
         seconds_segment=round(segmented - started, 4),
         labels=None if labels is None else count_labels(labels),
     )

@@ -73,6 +73,7 @@ class DatasetStatus:
         failed: Failed samples of complete shards.
         reasons: Those by reason.
         num_bytes: Bytes of the complete shards' tars.
+        unconverged: Samples whose k-means was stopped by ``max_iterations``.
         finalized: There is a manifest over every planned shard.
     """
 
@@ -83,6 +84,7 @@ class DatasetStatus:
     failed: int
     reasons: Mapping[str, int]
     num_bytes: int
+    unconverged: int
     finalized: bool
 
 
@@ -268,6 +270,7 @@ def status(out: str | Path) -> DatasetStatus:
         failed=sums["failed"],
         reasons=sums["reasons"],
         num_bytes=sums["bytes"],
+        unconverged=sums.get("unconverged", 0),
         finalized=found.manifest is not None
         and found.manifest["totals"]["planned"] == config.planned,
     )

@@ -198,6 +198,7 @@ def _publish(
         environment=environment(config),
         metadata_sha256=sha256_of(rows),
         previews_sha256=previews_sha256,
+        unconverged=sum(not row.converged for row in draft.rows),
     )
     with storage.publishing():
         check_plan(storage, config)

@@ -65,6 +65,7 @@ def sklearn_solve(
     """What `lloyd.lloyd` gives, by scikit-learn on the features in full, one run at a time."""
     sizes = [k for k, count in runs for _ in range(count)]
     centroids, iterations = start.clone(), torch.zeros(len(start), len(sizes), dtype=torch.long)
+    limit = config.max_iterations
     finals = []
     for image, own in enumerate(zip(*blocks, strict=True)):
         features = materialize(own, size, kind)
@@ -74,7 +75,7 @@ def sklearn_solve(
                 len(part),
                 init=part.cpu().numpy(),
                 n_init=1,
-                max_iter=config.max_iterations,
+                max_iter=limit,
                 tol=config.tolerance,
             ).fit(flat)
             first = sum(sizes[:run])
@@ -82,7 +83,7 @@ def sklearn_solve(
             iterations[image, run] = fit.n_iter_
         engine = ExplicitEngine(features[None])
         finals.append(engine.assign(centroids[image : image + 1], runs, paint=True))
-    return Solution(centroids, iterations, _stack(finals))
+    return Solution(centroids, iterations, iterations < limit, _stack(finals))
 
 
 def _stack(finals: list[Assignment]) -> Assignment:

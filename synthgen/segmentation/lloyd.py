@@ -51,10 +51,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Where Lloyd stopped: centroids, iterations of each run, and the assignment to them."""
+    """Where Lloyd stopped: centroids, iterations of each run, and the assignment to them.
+
+    ``converged`` says of each run whether it stood still, or was stopped by its last iteration.
+    """
 
     centroids: Float[Tensor, "batch slot feature"]
     iterations: Int[Tensor, "batch run"]
+    converged: Bool[Tensor, "batch run"]
     final: Assignment
 
 
@@ -115,7 +119,7 @@ def lloyd(
         moving = moving & (shift > threshold[:, None])
         if not moving.any():
             break
-    return Solution(centroids, iterations, engine.assign(centroids, runs, paint=True))
+    return Solution(centroids, iterations, ~moving, engine.assign(centroids, runs, paint=True))
 
 
 def inertia(

@@ -82,7 +82,10 @@ def _segment(
     size = label_size(image, config.clusters)
     clustering = cluster(blocks, size, config.clusters, interpolation)
     labels = _resize_nearest(clustering.labels, (image.shape[0], image.shape[1]))
-    return Segmentation(build_masks(labels, clustering.ks, config.masks), clustering.ks, labels)
+    masks = build_masks(labels, clustering.ks, config.masks)
+    return Segmentation(
+        masks, clustering.ks, labels, max(clustering.iterations), clustering.converged
+    )
 
 
 def _resize_nearest(
