@@ -79,6 +79,30 @@ def test_the_published_figures_bear_out_what_the_text_says_of_them() -> None:
         assert all(-0.005 < gain < 0.045 for gain in gains)
 
 
+def test_table_6_agrees_with_both_layers_better_than_with_up() -> None:
+    """Row 6 is table 2's setting with reweighting; the tables' layers are not named."""
+    row = paper_row(6, 6)
+    same = {"reweight": True, "grids": ALL_GRIDS, "components": 3, "resolution": 64}
+    assert all(getattr(row, name) == value for name, value in same.items())
+    agreeing = {
+        paper.layer: sum(
+            mine[n] == theirs[n]
+            for mine, theirs in ((row.sam, paper.sam), (row.m2f, paper.m2f))
+            for n in theirs
+        )
+        for paper in TABLES[2]
+        if paper.reweight
+    }
+    assert agreeing == {"down": 0, "up": 2, "both": 5}
+    for name, table in (("resolutions", 6), ("components", 7)):
+        num = len(TABLES[table])
+        layers = [row.setting.layers for row in study_rows(name, SD21) if row.papers]
+        assert layers == ["up"] * num + ["both"] * num
+        text = study_markdown(made_results(name, lambda s: 0.0))
+        assert "in 5 of 6 columns" in text
+    assert "in 5 of 6 columns" not in study_markdown(made_results("upsampling", lambda s: 0.0))
+
+
 # --- rows on a model ---------------------------------------------------------------------------
 
 
@@ -103,7 +127,7 @@ def test_components_are_clamped_with_one_warning() -> None:
         grids: [row.setting.components for row in rows if row.setting.grids == grids]
         for grids in ((8, 16, 32), (16, 32), (8, 16), (32,))
     }
-    assert set(map(tuple, by_grids.values())) == {(16, 10, 8, 5, 3, 1)}
+    assert set(map(tuple, by_grids.values())) == {(16, 10, 8, 5, 3, 1) * 2}  # up, then both
     assert [paper.id for paper in rows[0].papers] == [0, 1, 2]
     assert [row.setting.name for row in rows if not row.papers] == ["rgbxy at 32"]
 
@@ -127,7 +151,8 @@ def test_rows_of_missing_grids_are_left_out() -> None:
 def test_what_is_captured_is_what_some_row_needs() -> None:
     assert needed_layers(study_rows("mid", SD21)) == "all"
     assert needed_layers(study_rows("layers", SD21)) == "both"
-    assert needed_layers(study_rows("components", SD21)) == "up"
+    assert needed_layers(study_rows("upsampling", SD21)) == "up"
+    assert needed_layers(study_rows("components", SD21)) == "both"
 
 
 def test_names_of_settings_are_unique() -> None:
@@ -266,7 +291,9 @@ def test_few_components_mid_and_resolution_claims() -> None:
     assert "no difference" in top15[0]
     assert "in the paper +0.02" in top15[0]  # .68 against .66
     grids = said_of(made_results("resolutions", lambda s: 0.1 * (s.grids == ALL_GRIDS)), "all")
-    assert len(grids) == 3
+    assert [s[s.index("≥") :].split("]")[0] for s in grids] == [
+        f"≥ {layers} [{sides}" for sides in ("32, 64", "16, 32", "64") for layers in ("up", "both")
+    ]
     assert all("**yes**" in s for s in grids)
 
 
@@ -285,9 +312,9 @@ def test_markdown_is_a_table_with_the_papers_columns(name: StudyName) -> None:
     rows = study_rows(name, SD21)
     assert len(cells) == 2 + len(rows)
     tops = [f"SAM Top-{n}" for n in (1, 3, 5, 10, 15)]
-    about = ["Reweight", "Attention Resolution", "#Principal Components", "Upsample Resolution"]
+    about = ["Reweight", "Layer", "Attention Resolution", "#Principal Components"]
     expected = (
-        ["ID", *tops, *about, "Sample Count"]
+        ["ID", *tops, *about, "Upsample Resolution", "Sample Count"]
         if name in ("components", "resolutions", "upsampling")
         else ["ID", "Reweight", "Layer", *tops]
     )

@@ -112,7 +112,7 @@ def _weights(row: Row) -> str:
 
 
 def _grids(row: Row) -> str:
-    return f"[{', '.join(str(side) for side in row.setting.grids)}]"
+    return f"{row.setting.layers} [{', '.join(str(side) for side in row.setting.grids)}]"
 
 
 def _layer_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:

@@ -55,6 +55,13 @@ def _facts(results: Results) -> dict[str, str]:
         facts["Δ"] += f"; with fewer than {FEW} images the intervals are too narrow: hints only"
     if any(len(row.papers) > 1 for row in papers):
         facts["ID"] = "rows of the paper that are one setting on this model stand together"
+    if any(
+        paper.table in (6, 7) and paper.layer == "both" for row in papers for paper in row.papers
+    ):
+        facts["Layer"] = (
+            "the paper's table names none: its text says up, but its table 6 agrees with table 2 "
+            "in 5 of 6 columns of the row that both have if it is both, in 2 if it is up"
+        )
     if results.is_sd21:
         columns = "M2F" if results.family == "M2F" else "SAM"
         facts["in brackets"] = f"the paper's figure (its {columns} columns)"
@@ -67,11 +74,8 @@ def _table(results: Results) -> list[str]:
     tops = [f"{results.family} Top-{n}" for n in TOPS]
     truth = [name for name in TRUTH if name in results.names]
     deltas = [f"Δ Top-{n}" for n in COMPARED]
-    about = (
-        ["Reweight", "Attention Resolution", "#Principal Components", "Upsample Resolution"]
-        if wide
-        else ["Reweight", "Layer"]
-    )
+    sizes = ["Attention Resolution", "#Principal Components", "Upsample Resolution"]
+    about = ["Reweight", "Layer", *(sizes if wide else [])]
     shown = [*tops, *about, "Sample Count"] if wide else [*about, *tops]
     header = ["ID", *shown, *deltas, *(TRUTH[name] for name in truth), "masks"]
     rows = [
@@ -118,13 +122,13 @@ def row_label(study: StudyName, row: Row) -> str:
 def _setting_cells(row: Row, wide: bool) -> list[str]:
     setting = row.setting
     if setting.layers == "none":
-        return ["–", "RGB+XY", "–", str(setting.resolution)] if wide else ["–", "RGB+XY"]
-    if wide:
-        grids = ", ".join(str(side) for side in setting.grids)
-        sizes = [f"[{grids}]", str(setting.components), str(setting.resolution)]
-        return [str(setting.reweight), *sizes]
+        return ["–", "RGB+XY", *(["–", "–", str(setting.resolution)] if wide else [])]
     position = "all" if setting.mid and setting.layers == "both" else setting.layers
-    return [str(setting.reweight), f"{position}{'+mid' if setting.mid else ''}"]
+    named = [str(setting.reweight), f"{position}{'+mid' if setting.mid else ''}"]
+    if not wide:
+        return named
+    grids = ", ".join(str(side) for side in setting.grids)
+    return [*named, f"[{grids}]", str(setting.components), str(setting.resolution)]
 
 
 def _score_cells(results: Results) -> list[list[str]]:

@@ -5,7 +5,8 @@ upsampled to 64 or 256. Here 64, 32 and 16 mean the finest grid of a model, half
 it; 64 and 256 as upsampling resolutions mean once and four times the finest grid, at most the
 image; components are at most the head dimension. Paper rows that come to the same setting are one
 row. Everything else is the table's: tables 6 and 7 were run with reweighting, table 2 without
-the middle block.
+the middle block. Which layers tables 6 and 7 are about is not certain: they are repeated with up
+layers and with both.
 """
 
 from __future__ import annotations
@@ -168,6 +169,11 @@ def _upsampling_rows() -> tuple[PaperRow, ...]:
     return (*listed, *(replace(made, id=-1, resolution=side) for side in BETWEEN))
 
 
+def _in_both_readings(rows: tuple[PaperRow, ...]) -> tuple[PaperRow, ...]:
+    """Rows of a table that does not name its layers, with up layers and with both (`paper`)."""
+    return (*rows, *(replace(row, layer="both") for row in rows))
+
+
 STUDIES: Mapping[StudyName, Study] = {
     "layers": Study(
         "reweighting and layer positions (BL table 2)", TABLES[2], paper_row(2, 7), False
@@ -179,10 +185,16 @@ STUDIES: Mapping[StudyName, Study] = {
         False,
     ),
     "resolutions": Study(
-        "attention resolutions and components (BL table 6)", TABLES[6], paper_row(6, 0), True
+        "attention resolutions and components (BL table 6)",
+        _in_both_readings(TABLES[6]),
+        paper_row(6, 0),
+        True,
     ),
     "components": Study(
-        "components at the finer upsampling (BL table 7)", TABLES[7], paper_row(7, 0), True
+        "components at the finer upsampling (BL table 7)",
+        _in_both_readings(TABLES[7]),
+        paper_row(7, 0),
+        True,
     ),
     "upsampling": Study(
         "upsampling resolution (BL table 6 against table 7)",
