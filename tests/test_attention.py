@@ -374,6 +374,22 @@ def test_coverage_tells_what_was_captured(unet: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("calls", ["last", (0.0,), 2])
+def test_other_numbers_of_calls_than_announced_are_an_error(unet: Any, calls: Any) -> None:
+    """They would give another call than the one asked for."""
+    capture = CaptureConfig(layers=(UP3,), calls=calls)
+    with recording(unet, capture, num_calls=2):
+        unet(**unet_inputs(1))
+        unet(**unet_inputs(1))
+        with pytest.raises(RuntimeError, match="Got 2, and one more call"):
+            unet(**unet_inputs(1))
+    with recording(unet, capture, num_calls=4) as kept:
+        for _ in range(3):
+            unet(**unet_inputs(1))
+    with pytest.raises(RuntimeError, match=r"must be reached in 4 UNet calls\. Got 3 calls"):
+        kept.features()
+
+
 def test_captures_outlive_the_pass_and_are_moved_and_cast(unet: Any) -> None:
     """Kept rows own their memory: half a guided batch is not held through a view."""
     capture = CaptureConfig(layers=(UP3,), dtype="bfloat16", device="cpu")

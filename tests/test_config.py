@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthgen.config import Config, digest, dump, load
+from synthgen.config import Config, digest, dump, load, parse
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,11 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
         "capture.device",
         "capture.memory_budget_mb",
     }
+
+
+def test_heatmaps_that_nothing_would_keep_are_refused() -> None:
+    """They were computed for every image of a dataset and thrown away."""
+    with pytest.raises(ValueError, match=r"capture\.heatmaps must be none.*Got 'classes'"):
+        load(overrides=["capture.heatmaps=classes"])
+    stored = dump(load()).replace("heatmaps: none", "heatmaps: prompt")
+    assert parse(stored.encode()).capture.heatmaps == "prompt"  # datasets that have it are read

@@ -42,7 +42,13 @@ def load(
     tree = _read(Path(path)) if path is not None else {}
     for assignment in overrides:
         _assign(tree, assignment)
-    return _validate({**tree, **(given or {})})
+    config = _validate({**tree, **(given or {})})
+    if config.capture.heatmaps != "none":
+        raise ValueError(
+            "capture.heatmaps must be none: samples keep no heatmaps, and labels read those of "
+            f"labeling.text. Got {config.capture.heatmaps!r}."
+        )
+    return config
 
 
 def parse(content: bytes) -> Config:

@@ -102,7 +102,7 @@ class Recording:
         Layers carry their module names, followed by ``@call`` where several calls were kept.
 
         Raises:
-            RuntimeError: If a layer was not reached (the run was shorter than announced, or an
+            RuntimeError: If the run was shorter than announced, or a layer was not reached (an
                 attention processor passes ``to_out`` by).
         """
         self._check_complete()
@@ -194,11 +194,12 @@ class Recording:
     def _check_complete(self) -> None:
         wanted = {(x.name, i) for x in self.plan.layers for i in range(len(self.plan.groups))}
         missing = sorted({name for name, _ in wanted - set(self._heads)})
-        if missing:
+        if missing or self.num_calls < self.plan.num_calls:
+            nothing = ", ".join(missing) or "later calls"
             raise RuntimeError(
                 f"all selected layers must be reached in {self.plan.num_calls} UNet calls. Got "
-                f"{self.num_calls} calls and nothing from {', '.join(missing)}; check the "
-                "attention processors and the number of steps."
+                f"{self.num_calls} calls and nothing from {nothing}; check the attention "
+                "processors and the number of steps."
             )
 
 
@@ -234,6 +235,7 @@ def record(
     Raises:
         ValueError: Before anything runs, for settings that cannot be satisfied and for
             captures above the memory budget.
+        RuntimeError: At a UNet call beyond ``num_calls``.
     """
     settle = partial(
         plan_capture,
@@ -265,6 +267,12 @@ def record(
 
 def _count_calls(recording: Recording, unet: Any, handles: ExitStack) -> None:
     def count(*_: Any) -> None:
+        announced = recording.plan.num_calls
+        if recording.num_calls == announced:
+            raise RuntimeError(
+                f"num_calls must be the number of UNet calls that are made while recording. Got "
+                f"{announced}, and one more call; what was kept is not of the calls asked for."
+            )
         recording.num_calls += 1
 
     handles.callback(unet.register_forward_pre_hook(count).remove)

@@ -103,10 +103,9 @@ def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> I
 def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
     config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
+    capture = config.capture.model_copy(update={"heatmaps": "none"})  # labels have their own
     try:
-        outcomes = generate(
-            model, prompts, seeds, config.generation, config.capture, config.labeling
-        )
+        outcomes = generate(model, prompts, seeds, config.generation, capture, config.labeling)
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
