@@ -252,8 +252,8 @@ class Failure:
     Args:
         prompt: Its prompt.
         seed: Its seed.
-        reason: One of a closed vocabulary: ``nan_latents``, ``black_image``, ``out_of_memory``,
-            ``prompt_rejected``, ``error``.
+        reason: One of a closed vocabulary: ``nan_latents``, ``black_image`` (or all of any other
+            color), ``out_of_memory``, ``prompt_rejected``, ``error``.
         message: One line for people.
     """
 

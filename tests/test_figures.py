@@ -122,5 +122,5 @@ def test_images_that_are_none_are_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             read_image(path, (8, 8))
         assert "\n" not in str(caught.value)
-    Image.new("L", (30, 10), 200).save(tmp_path / "gray.png")
+    Image.linear_gradient("L").save(tmp_path / "gray.png")
     assert read_image(tmp_path / "gray.png", (8, 16)).shape == (8, 16, 3)

@@ -215,7 +215,7 @@ def test_nan_latents_fail_alone(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize(
     ("bias", "reason", "message"),
-    [(-9.0, "black_image", "all pixels are 0"), (torch.inf, "nan_latents", "not finite")],
+    [(-9.0, "black_image", "all pixels are [0, 0, 0]"), (torch.inf, "nan_latents", "not finite")],
 )
 def test_images_without_content_fail(
     backbone: Backbone, bias: float, reason: str, message: str

@@ -92,7 +92,7 @@ def view(
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(help="A prompt, or an image (.jpg, .png, .webp).")],
+    source: Annotated[str, typer.Argument(help="A prompt, or an image file.")],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("synthgen-inspect"),
     auditor: Annotated[
         str | None, typer.Option(help="Match masks with this auditor's; else: the hierarchy.")

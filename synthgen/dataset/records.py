@@ -17,13 +17,13 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -266,24 +266,40 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
     Raises:
         ValueError: If it is no such image, too large, or not ``L`` where that is asked for.
     """
-    with _readable():
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image = open_image(data, _FORMATS)
+    if mode == "L" and image.mode != "L":
+        raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
+    with readable_image():
+        return np.array(image.convert(mode))  # writable, as torch wants it
+
+
+def open_image(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """An untrusted image of one of Pillow's formats, measured and not decoded yet.
+
+    Raises:
+        ValueError: If it is none, or larger than ``MAX_PIXELS``.
+    """
+    with readable_image():
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError:  # whose message names a stream of ours
+            raise ValueError(f"nothing that can be read as {', '.join(formats)}") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"An image must have at most {MAX_PIXELS} pixels. Got {image.width} x {image.height}."
         )
-    if mode == "L" and image.mode != "L":
-        raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
-    with _readable():
-        return np.array(image.convert(mode))  # writable, as torch wants it
+    return image
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable_image() -> Iterator[None]:
+    """Turn whatever Pillow raises on a damaged image into one line."""
     try:
         yield
     except _IMAGE_ERRORS as error:
-        raise ValueError(f"An image must be readable. Got {one_line(error)}") from None
+        raise ValueError(
+            f"An image must be readable. Got {one_line(error).rstrip('.')}."
+        ) from None
 
 
 def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:

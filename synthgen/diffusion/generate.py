@@ -202,12 +202,21 @@ def samples_or_failures(
         if image is None:
             message = "latents or pixels are not finite; try model.dtype bfloat16 or float32"
             results.append(Failure(prompt, seed, "nan_latents", message))
-        elif image.min() == image.max():
-            message = f"all pixels are {int(image.min())}"
+        elif is_one_color(image):
+            message = f"all pixels are {image[0, 0].tolist()}"
             results.append(Failure(prompt, seed, "black_image", message))
         else:
             results.append(Sample(prompt, seed, image, *maps))
     return results
+
+
+def is_one_color(image: UInt8[np.ndarray, "height width 3"]) -> bool:
+    """Whether all pixels are equal: nothing that could be segmented.
+
+    >>> is_one_color(np.full((2, 2, 3), [0, 128, 255], dtype=np.uint8))
+    True
+    """
+    return bool((image == image[:1, :1]).all())
 
 
 def initial_noise(

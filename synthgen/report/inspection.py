@@ -1,7 +1,6 @@
 """Look inside one image: draw it from a prompt or invert it, and write the paper's figures.
 
-An image file is untrusted: its size is bounded before and after decoding, only JPEG, PNG and WebP
-are read, and it is fitted to the size that the model was trained at.
+An image is fitted to the size that the model was trained at; `dataset.photos` reads it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from synthgen.config import AuditorConfig, CaptureConfig, Config
-from synthgen.dataset.records import decode_image
+from synthgen.dataset.photos import SUFFIXES, read_photo
 from synthgen.diffusion.backbones import Backbone, load_backbone
-from synthgen.diffusion.generate import generate
+from synthgen.diffusion.generate import generate, is_one_color
 from synthgen.diffusion.invert import invert
 from synthgen.registry import AUDITORS, resolve
 from synthgen.report import figures
@@ -26,9 +25,7 @@ from synthgen.segmentation.features import feature_blocks
 from synthgen.segmentation.segment import segment
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
-MAX_BYTES = 64 * 1024 * 1024
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".svg", ".tif", ".tiff")
+OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")
 """Of images that are not read; a source that ends so is no prompt either."""
 
 _CAPTURED_PARTS = {"up": ("up_",), "down": ("down_",), "mid": ("mid_",), "both": ("up_", "down_")}
@@ -40,7 +37,7 @@ def inspect_sample(
     """Write the figures of one sample into a folder.
 
     Args:
-        source: A prompt, or the path of an image (.jpg, .png, .webp).
+        source: A prompt, or the path of an image (JPEG, PNG, WebP, GIF, BMP, TIFF).
         out: Folder; made if it is missing.
         config: Model, seed, generation and segmentation.
         auditor: Whose masks ours are matched with; None shows the hierarchy.
@@ -69,10 +66,16 @@ def read_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
     """An untrusted image, cropped around its center and scaled to (height, width).
 
     Raises:
-        ValueError: In one line, if it is missing, too large or no image.
+        ValueError: In one line, if it is missing, too large, no image, or of one color.
     """
-    fitted = ImageOps.fit(Image.fromarray(_decode(path)), size[::-1], Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    pixels = read_photo(path)
+    if is_one_color(pixels):
+        raise ValueError(
+            f"An image must show something. Got {path.name!r:.80}, all of one color, "
+            f"{pixels[0, 0].tolist()}."
+        )
+    fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.LANCZOS)
+    return np.array(fitted)  # writable, as torch wants it
 
 
 def image_path(source: str) -> Path | None:
@@ -90,21 +93,6 @@ def image_path(source: str) -> Path | None:
         return path if source and path.exists() else None
     except (OSError, ValueError):  # longer than a name may be, or of characters of none
         return None
-
-
-def _decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    try:
-        num_bytes = path.stat().st_size
-        if num_bytes > MAX_BYTES:
-            raise ValueError(f"An image must have at most {MAX_BYTES:,} bytes. Got {num_bytes:,}.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"An image must be a readable file. Got {path.name!r:.80}: {error.strerror}."
-        ) from None
-    if path.suffix.lower() in OTHER_SUFFIXES:
-        raise ValueError(f"An image must be JPEG, PNG or WebP. Got {path.name!r:.80}; convert it.")
-    return decode_image(content)
 
 
 def _check_folder(out: Path) -> None:
@@ -133,7 +121,7 @@ def _record(source: str, config: Config) -> Sample:
     capture = config.capture.model_copy(update={"layers": "all", "grids": None})
     path = image_path(source)
     if path is not None:
-        _decode(path)  # a mistake is told before the model is loaded
+        read_image(path, (8, 8))  # a mistake is told before the model is loaded
     elif not source.strip():
         raise ValueError("A prompt or the path of an image must be given. Got an empty text.")
     backbone = load_backbone(config.model)
