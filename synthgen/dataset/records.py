@@ -17,7 +17,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, NotRequired
 
@@ -273,7 +273,7 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
         return np.array(image.convert(mode))  # writable, as torch wants it
 
 
-def open_image(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """An untrusted image of one of Pillow's formats, measured and not decoded yet.
 
     Raises:
