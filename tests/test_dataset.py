@@ -31,8 +31,8 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.card import class_table, hub_features, readme
 from synthgen.dataset.loader import decode_mask, open_dataset
-from synthgen.dataset.publish import open_storage
 from synthgen.dataset.metadata import Row, parse_rows, rows_bytes
+from synthgen.dataset.publish import open_storage
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.run.identity import read_config
