@@ -25,7 +25,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -147,14 +146,33 @@ class Storage:
         return self._listed(folder, "directory")
 
     def facts(self, folder: str = "") -> dict[str, FileFacts]:
-        """Sizes and times of the files directly in a folder by name, sorted, from one listing.
+        """Sizes and times of the files directly in a folder by name, from one listing.
 
         What a store took and does not list yet is asked for by itself.
         """
+        if self.local_root is not None:
+            return self._local_facts(folder)
         found = {}
-        for name, item in sorted(self._items(folder, "file").items(), key=itemgetter(0)):
+        for name, item in self._items(folder, "file").items():
             size = item["size"] if "size" in item else self.size(name, there=True)
             found[name] = FileFacts(int(size or 0), _changed(item))
+        return found
+
+    def _local_facts(self, folder: str) -> dict[str, FileFacts]:
+        """``facts`` of a local folder, ten times as fast as fsspec: there may be 100,000 files."""
+        found: dict[str, FileFacts] = {}
+        prefix = f"{folder}/" if folder else ""
+        try:
+            with os.scandir(self.path(folder).rstrip("/")) as items:
+                for item in items:
+                    if item.is_file(follow_symlinks=False):
+                        facts = item.stat(follow_symlinks=False)
+                        found[prefix + item.name] = FileFacts(facts.st_size, facts.st_mtime)
+        except FileNotFoundError:
+            if found:  # something was removed meanwhile
+                return self._local_facts(folder)
+        except NotADirectoryError:
+            return {}
         return found
 
     def _listed(self, folder: str, kind: str) -> list[str]:

@@ -7,15 +7,16 @@ so work and memory depend on what came since, but for one line per shard.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from synthgen.dataset.manifest import (
     MANIFEST,
     SHARD_NAME,
-    Marker,
     ShardRow,
+    distinct,
     metadata_name,
     preview_name,
     read_manifest,
@@ -33,14 +34,17 @@ class Survey:
     """The complete shards of a dataset.
 
     Args:
-        rows: What a manifest says of each, by its number, in order.
-        read: The markers that were read for it: of what no manifest lists, or what changed since.
+        rows: What a manifest says of each, by its number.
         manifest: The manifest that stands; None where the dataset was never finalized.
+        environments: Those that the markers name that were read: of what no manifest lists, and
+            of what is not as it is listed.
+        seconds: Sums of their wall times.
     """
 
     rows: Mapping[int, ShardRow]
-    read: tuple[Marker, ...]
     manifest: Mapping[str, Any] | None
+    environments: Sequence[Mapping[str, Any]]
+    seconds: Mapping[str, float]
 
     @property
     def listed(self) -> Sequence[ShardRow]:
@@ -67,25 +71,27 @@ def survey(storage: Storage, config: str, planned: Sequence[int]) -> Survey:
         listed = {shard_index(shard_stem(row["name"])): row for row in manifest["shards"]}
         finished = storage.facts("").get(MANIFEST, FileFacts(0, finished)).changed
     rows: dict[int, ShardRow] = {}
-    read: list[Marker] = []
-    environments: dict[str, Mapping[str, Any]] = {}  # one for all: markers repeat it
-    for name, facts in there["stats"].items():
+    environments: list[dict[str, Any]] = []
+    seconds: Counter[str] = Counter()
+    for name in sorted(there["stats"]):
         match = SHARD_NAME.fullmatch(name.removeprefix("stats/").removesuffix(".json"))
         if match is None or int(match[1]) >= len(planned):
             continue
         index = int(match[1])
         row = listed.get(index)
-        if row is None or facts.changed > finished or not _is_known(row):
+        if row is None or there["stats"][name].changed > finished or not _is_known(row):
             marker = read_marker(storage, match[0])
             if marker is None or marker.config != config:
                 continue
-            found = environments.setdefault(repr(marker.environment), marker.environment)
-            read.append(replace(marker, environment=found))
             row = shard_row(marker)
+        else:
+            marker = None
         if row["planned"] == planned[index] and _stands(row, match[0], there):
             rows[index] = row
-    complete = {shard_stem(row["name"]) for row in rows.values()}
-    return Survey(rows, tuple(marker for marker in read if marker.name in complete), manifest)
+            if marker is not None and row != listed.get(index):
+                environments = distinct([*environments, dict(marker.environment)])
+                seconds.update(marker.seconds)
+    return Survey(rows, manifest, environments, seconds)
 
 
 def _is_known(row: ShardRow) -> bool:

@@ -21,7 +21,6 @@ from synthgen.dataset.manifest import (
     distinct,
     manifest_of,
     publish_manifest,
-    shard_row,
     shard_stem,
     tar_name,
 )
@@ -75,12 +74,9 @@ def publish_conclusion(
     """
     rows = [found.rows[index] for index in sorted(found.rows)]
     standing: Mapping[str, Any] = found.manifest or {}
-    listed = {row["name"]: row for row in found.listed}
-    new = [m for m in found.read if listed.get(tar_name(m.name)) != shard_row(m)]
-    environments = [*standing.get("environments", []), *(dict(m.environment) for m in new)]
+    environments = [*standing.get("environments", []), *map(dict, found.environments)]
     seconds = Counter(standing.get("times", {}).get("seconds", {}))
-    for marker in new:
-        seconds.update(marker.seconds)
+    seconds.update(found.seconds)
     manifest = {
         **manifest_of(rows, distinct(environments), identity["digest"]),
         "models": [dict(model) for model in models],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from synthgen.dataset.manifest import (
     CONFIG,
     IDENTITY,
     SHARD_NAME,
-    Marker,
+    ShardRow,
+    distinct,
     fits_tar,
     is_complete,
     marker_name,
@@ -208,12 +210,13 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
     check_plan(storage, config)
     found = check_complete(storage, digest, planned_samples(config))
     listed = {row["name"]: row for row in found.listed}
-    restored = {}
-    for marker in found.read:  # a bit may have been flipped in one of the two
-        row = listed.get(tar_name(marker.name))
-        if row is not None and _contradicts(row, marker):
-            again = restore_shard(storage, marker.name, config, digest) or marker
-            restored[shard_index(marker.name)] = shard_row(again)
+    restored: dict[int, ShardRow] = {}
+    for index, row in found.rows.items():  # a bit may have been flipped in one of the two
+        before = listed.get(row["name"], row)
+        if before is not row and _contradicts(before, row):
+            again = restore_shard(storage, shard_name(index), config, digest)
+            if again is not None:
+                restored[index] = shard_row(again)
     found = replace(found, rows={**found.rows, **restored})
     with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         models = [standing["content"]["model"]]
@@ -238,7 +241,13 @@ def check_complete(storage: Storage, digest: str, planned: Sequence[int]) -> Sur
         new = [m for m in there if m and is_complete(storage, m, digest, m.planned)]
         rows = {shard_index(m.name): shard_row(m) for m in new}
         rows = {index: row for index, row in rows.items() if row["planned"] == planned[index]}
-        found = replace(found, rows={**found.rows, **rows}, read=(*found.read, *new))
+        environments = [dict(item) for item in found.environments]
+        environments += [dict(marker.environment) for marker in new]
+        seconds = Counter(found.seconds)
+        for marker in new:
+            seconds.update(marker.seconds)
+        rows = {**found.rows, **rows}
+        found = Survey(rows, found.manifest, distinct(environments), seconds)
         missing = [index for index in missing if index not in rows]
     if missing:
         raise RuntimeError(
@@ -400,14 +409,15 @@ def _restore_listed(storage: Storage, digest: str) -> None:
         if (
             marker is None
             or not is_complete(storage, marker, digest, marker.planned)
-            or _contradicts(row, marker)
+            or _contradicts(row, shard_row(marker))
         ):
             restore_shard(storage, shard, config, digest)
 
 
-def _contradicts(row: Mapping[str, Any], marker: Marker) -> bool:
+def _contradicts(listed: Mapping[str, Any], found: ShardRow) -> bool:
     """Whether the manifest says something else of the same plan's tar."""
-    return bool(row["planned"] == marker.planned and row["sha256"] != marker.sha256)
+    same_plan = listed["planned"] == found["planned"]
+    return same_plan and bool(listed["sha256"] != found["sha256"])
 
 
 def _listed(storage: Storage) -> set[str]:
