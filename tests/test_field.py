@@ -29,8 +29,6 @@ FIELD = next((folder for folder in FOLDERS if folder.is_dir()), None)
 CASES = sorted(FIELD.glob("[!_]*.py")) if FIELD else []
 SLOW = ("sam3-folders", "yolo-from-another-folder")
 """They import all of transformers, and ultralytics three times."""
-OPEN = ("file-name-is-parsed", "photo-on-its-side", "sixteen-bit-png")
-"""Not mended yet; whoever mends one takes it out of here."""
 
 pytestmark = [
     pytest.mark.timeout(1200),
@@ -64,14 +62,12 @@ def needs(case: Path) -> None:
         pytest.skip("ultralytics is not installed")
 
 
-def marks(case: Path) -> list[Any]:
-    """Marks of a case that runs in this process."""
-    still_open = pytest.mark.xfail(reason="not mended yet", strict=False)
-    return [pytest.mark.slow] * (case.stem in SLOW) + [still_open] * (case.stem in OPEN)
-
-
 @pytest.mark.parametrize(
-    "case", [pytest.param(path, id=path.stem, marks=marks(path)) for path in CASES]
+    "case",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+        for path in CASES
+    ],
 )
 def test_a_reported_case_passes(
     case: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
