@@ -1,6 +1,6 @@
 """What a dataset is: everything that determines its bytes, and where it was made.
 
-The digest covers settings, prompt *content*, the model's weight hashes and our algorithms'
+The digest covers settings, prompt *content*, the files of the model and our algorithms'
 version; not paths, workers, progress, nor the number of samples. Library versions, device, dtype
 and what the processor can do are recorded beside it: a change of those is warned about, or refused
 with ``strict``. The number of threads is recorded too, and kept: sums depend on their split.
