@@ -34,7 +34,7 @@ RATES = {
     "lose_upload": 0.03,
     "flip": 0.1,
     "garble": 0.1,
-    "expire": 0.1,
+    "expire": 0.02,
 }
 ALONE = [pytest.param((kind,), marks=pytest.mark.slow) for kind in RATES]
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 7))]
