@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthgen.cli.generate import Engine
+from synthgen.cli.engine import Engine
 from synthgen.cli.label import run_label
 from synthgen.config import LabelConfig
 from synthgen.flows.label import label as flow

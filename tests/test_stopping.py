@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import signal
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import command, generate_words, gone
+
+from synthgen import run
+from synthgen.cli import main
 
 pytestmark = pytest.mark.timeout(600)
 SECONDS = 5.0
@@ -47,3 +55,50 @@ def test_every_signal_ends_every_engine(
     numbers: tuple[signal.Signals, ...], engine: str, tmp_path: Path
 ) -> None:
     stop(tmp_path, *numbers, engine=engine)
+
+
+def generate_here(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """Make two shards in this process, by the command."""
+    words = [*generate_words(folder, num=8), "--engine", "inline", *options]
+    monkeypatch.setattr(sys, "argv", ["synthgen", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert run.status(folder / "out").finalized
+
+
+@pytest.mark.parametrize("stream", ["/dev/full", None])
+def test_a_standard_error_that_takes_nothing_ends_no_run(
+    stream: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream and open(stream, "w"))  # noqa: PTH123, SIM115
+    generate_here(tmp_path, monkeypatch, "--json-logs")
+
+
+@pytest.mark.parametrize("option", ["--json-logs", "--quiet", "--verbose"])
+def test_every_line_on_standard_error_is_ours(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = run.finalize
+
+    def warn(*arguments: Any) -> Any:
+        warnings.warn("of a\nlibrary", stacklevel=1)
+        logging.getLogger("some.library").info("told")
+        logging.getLogger("prefect.flow_runs").warning("of Prefect")
+        return real(*arguments)
+
+    monkeypatch.setattr("synthgen.run.lifecycle.finalize", warn)
+    generate_here(tmp_path, monkeypatch, option)
+    lines = capsys.readouterr().err.splitlines()
+    if option == "--json-logs":
+        found = [json.loads(line) for line in lines]
+        assert {"log", "shard", "samples"} <= {line["event"] for line in found}
+        (logged,) = (line for line in found if line["event"] == "log")
+        assert logged["message"] == "of a library"
+    elif option == "--quiet":
+        assert lines == []
+    else:
+        assert {"warning: of a library", "info: told", "warning: of Prefect"} <= set(lines)

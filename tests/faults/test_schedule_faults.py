@@ -26,6 +26,7 @@ from tiny_run import tree_hashes, write_prompts
 
 from synthgen import run
 from synthgen.dataset.publish import open_storage
+from synthgen.flows.serve import deployment_name
 from synthgen.run.identity import read_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -98,7 +99,7 @@ def test_a_worker_is_killed_and_the_schedule_goes_on_after_downtime(
             wait_for(lambda: versions(out), log)
             put_zombie_automations(server.environment)  # instead of those with longer times
             wait_for(lambda: len(versions(out)) >= 2, log)
-        stop_schedule(server)
+        stop_schedule(server, out)
         found = wait_for_true_states(server.environment)
     assert found["COMPLETED"] >= 2
     if not run.status(out).finalized:
@@ -130,10 +131,12 @@ def late_runs(server: PrefectServer) -> int:
         return sum(item.state_name == "Late" for item in client.read_flow_runs(limit=200))
 
 
-def stop_schedule(server: PrefectServer) -> None:
+def stop_schedule(server: PrefectServer, out: Path) -> None:
     """Pause the deployment and forget what it had planned."""
     with used(server.environment), get_client(sync_client=True) as client:
-        client.pause_deployment(client.read_deployment_by_name("extend/served").id)
+        client.pause_deployment(
+            client.read_deployment_by_name(f"extend/{deployment_name(str(out))}").id
+        )
         for item in client.read_flow_runs(limit=200):
             if item.state_type == StateType.SCHEDULED:
                 client.delete_flow_run(item.id)
