@@ -15,6 +15,7 @@ from synthgen.cli.stopping import apart, end
 RUN_SETTINGS = {  # read by Prefect when it is imported, also in the runs of a schedule
     "PREFECT_LOGGING_LEVEL": "INFO",  # what the server shows of a run
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # what a terminal does
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",  # events that were not sent at once
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; without, nobody sees a killed run
 }
 
