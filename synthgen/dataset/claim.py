@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from synthgen.dataset.publish import Storage, dump_json, host_id, is_alive
+from synthgen.dataset.publish import Storage, dump_json, host_id, is_alive, make_folder
 from synthgen.untrusted import one_line, parse_object
 
 CLAIM = ".synthgen/claim"
@@ -58,7 +58,7 @@ def claimed(target: Storage, what: str) -> Iterator[LookAgain]:
 @contextmanager
 def _hold_lock(target: Storage, claim: dict[str, Any]) -> Iterator[LookAgain]:
     path = Path(target.path(CLAIM))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+b") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
