@@ -48,9 +48,17 @@ def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
     >>> one_line("first\n  second \x1b[31m")
     'first second \\x1b[31m'
     """
-    words = " ".join(str(text)[: 8 * limit].split())
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    safe = printable(" ".join(str(text)[: 8 * limit].split()))
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+def printable(text: object) -> str:
+    r"""A text in which nothing acts on a terminal: all but line ends is seen as what it is.
+
+    >>> printable("\x1b[2Jred\n"), printable("\u202eabc")
+    ('\\\\x1b[2Jred\\n', '\\\\u202eabc')
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 def parse_json(content: bytes | str) -> Any:

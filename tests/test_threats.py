@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 from made_export import add_audit, make_dataset
 from made_records import encode_many, make_record
@@ -40,19 +41,25 @@ from made_report import write_made
 from tiny_run import rewrite
 
 from synthgen.auditing.samples import segmentation_settings
-from synthgen.cli import report
+from synthgen.cli import inspect, report
 from synthgen.config import load, parse
+from synthgen.dataset import shards
 from synthgen.dataset.audits import check_audit_id, parse_table
 from synthgen.dataset.labels import check_label_id
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.publish import open_storage
-from synthgen.dataset.records import decode_image, decode_sample, encode_record
-from synthgen.dataset.shards import scan
+from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
+from synthgen.dataset.rle import encode_masks
+from synthgen.dataset.shards import scan, spans
 from synthgen.dataset.verify import verify_dataset
+from synthgen.dataset.verify_samples import verify_sample
 from synthgen.export.export import export
 from synthgen.report import serve
+from synthgen.report.labels import open_labels
+from synthgen.report.overview import read_sample
 from synthgen.report.page import write_report
+from synthgen.report.samples import show
 from synthgen.report.serve import ADDRESS, make_server, remember
 from synthgen.run.merge import merge
 
@@ -197,6 +204,52 @@ def test_masks_are_counted_before_they_are_decoded() -> None:
     members["png"] = members["mask.png"]
     with memory_below(400 * MEGABYTE), pytest.raises(ValueError, match="pixels in all"):
         decode_sample("0000000000", members)
+
+
+def test_masks_are_decoded_one_at_a_time() -> None:
+    """A sample of 40 kB with 15 masks of 2048 x 2048; all at once they took 260 MB."""
+    side, key = 2048, "0000000000"
+    members = dict(encode_record(make_record(key, num=1), "png"))
+    info = json.loads(members["json"])
+    whole = {
+        **info["segments"][0],
+        "area": side * side, "bbox_xywh": [0, 0, side, side], "parent": 0,
+        "rle": encode_masks(np.ones((1, side, side), dtype=bool))[0],
+    }  # fmt: skip
+    segments = [{**whole, "id": number} for number in range(1, 16)]
+    info.update(height=side, width=side, segments=segments, num_segments=15)
+    members |= {"json": json.dumps(info).encode(), "png": png(side, side)}
+    members["mask.png"] = encode_image(np.full((side, side), 15, dtype=np.uint8), "png")
+    assert sum(map(len, members.values())) < 60_000
+    with memory_below(110 * MEGABYTE):
+        assert list(verify_sample("x", key, members, deep=True)) == []
+    read = read_sample(key, members, open_labels(open_storage("nowhere"), None, {}))
+    with memory_below(150 * MEGABYTE):
+        show(key, members, read, {}, None, None, 10**6)
+    with memory_below(150 * MEGABYTE):  # 63 of them are the masks, which the user asks for
+        assert decode_sample(key, members)["masks"].all()
+
+
+def test_members_are_counted_and_so_are_problems(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tar of 300,000 empty members took a gigabyte and 1,190,000 lines."""
+    monkeypatch.setattr(shards, "MAX_SAMPLES", 500)  # for time's sake
+    headers = (tarfile.TarInfo(f"{number:010d}.txt").tobuf() for number in range(3_000))
+    tar = b"".join(headers) + bytes(1024)
+    (world / "data/data/train-000001.tar").write_bytes(tar + bytes(-len(tar) % 10240))
+    marker = world / "data/stats/train-000001.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "bytes": len(tar)}))
+    with memory_below(100 * MEGABYTE), pytest.raises(typer.Exit):
+        inspect.verify(str(world / "data"))
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == inspect.MAX_PROBLEMS
+    assert re.search(r"\d{4} problems in .* \(100 shown\): 1500 missing member", printed.err)
+    assert "too many members" in printed.err
+    with pytest.raises(ValueError, match="too many members"):
+        list(spans(scan(io.BytesIO(b"".join(
+            tarfile.TarInfo(f"0.{number}").tobuf() for number in range(300)
+        )))))  # fmt: skip
 
 
 def parquet(num_rows: int) -> bytes:

@@ -35,6 +35,7 @@ from synthgen.cli import (
 from synthgen.cli.display import told
 from synthgen.progress import Stopped
 from synthgen.redaction import redact
+from synthgen.untrusted import printable
 
 app = typer.Typer(
     name="synthgen",
@@ -107,5 +108,5 @@ def main() -> None:
 def _die(error: Exception, code: int) -> None:
     if os.environ.get(stopping.TRACEBACK):
         raise error
-    print(f"synthgen: {redact(str(error))}", file=sys.stderr)
+    print(f"synthgen: {printable(redact(str(error)))}", file=sys.stderr)
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
+from synthgen.cli.options import say
 from synthgen.config import TOPS, AuditConfig, load_audit
 
 AUDIT_FAILED = 4
@@ -81,7 +82,7 @@ def _export(summary: dict[str, Any], out: str, folder: Path) -> None:
     from synthgen.auditing.annotations import export_sa1b
 
     written = export_sa1b(out, summary["id"], folder)
-    typer.echo(f"  SA-1B         {folder}  ({written} images)", err=True)
+    say(f"  SA-1B         {folder}  ({written} images)", err=True)
 
 
 def run_audit(
@@ -105,27 +106,27 @@ def run_audit(
 def show_summary(summary: dict[str, Any], out: str | Path) -> None:
     """Print what the audit found: ours beside the baselines, verdicts by reason."""
     means, totals = summary["means"], summary["totals"]
-    typer.echo(f"Audit {summary['id']} of {totals['samples']} samples")
-    typer.echo(f"  {'':<14}{'ours':>8}{'chance':>8}{'others':>8}")
+    say(f"Audit {summary['id']} of {totals['samples']} samples")
+    say(f"  {'':<14}{'ours':>8}{'chance':>8}{'others':>8}")
     names = [*((f"Top-{n}", f"top_{n}") for n in TOPS), ("one-to-one", "hungarian")]
     for label, name in names:
         values = (means.get(prefix + name) for prefix in ("", "chance_", "others_"))
         cells = "".join(f"{'-' if v is None else format(v, '.3f'):>8}" for v in values)
-        typer.echo(f"  {label:<14}{cells}")
+        say(f"  {label:<14}{cells}")
     if "boundary_f" in means:
-        typer.echo(f"  {'boundary F':<14}{means['boundary_f']:>8.3f}")
+        say(f"  {'boundary F':<14}{means['boundary_f']:>8.3f}")
     share = totals["kept"] / max(totals["samples"], 1)
-    typer.echo(f"  kept          {totals['kept']:>8}  ({share:.0%})")
+    say(f"  kept          {totals['kept']:>8}  ({share:.0%})")
     for reason, count in totals["reasons"].items():
-        typer.echo(f"  {reason:<16}{count:>6}")
-    typer.echo(f"  in Python     synthgen.open_dataset({str(out)!r}, audited={summary['id']!r})")
+        say(f"  {reason:<16}{count:>6}")
+    say(f"  in Python     synthgen.open_dataset({str(out)!r}, audited={summary['id']!r})")
 
 
 def conclude(summary: dict[str, Any], max_failed: float) -> None:
     """Exit with code 4 when more than the stated share is rejected."""
     totals = summary["totals"]
     if totals["rejected"] > max_failed * totals["samples"]:
-        typer.echo(
+        say(
             f"The audit failed: at most {max_failed:.0%} of the samples may be rejected. Got "
             f"{totals['rejected']} of {totals['samples']}.",
             err=True,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
-from synthgen.cli.options import refuse_unused
+from synthgen.cli.options import refuse_unused, say
 from synthgen.urls import scheme_of
 
 
@@ -95,8 +95,8 @@ def export(
         return
     counts = done["counts"]
     splits = ", ".join(f"{name} {count}" for name, count in counts["splits"].items())
-    typer.echo(f"{sum(counts['splits'].values())} images ({splits}) as {format} in {out}")
-    typer.echo(f"How to load it: {out}/README.md")
+    say(f"{sum(counts['splits'].values())} images ({splits}) as {format} in {out}")
+    say(f"How to load it: {out}/README.md")
 
 
 def push(
@@ -126,4 +126,4 @@ def push(
         counts = {"sent": done.sent, "skipped": done.skipped, "bytes": done.num_bytes}
         print(json.dumps(counts), flush=True)
         return
-    typer.echo(f"{done.sent} files sent ({done.num_bytes / 1e6:.1f} MB), {done.skipped} there")
+    say(f"{done.sent} files sent ({done.num_bytes / 1e6:.1f} MB), {done.skipped} there")

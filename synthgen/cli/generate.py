@@ -10,6 +10,7 @@ import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.engine import Engine, flow_server
+from synthgen.cli.options import say
 from synthgen.config import AuditConfig, Config, load, load_audit
 
 DEMO_OVERRIDES = (
@@ -98,10 +99,10 @@ def demo(
     config = load(overrides=[*DEMO_OVERRIDES, f"num={num}"])
     manifest = execute(config, out, engine, "threads", workers, False, json_logs)
     sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
-    typer.echo(f"  contact sheet  {sheet}")
+    say(f"  contact sheet  {sheet}")
     _audit(out, load_audit(["auditor.name=scenes-sam"]), json_logs)
-    typer.echo(f"Report: {write_report(out)}")
-    typer.echo(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
+    say(f"Report: {write_report(out)}")
+    say(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
     conclude(manifest, out)
 
 
@@ -210,7 +211,7 @@ def print_estimate(config: Config, out: str) -> None:
 
     for name, value in run.estimate(config, out).items():
         shown = "unknown" if value is None else value
-        typer.echo(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
+        say(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
 
 
 def _audit(out: str | Path, settings: AuditConfig, json_logs: bool) -> None:
@@ -240,10 +241,10 @@ def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
 def _announce(manifest: dict[str, Any], made: int, out: str | Path, seconds: float) -> None:
     totals = manifest["totals"]
     if made == 0:
-        typer.echo(f"{out} is already complete: nothing was done.")
+        say(f"{out} is already complete: nothing was done.")
     else:
-        typer.echo(f"{made} images in {seconds:.1f} s ({made / seconds:.2f} images/s).")
-    typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
+        say(f"{made} images in {seconds:.1f} s ({made / seconds:.2f} images/s).")
+    say(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
 
 
 def conclude(manifest: dict[str, Any], out: str | Path) -> None:
@@ -251,7 +252,7 @@ def conclude(manifest: dict[str, Any], out: str | Path) -> None:
     totals = manifest["totals"]
     failed = totals["planned"] - totals["samples"]
     if failed:
-        typer.echo(
+        say(
             f"{failed} of {totals['planned']} planned samples failed; reasons are in "
             f"{out}/metadata.",
             err=True,

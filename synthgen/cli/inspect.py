@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from itertools import islice
 from typing import Annotated
 
 import typer
 
 from synthgen.cli.generate import read_config
+from synthgen.cli.options import say
 from synthgen.config import dump
+
+MAX_PROBLEMS = 100
+"""Problems that are shown; the rest is counted."""
 
 config_app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")]
@@ -41,26 +46,30 @@ def verify(
       synthgen verify data/coco
     """
     from synthgen.dataset.publish import open_storage
-    from synthgen.dataset.verify import verify_dataset
+    from synthgen.dataset.verify import find_problems
     from synthgen.export.checksums import is_export, verify_export
 
     if is_export(open_storage(directory)):
-        problems = list(verify_export(open_storage(directory)))
+        found = iter(verify_export(open_storage(directory)))
     else:
         _check_is_dataset(directory)
-        problems = verify_dataset(directory, deep=deep)
+        found = find_problems(directory, deep=deep)
+    problems = list(islice(found, MAX_PROBLEMS))
+    kinds = Counter(problem.kind for problem in problems)
+    kinds.update(problem.kind for problem in found)  # the rest is counted alone
     if as_json:
-        kinds = Counter(problem.kind for problem in problems)
         rows = [asdict(problem) for problem in problems]
-        counts = {"total": len(problems), "kinds": dict(kinds)}
+        counts = {"total": kinds.total(), "kinds": dict(kinds)}
         print(json.dumps({"correct": not problems, **counts, "problems": rows}), flush=True)
         raise typer.Exit(int(bool(problems)))
     for problem in problems:
-        typer.echo(problem)
+        say(problem)
     if problems:
-        typer.echo(f"{len(problems)} problems in {directory}.", err=True)
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        shown = f" ({len(problems)} shown)" if len(problems) < kinds.total() else ""
+        say(f"{kinds.total()} problems in {directory}{shown}: {counted}.", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{directory} is complete and correct.")
+    say(f"{directory} is complete and correct.")
 
 
 def _check_is_dataset(directory: str) -> None:
@@ -88,7 +97,7 @@ def replay(
 
     results = run.replay(directory, key)
     for member, same in results.items():
-        typer.echo(f"{'same' if same else 'DIFFERENT':>9}  {member}")
+        say(f"{'same' if same else 'DIFFERENT':>9}  {member}")
     if not all(results.values()):
         raise typer.Exit(1)
 
@@ -103,8 +112,8 @@ def gc(
     removed = run.gc(directory, dry_run=dry_run)
     verb = "would be removed" if dry_run else "removed"
     for path in removed:
-        typer.echo(f"{verb}  {path}")
-    typer.echo(f"{len(removed)} files {verb}.")
+        say(f"{verb}  {path}")
+    say(f"{len(removed)} files {verb}.")
 
 
 @config_app.command("show")
@@ -133,4 +142,4 @@ def validate(
     from synthgen import run
 
     config = read_config(source, overrides or [], None)
-    typer.echo(json.dumps({"valid": True, "digest": run.config_digest(config)}))
+    say(json.dumps({"valid": True, "digest": run.config_digest(config)}))

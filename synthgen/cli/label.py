@@ -11,6 +11,7 @@ import typer
 from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.engine import Engine, flow_server
 from synthgen.cli.generate import Workers
+from synthgen.cli.options import say
 from synthgen.config import LabelConfig, load
 
 METHODS = "clusters, propagate, dataset-diffusion, pcc, argmax"
@@ -116,14 +117,14 @@ def show_summary(summary: dict[str, Any], out: str | Path) -> None:
     classes = statistics["classes"]
     counted = sum(row["pixels"] for row in classes.values())
     total = max(1, counted + statistics["background"] + statistics["undecided"])
-    typer.echo(f"Labels {summary['id']} of {statistics['images']} samples")
-    typer.echo(f"  {'class':<20}{'images':>8}{'pixels':>9}{'score':>7}{'not found':>11}")
+    say(f"Labels {summary['id']} of {statistics['images']} samples")
+    say(f"  {'class':<20}{'images':>8}{'pixels':>9}{'score':>7}{'not found':>11}")
     for name, row in classes.items():
-        typer.echo(
+        say(
             f"  {name:<20}{row['images']:>8}{row['pixels'] / total:>9.2%}{row['score']:>7.2f}"
             f"{row['not_found']:>11}"
         )
-    typer.echo(f"  {'background':<28}{statistics['background'] / total:>9.2%}")
-    typer.echo(f"  {'undecided':<28}{statistics['undecided'] / total:>9.2%}")
-    typer.echo(f"  look at them  synthgen report {out} --labels {summary['id']}")
-    typer.echo(f"  in Python     synthgen.open_dataset({str(out)!r}, labels={summary['id']!r})")
+    say(f"  {'background':<28}{statistics['background'] / total:>9.2%}")
+    say(f"  {'undecided':<28}{statistics['undecided'] / total:>9.2%}")
+    say(f"  look at them  synthgen report {out} --labels {summary['id']}")
+    say(f"  in Python     synthgen.open_dataset({str(out)!r}, labels={summary['id']!r})")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
+from synthgen.cli.options import say
 
 
 def merge(
@@ -36,4 +37,4 @@ def merge(
     plan = plan_merge(sources)
     with show_progress(plan.planned, len(plan.shards), json_logs):
         totals = run.merge(sources, out)["totals"]
-    typer.echo(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
+    say(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import typer
+
+from synthgen.untrusted import printable
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print a line in which names and reasons of datasets cannot act on the terminal.
+
+    Args:
+        text: The line.
+        err: On standard error.
+    """
+    typer.echo(printable(text), err=err)
+
 
 def refuse_unused(given: Mapping[str, object], unused: bool, where: str) -> None:
     """Refuse an option that would have no effect.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from synthgen.cli.generate import Classes, Set, print_estimate, read_config
-from synthgen.cli.options import refuse_unused
+from synthgen.cli.options import refuse_unused, say
 from synthgen.config import Config
 
 
@@ -66,4 +66,4 @@ def _show_cost(config: Config, out: str, rate: float | None, workers: int, as_js
         print(json.dumps(rows), flush=True)
         return
     for name, value in rows.items():
-        typer.echo(f"{name:>16}  {value:,}")
+        say(f"{name:>16}  {value:,}")

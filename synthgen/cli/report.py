@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.options import refuse_unused
+from synthgen.cli.options import refuse_unused, say
 from synthgen.urls import scheme_of
 
 
@@ -34,7 +34,7 @@ def report(
             f"--out must be an HTML file. Got the folder {str(out)!r}; did you mean "
             f"{out / 'index.html'}?"
         )
-    typer.echo(write_report(directory, audit=audit, num=num, out=out, labels=labels))
+    say(write_report(directory, audit=audit, num=num, out=out, labels=labels))
 
 
 def view(
@@ -74,21 +74,21 @@ def view(
         from synthgen.report.page import render_report, write_report  # slow to import
 
         if page is None:
-            typer.echo(write_report(directory))
+            say(write_report(directory))
             page = storage.read(PAGE) or b""
         else:
-            typer.echo(
+            say(
                 f"{PAGE} was not made here by this version: served is one that is made anew "
                 f"('synthgen report' replaces it).",
                 err=True,
             )
             page = render_report(storage, None, 60).encode("utf-8")
     with make_server(page, port, host or ()) as server:
-        typer.echo(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")
+        say(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("stopped")
+            say("stopped")
 
 
 def inspect(
@@ -123,4 +123,4 @@ def inspect(
         AuditorConfig(name=auditor, checkpoint=checkpoint, sha256=sha256) if auditor else None
     )
     for path in inspect_sample(source, out, load(overrides=overrides or []), settings):
-        typer.echo(path)
+        say(path)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthgen.cli.options import say
+
 if TYPE_CHECKING:
     from synthgen.run import DatasetStatus
 
@@ -30,7 +32,7 @@ def status(
     from synthgen.run import status as look
 
     found = look(directory)
-    typer.echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found)))
+    say(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found)))
 
 
 def _lines(found: DatasetStatus) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synthgen.untrusted import one_line
+
 SHOWN = 8
 
 
@@ -29,7 +31,7 @@ def list_keys(keys: Sequence[str]) -> str:
     'a, b, c, d, e, f, g, h and 2 more'
     """
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
+    return ", ".join(one_line(key) for key in keys[:SHOWN]) + more
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

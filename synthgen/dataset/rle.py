@@ -6,11 +6,11 @@ forged string do not fill the mask, so the runs are read and summed here first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco
 
 from synthgen.untrusted import quote
@@ -41,6 +41,44 @@ def decode_masks(
         ValueError: If an encoding has another size or its runs do not fill it, or all of them
             have more than ``MAX_PIXELS`` pixels.
     """
+    each = iterate_masks(rles, height, width)
+    masks = np.zeros((len(rles), height, width), dtype=bool)
+    for index, mask in enumerate(each):
+        masks[index] = mask
+    return masks
+
+
+def iterate_masks(
+    rles: Sequence[Mapping[str, Any]], height: int, width: int
+) -> Iterator[Bool[np.ndarray, "height width"]]:
+    """The masks of `decode_masks`, one at a time in memory; all are checked before the first."""
+    checked = _checked(rles, height, width)
+    return (coco.decode(rle).view(bool) for rle in checked)
+
+
+def mask_ious(
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    height: int,
+    width: int,
+) -> Float[np.ndarray, "our their"]:
+    """IoU of each of our masks with each of theirs, from the runs alone.
+
+    Raises:
+        ValueError: As for `decode_masks`.
+
+    >>> mask = {"size": [2, 2], "counts": "121"}
+    >>> mask_ious([mask], [mask], 2, 2).tolist()
+    [[1.0]]
+    """
+    pairs = [_checked(rles, height, width) for rles in (ours, theirs)]
+    if not all(pairs):
+        return np.zeros((len(ours), len(theirs)))
+    found: Float[np.ndarray, "our their"] = coco.iou(*pairs, [0] * len(theirs))
+    return found
+
+
+def _checked(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> list[dict[str, Any]]:
     if len(rles) * height * width > MAX_PIXELS:
         raise ValueError(
             f"Masks must have at most {MAX_PIXELS} pixels in all. Got {len(rles)} of "
@@ -50,10 +88,7 @@ def decode_masks(
         if list(rle["size"]) != [height, width]:
             raise ValueError(f"rle.size must be [{height}, {width}]. Got {quote(rle['size'])}.")
         run_lengths(rle)
-    if not rles:
-        return np.zeros((0, height, width), dtype=bool)
-    checked = [{"size": [height, width], "counts": rle["counts"]} for rle in rles]
-    return np.ascontiguousarray(coco.decode(checked).transpose(2, 0, 1)).astype(bool)
+    return [{"size": [height, width], "counts": rle["counts"]} for rle in rles]
 
 
 def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " run"]:

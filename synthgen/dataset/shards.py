@@ -27,6 +27,12 @@ MAX_MEMBER = 256 * 2**20
 MAX_SAMPLE = 2 * MAX_MEMBER
 """Bytes of all members of a sample: image, masks and labels of the largest size, uncompressed."""
 
+MAX_SAMPLES = 10_000
+"""Samples of a tar: `DatasetConfig.shard_size` allows no more."""
+
+MAX_MEMBERS = 256
+"""Members of a sample; previews have one for each k."""
+
 _EOF = b"\0" * (2 * BLOCK)
 
 
@@ -100,7 +106,7 @@ class BrokenShardError(ValueError):
 
     Args:
         kind: ``truncated``, ``bad header``, ``bad key``, ``foreign member``, ``large member``,
-            ``duplicate member`` or ``trailing data``.
+            ``duplicate member``, ``too many members`` or ``trailing data``.
         message: What was found, and where.
     """
 
@@ -189,15 +195,21 @@ def spans(members: Iterator[Member]) -> Iterator[Span]:
     """Group members that lie next to each other by key, as every WebDataset reader does.
 
     Raises:
-        BrokenShardError: For a member that occurs twice in one group.
+        BrokenShardError: For a member that occurs twice in one group, and more samples or
+            members than a shard may have.
     """
     group: dict[str, Member] = {}
-    key = ""
+    key, num = "", 0
     for member in members:
         if group and member.key != key:
             yield _span(key, group)
-            group = {}
+            group, num = {}, num + 1
         key = member.key
+        if num >= MAX_SAMPLES or len(group) >= MAX_MEMBERS:
+            raise BrokenShardError(
+                "too many members",
+                f"more than {MAX_SAMPLES:,} samples, or {MAX_MEMBERS} members of one",
+            )
         if member.suffix in group:
             raise BrokenShardError("duplicate member", quote(f"{key}.{member.suffix}"))
         group[member.suffix] = member

@@ -44,6 +44,14 @@ TOP_FILES = (CARD, CONFIG, IDENTITY, CLASSES)
 def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     """Every problem of a dataset; an empty list says that it is complete and correct.
 
+    See ``find_problems``.
+    """
+    return list(find_problems(directory, deep))
+
+
+def find_problems(directory: Any, deep: bool = False) -> Iterator[Problem]:
+    """The problems of a dataset, shard by shard: a hostile one may have millions.
+
     Args:
         directory: Its folder or URL.
         deep: Also decode every image and mask, rebuild ``mask.png`` from the masks, and look
@@ -55,40 +63,39 @@ def verify_dataset(directory: Any, deep: bool = False) -> list[Problem]:
     storage = open_storage(directory)
     if strangers := storage.strangers():
         message = "a link, pipe or device; remove it, nothing is looked at before"
-        return [Problem("no plain file", name, message) for name in strangers]
+        yield from (Problem("no plain file", name, message) for name in strangers)
+        return
     if not {*storage.names(), *storage.names("data"), *storage.names("stats")}:
         raise ValueError(f"A dataset must be a folder of ours. Got nothing in {storage.root}.")
-    problems = [
-        Problem("missing file", name, "every dataset has one")
-        for name in TOP_FILES
-        if storage.size(name) is None
-    ]
+    for name in TOP_FILES:
+        if storage.size(name) is None:
+            yield Problem("missing file", name, "every dataset has one")
     names, found = _class_names(storage)
-    problems += found
+    yield from found
     manifest, found = _read_manifest(storage)
-    problems += found
+    yield from found
     listed = {row["name"]: row for row in manifest["shards"]} if manifest else {}
     shards: list[str] = []
     for shard in _shard_names(storage):
         try:
             found, marker = _verify_published(storage, shard, names, deep)
         except ValueError as error:  # a folder that is called like a file
-            problems.append(Problem("unreadable file", tar_name(shard), str(error)))
+            yield Problem("unreadable file", tar_name(shard), str(error))
             continue
-        problems += found
+        yield from found
         if marker is not None:
             shards.append(shard)
         row = listed.pop(tar_name(shard), None)
         if marker is not None and manifest is not None:
-            problems += _verify_listed(marker, row, manifest)
+            yield from _verify_listed(marker, row, manifest)
         elif row is not None:
-            problems.append(Problem("missing marker", tar_name(shard), "the manifest lists it"))
-    problems += [Problem("missing marker", name, "the manifest lists it") for name in listed]
+            yield Problem("missing marker", tar_name(shard), "the manifest lists it")
+    yield from (Problem("missing marker", name, "the manifest lists it") for name in listed)
     if manifest is not None:
-        problems += verify_description(storage, manifest, deep)
-    problems += _foreign_files(storage)
+        yield from verify_description(storage, manifest, deep)
+    yield from _foreign_files(storage)
     digest = manifest["config"] if manifest is not None else None
-    return [*problems, *verify_beside(storage, shards, names, deep, digest)]
+    yield from verify_beside(storage, shards, names, deep, digest)
 
 
 def verify_tar(

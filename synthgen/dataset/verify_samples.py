@@ -13,7 +13,7 @@ from synthgen.dataset.labels import check_ids
 from synthgen.dataset.manifest import marker_name, metadata_name
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import IMAGE_OPTIONS, MAX_ID, bbox_xywh, decode_image, parse_sample
-from synthgen.dataset.rle import decode_masks, run_lengths
+from synthgen.dataset.rle import iterate_masks, run_lengths
 from synthgen.dataset.shards import Span
 from synthgen.types import IGNORE
 from synthgen.untrusted import one_line, parse_object, quote
@@ -182,14 +182,20 @@ def _verify_pixels(
         if image.shape[:2] != (info["height"], info["width"]):
             found = f"{suffix} is {image.shape[0]} x {image.shape[1]}"
             yield Problem("wrong size", where, found)
-    masks = decode_masks([s["rle"] for s in info["segments"]], info["height"], info["width"])
-    painted = np.zeros(mask.shape, dtype=np.int64)  # ids of a forged json may be any number
-    smallest = np.full(mask.shape, np.inf)
-    for segment, pixels in zip(info["segments"], masks, strict=True):
-        if list(bbox_xywh(pixels)) != segment["bbox_xywh"]:
-            yield Problem("wrong box", where, f"segment {segment['id']}")
-        inside = pixels & (segment["area"] <= smallest)
-        painted[inside], smallest[inside] = segment["id"], segment["area"]
+    segments = info["segments"]
+    if mask.shape != (info["height"], info["width"]) or len(segments) > MAX_ID:
+        return  # told already
+    # the smallest mask is painted last, and no two are in memory at once; by position, for ids
+    # of a forged json may be any number, and column by column, as masks are decoded
+    order = sorted(range(len(segments)), key=lambda index: -segments[index]["area"])
+    masks = iterate_masks([segments[index]["rle"] for index in order], *mask.shape)
+    painted, wrong_boxes = np.zeros(mask.shape, dtype=np.uint8, order="F"), []
+    for index, pixels in zip(order, masks, strict=True):
+        if list(bbox_xywh(pixels)) != segments[index]["bbox_xywh"]:
+            wrong_boxes.append(index)
+        np.copyto(painted, np.uint8(index + 1), where=pixels)
+    for index in sorted(wrong_boxes):
+        yield Problem("wrong box", where, f"segment {segments[index]['id']}")
     if not np.array_equal(painted, mask):
         wrong = int((painted != mask).sum())
         yield Problem("bad id", where, f"{wrong} pixels do not have the smallest mask's id")

@@ -26,9 +26,8 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.beside import read_sealed
 from synthgen.dataset.publish import Storage
-from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.rle import mask_ious
 from synthgen.dataset.seal import check_vouched, sha256_of
-from synthgen.segmentation.masks import pairwise_iou
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +177,8 @@ def auditor_ious(
         if row.annotations and ours:
             height, width = ours[0]["rle"]["size"]
             seen = [record["segmentation"] for record in row.annotations]
-            theirs = decode_masks(seen, height, width)
-            masks = decode_masks([segment["rle"] for segment in ours], height, width)
-            found[row.key] = pairwise_iou(masks, theirs).max(1).tolist()
+            ious = mask_ious([segment["rle"] for segment in ours], seen, height, width)
+            found[row.key] = ious.max(1).tolist()
     return found
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from synthgen.dataset.previews import Preview
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image
-from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.dataset.rle import encode_masks, iterate_masks
 from synthgen.report.labels import shown_names
 from synthgen.report.overview import ReadSample
 
@@ -181,7 +181,7 @@ def _segments(info: Mapping[str, Any], ious: Sequence[float] | None) -> list[dic
     kept = ("id", "area", "parent", "members", "label", "label_score")
     rles = [segment["rle"] for segment in info["segments"]]
     if max(info["height"], info["width"]) > SIDE:
-        masks = decode_masks(rles, info["height"], info["width"])
+        masks = iterate_masks(rles, info["height"], info["width"])
         rles = encode_masks(np.stack([shrink(mask, SIDE) for mask in masks])) if rles else []
     return [
         {

@@ -25,7 +25,7 @@ from synthgen.dataset.publish import Storage, dump_json
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.redaction import redact_tree
 from synthgen.run.plan import prompts_of
-from synthgen.untrusted import check_shape, parse_object
+from synthgen.untrusted import check_shape, one_line, parse_object
 
 MAX_THREADS = 1024  # more is no processor of today, but a file that somebody changed
 CARD_DEFAULTS = {
@@ -210,7 +210,7 @@ def check_drawn(standing: Mapping[str, Any], root: str) -> None:
     """
     merged = standing["content"].get("merged")
     if merged:
-        names = ", ".join(str(source["name"]) for source in merged)
+        names = ", ".join(one_line(source["name"], 80) for source in merged)
         raise ValueError(
             f"{root} was merged from {names} and nothing can be drawn for it again. Got such a "
             f"request; repeat or extend its sources, and merge them into another folder."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
-from synthgen.dataset.changes import changed_keys
+from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import (
     CONFIG,
     IDENTITY,
@@ -387,7 +387,7 @@ def _extended(
 ) -> list[dict[str, Any]]:
     if not environments or here in environments:
         return environments or [here]
-    changed = ", ".join(changed_keys(environments[-1], here))
+    changed = list_keys(changed_keys(environments[-1], here))
     if strict:
         raise ValueError(
             f"With --strict, the environment must be the one that the dataset was begun with. "

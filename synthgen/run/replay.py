@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Config
-from synthgen.dataset.changes import changed_keys
+from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
@@ -27,6 +27,7 @@ from synthgen.run.identity import (
     read_identity,
 )
 from synthgen.types import PlannedSample
+from synthgen.untrusted import quote
 
 
 def replay(out: str | Path, key: str) -> dict[str, bool]:
@@ -49,7 +50,7 @@ def replay(out: str | Path, key: str) -> dict[str, bool]:
     rows = _rows_of(storage, key)
     row = next((row for row in rows if row.key == key), None)
     if row is None or row.status != "ok":
-        got = f"status {row.status}, reason {row.reason}" if row else "none"
+        got = f"status {quote(row.status)}, reason {quote(row.reason)}" if row else "none"
         raise ValueError(f"{key} must be a sample of {storage.root}. Got {got}.")
     standing = _read_members(storage, key)
     provenance = json.loads(standing["json"])["provenance"]
@@ -96,7 +97,7 @@ def check_model(storage: Storage, config: Config) -> None:
     changed = changed_keys({name: standing["content"][name] for name in ours}, ours)
     if changed:
         raise ValueError(
-            f"The model must be the one of the dataset. Got a change of {', '.join(changed[:4])}."
+            f"The model must be the one of the dataset. Got a change of {list_keys(changed)}."
         )
 
 
