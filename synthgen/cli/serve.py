@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -94,5 +95,6 @@ def serve(
         try:
             apart(served)
         except Stopped:
-            end_runs(called)
+            with suppress(Exception):  # a server that is gone has no slots to free
+                end_runs(called)
             raise
