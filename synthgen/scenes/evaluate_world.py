@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,14 +23,18 @@ from synthgen.scenes.card import SHIPPED, read_card, record_quality, weights_dir
 from synthgen.scenes.classifier import classify, load_classifier
 from synthgen.scenes.corpus import render_corpus
 from synthgen.scenes.latents import image_to_unit
+from synthgen.scenes.m2f_model import load_m2f, m2f_weights_dir, predict_scores
 from synthgen.scenes.recipe_classifier import single_object_accuracy
-from synthgen.scenes.render import render
+from synthgen.scenes.render import Scene, render
 from synthgen.scenes.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
 
 PROMPT_OFFSET = 50_000
 """Prompts come from the validation seeds from here on, apart from the scenes that are rendered."""
 
 DRAWN_AT_ONCE = 10  # images
+LEAST_PIXELS = 80
+"""Pixels of a class from which it counts as present; the smallest whole object has 400."""
+
 NUM_RENDERED = 400  # scenes that the classifier is checked on
 
 
@@ -42,10 +47,11 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def held_out_prompts(num: int) -> list[str]:
-    """Captions of single-object scenes of held-out seeds."""
-    seeds = VALIDATION_SEEDS[PROMPT_OFFSET : PROMPT_OFFSET + num]
-    return [render(seed, num_objects=1).caption for seed in seeds]
+def held_out_scenes(num: int, num_objects: int = 1) -> list[Scene]:
+    """Scenes of held-out seeds, whose objects are all of different classes."""
+    scenes = (render(seed, num_objects) for seed in VALIDATION_SEEDS[PROMPT_OFFSET:])
+    distinct = (s for s in scenes if len({o.class_name for o in s.objects}) == num_objects)
+    return list(islice(distinct, num))
 
 
 @torch.no_grad()
@@ -119,24 +125,68 @@ def prompt_accuracy(
     return float(np.mean(class_hits)), float(np.mean(color_hits))
 
 
+def detect(
+    images: Float[Tensor, "batch 3 height width"], prompts: list[str]
+) -> tuple[float, float, float]:
+    """What the embedded Mask2Former sees of the prompted objects.
+
+    An object is present if its class covers `LEAST_PIXELS`, and has its color if most pixels of
+    its class are closest to a color that the prompt gives it.
+
+    Returns:
+        Shares of images that show all of their objects, of objects that are present, and of
+        present objects that have their color.
+    """
+    model, processor = load_m2f(m2f_weights_dir())
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    palette = np.array(list(COLORS.values()), np.float32)
+    names = tuple(COLORS)
+    whole: list[bool] = []
+    present: list[bool] = []
+    bound: list[bool] = []
+    for image, prompt in zip(pixels.numpy(), prompts, strict=True):
+        semantic = predict_scores(model, processor, [image])[0].argmax(0).numpy()
+        nearest = ((image[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
+        seen = []
+        for item in parse_caption(prompt).objects:
+            inside = semantic == CLASSES.index(item.class_name) + 1
+            seen.append(bool(inside.sum() >= LEAST_PIXELS))
+            if seen[-1]:
+                most = np.bincount(nearest[inside], minlength=len(names)).argmax()
+                bound.append(names[most] in item.colors)
+        whole.append(all(seen))
+        present += seen
+    return float(np.mean(whole)), float(np.mean(present)), float(np.mean(bound or [False]))
+
+
 def bench_scenes(num: int = 200, folder: Path | None = None, workers: int = 2) -> dict[str, float]:
     """Quality of the embedded world on held-out seeds.
 
     Args:
-        num: Images to generate from single-object prompts.
+        num: Images to generate from prompts of one, of two and of three objects each.
         folder: Pipeline folder; the shipped weights by default.
         workers: Processes that generate.
 
     Returns:
-        `vae_psnr` in dB, `class_accuracy` and `color_accuracy` of generated images,
-        `classifier_accuracy` on rendered ones.
+        `vae_psnr` in dB, `class_accuracy` and `color_accuracy` of generated images with one
+        object, `classifier_accuracy` on rendered ones; for each number of objects, what `detect`
+        says of generated images and, as ceiling, of rendered ones.
     """
     folder = weights_dir() if folder is None else folder
     card = read_card(folder)
-    prompts = held_out_prompts(num)
-    images = generate_in_processes(
-        folder, prompts, card["num_inference_steps"], card["guidance_scale"], workers
-    )
+    figures: dict[str, float] = {}
+    for number in (3, 2, 1):
+        scenes = held_out_scenes(num, number)
+        prompts = [scene.caption for scene in scenes]
+        images = generate_in_processes(
+            folder, prompts, card["num_inference_steps"], card["guidance_scale"], workers
+        )
+        rendered_images = image_to_unit(torch.from_numpy(np.stack([s.image for s in scenes])))
+        for kind, shown in (("", images), ("rendered_", rendered_images)):
+            whole, present, bound = detect(shown, prompts)
+            figures[f"{kind}all_of_{number}"] = round(whole, 4)
+            figures[f"{kind}each_of_{number}"] = round(present, 4)
+            figures[f"{kind}color_of_{number}"] = round(bound, 4)
     class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
     rendered = render_corpus(NUM_RENDERED, 1.0, VALIDATION_SEEDS.start, workers=0)
     classifier_accuracy, _ = single_object_accuracy(load_classifier(folder), rendered)
@@ -145,6 +195,7 @@ def bench_scenes(num: int = 200, folder: Path | None = None, workers: int = 2) -
         "class_accuracy": round(class_accuracy, 4),
         "color_accuracy": round(color_accuracy, 4),
         "classifier_accuracy": round(classifier_accuracy, 4),
+        **figures,
     }
 
 
