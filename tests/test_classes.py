@@ -191,3 +191,13 @@ def test_content_decides_not_the_name_of_the_file(tiny_dataset: Path, tmp_path: 
         run.generate(renamed, tmp_path / f"{name} out")
         made, expected = tree_hashes(tmp_path / f"{name} out"), tree_hashes(tiny_dataset)
         assert {k for k in made if made[k] != expected.get(k)} <= {"config.yaml"}
+
+
+def test_a_word_that_the_model_does_not_know_is_not_found(tmp_path: Path) -> None:
+    rows = ({"id": "a", "prompt": "a red ball in the snow", "classes": ["ball", "dog", "Haus"]},)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", rows)
+    given = (f"prompts={prompts}", "num=1", "generation.num_inference_steps=3")
+    with pytest.warns(UserWarning, match="none that model .scenes. can draw"):
+        run.generate(load(overrides=[*given, *LABELED[:1]]), tmp_path / "out")
+    sample = next(iter(open_dataset(tmp_path / "out")))
+    assert sample["json"]["not_found"] == ["dog", "Haus"]

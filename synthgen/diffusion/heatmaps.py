@@ -96,7 +96,8 @@ def class_attribution(
     read = [attributed_text(p, t, source) for p, t in zip(prompts, texts, strict=True)]
     groups = []
     for prompt, text in zip(prompts, read, strict=True):
-        spans = class_token_spans(pipeline.tokenizer, text, prompt.class_names)
+        # no map for a word that the text encoder does not know: its heat would be any word's
+        spans = class_token_spans(pipeline.tokenizer, text, prompt.class_names, unknown=False)
         groups.append([*(spans[name] for name in prompt.class_names), (START,)])
     if source == "prompt":
         return Attribution(groups)

@@ -24,6 +24,7 @@ class FastTokenizer(Protocol):
 
     model_max_length: int
     is_fast: bool
+    unk_token_id: int | None
 
     def __call__(self, text: str, **settings: Any) -> Mapping[str, Any]:
         """Token ids and, where asked for, offsets."""
@@ -35,7 +36,7 @@ class FastTokenizer(Protocol):
 
 
 def class_token_spans(
-    tokenizer: FastTokenizer, text: str, class_names: Sequence[str]
+    tokenizer: FastTokenizer, text: str, class_names: Sequence[str], unknown: bool = True
 ) -> dict[str, tuple[int, ...]]:
     """Token positions of every mention of each class, in order; empty where there is none.
 
@@ -46,13 +47,17 @@ def class_token_spans(
         tokenizer: The one that the text encoder uses.
         text: What the text encoder reads: a prompt or an `attribution_text`.
         class_names: Classes to look for.
+        unknown: Count tokens, too, that stand for any word outside of the vocabulary.
 
     Raises:
         ValueError: If the tokenizer knows no offsets or no maximum length.
     """
-    offsets = _padded_offsets(tokenizer, text)
+    ids, offsets = _padded_offsets(tokenizer, text)
+    left_out = (
+        set() if unknown else {i for i, one in enumerate(ids) if one == tokenizer.unk_token_id}
+    )
     return {
-        name: tuple(sorted({i for place in places for i in _covering(offsets, place)}))
+        name: tuple(sorted({i for p in places for i in _covering(offsets, p)} - left_out))
         for name, places in find_mentions(text, class_names).items()
     }
 
@@ -88,12 +93,11 @@ def truncated_words(tokenizer: FastTokenizer, text: str) -> tuple[str, ...]:
     return tuple(text.split()[len(seen) - partial :])
 
 
-def _padded_offsets(tokenizer: FastTokenizer, text: str) -> Offsets:
-    """Character range of each token of the padded sequence; (0, 0) for special tokens."""
+def _padded_offsets(tokenizer: FastTokenizer, text: str) -> tuple[Sequence[int], Offsets]:
+    """Each token of the padded sequence and its character range; (0, 0) for special tokens."""
     _check(tokenizer)
     encoding = tokenizer(text, padding="max_length", truncation=True, return_offsets_mapping=True)
-    offsets: Offsets = encoding["offset_mapping"]
-    return offsets
+    return encoding["input_ids"], encoding["offset_mapping"]
 
 
 def _check(tokenizer: FastTokenizer) -> None:
