@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -126,3 +127,48 @@ def test_a_dataset_whose_folder_is_called_like_a_tar_opens(world: Path) -> None:
         shutil.copytree(world / "data", world / name)
         assert len(list(open_dataset(world / name))) == 8
         assert len(list(open_dataset(f"file://{world}/{name}"))) == 8
+
+
+def test_a_name_that_no_disk_takes_is_refused_in_one_line(world: Path) -> None:
+    long = world / ("x" * 300)
+    calls: list[Callable[[], object]] = [
+        lambda: export(world / "data", long, "coco"),
+        lambda: open_dataset(long),
+        lambda: run.generate(ordered_config(world.parent, "num=8"), long),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="at most 255 bytes"):
+            call()
+    assert export(world / "data", world / ("y" * 255), "coco")["counts"]
+
+
+@pytest.mark.parametrize("part", ["totals", "times", "environments", "models"])
+def test_an_incomplete_manifest_is_one_line_for_whoever_reads_it(part: str, world: Path) -> None:
+    """And an incomplete identity, and a sample that does not say how it was made."""
+    data = world / "data"
+    tree = json.loads((data / "manifest.json").read_text())
+    del tree[part]
+    (data / "manifest.json").write_text(json.dumps(tree))
+    identity = json.loads((data / "identity.json").read_text())
+    identity["content"] = {}
+    (data / "identity.json").write_text(json.dumps(identity))
+    for call in (lambda: write_report(data), lambda: run.replay(data, "0000000000")):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_sample_is_said_with_its_file(world: Path) -> None:
+    tar = world / "data" / "data" / "train-000001.tar"
+    content = tar.read_bytes().replace(b'"num_segments"', b'"gum_segments"', 1)
+    tar.write_bytes(content)
+    for check in (None, False):
+        with pytest.raises(ValueError, match=r"data/train-000001\.tar.*000001000|000001000.*tar"):
+            list(open_dataset(world / "data", check=check))
+    tar.write_bytes(content[:1000] + bytes(len(content) - 1000))
+    for call in (
+        lambda: list(open_dataset(world / "data", check=False)),
+        lambda: run.replay(world / "data", "0000010003"),
+    ):
+        with pytest.raises(ValueError, match=r"train-000001\.tar must be whole"):
+            call()

@@ -228,7 +228,8 @@ class _Opener:
                 )
             with storage.open(name) as stream:
                 try:
-                    yield from _checked(stream, name, places) if places else _unchecked(stream)
+                    for sample in _checked(stream, name, places) if places else _unchecked(stream):
+                        yield {**sample, "__url__": storage.path(name)}
                 except BrokenShardError as error:
                     raise ValueError(
                         f"{storage.path(name)} must be whole. Got {error}; see 'synthgen verify'."
@@ -294,11 +295,14 @@ class _Decoder:
             if verdict is not None and self.keep_only and not verdict.keep:
                 continue
             members = {name: sample[name] for name in SUFFIXES & sample.keys()}
-            decoded = decode_sample(key, members, self.masks)
-            if self.labels is not None:
-                decoded = with_labels(decoded, self.labels.members(key))
-            if "semantic" in decoded and self.class_names:  # a lone tar has no classes.json
-                check_ids(key, decoded["semantic"], self.class_names)
+            try:
+                decoded = decode_sample(key, members, self.masks)
+                if self.labels is not None:
+                    decoded = with_labels(decoded, self.labels.members(key))
+                if "semantic" in decoded and self.class_names:  # a lone tar has no classes.json
+                    check_ids(key, decoded["semantic"], self.class_names)
+            except ValueError as error:
+                raise ValueError(f"{sample['__url__']}: {error}") from None
             yield decoded if verdict is None else {**decoded, "verdict": verdict}
 
 

@@ -58,11 +58,20 @@ class ShardRow(TypedDict):
     unconverged: NotRequired[int]
 
 
+class _Totals(TypedDict):
+    shards: int
+    planned: int
+    samples: int
+    failed: int
+    bytes: int
+    reasons: dict[str, int]
+
+
 class _Manifest(TypedDict):
     """What readers rely on; `build_manifest` writes it."""
 
     config: str
-    totals: dict[str, Any]
+    totals: _Totals
     shards: list[ShardRow]
     models: list[dict[str, Any]]
     times: dict[str, Any]

@@ -37,6 +37,9 @@ from synthgen.untrusted import one_line
 
 STAGING = ".synthgen/staging"
 LOCKS = ".synthgen/locks"
+MAX_NAME = 255
+"""Bytes of a file's name on all common file systems."""
+
 LOCK_SECONDS = 120.0
 """How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
 
@@ -389,6 +392,12 @@ def open_storage(url: str | Path) -> Storage:
     """
     text = str(url)
     if urls.scheme_of(text) is None:
+        longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+        if longest > MAX_NAME:
+            raise ValueError(
+                f"A folder's name must have at most {MAX_NAME} bytes. Got one of {longest}; "
+                f"choose a shorter one."
+            )
         return Storage(fsspec.filesystem("file"), str(Path(text).absolute()))
     return Storage(*urls.open_url(text))
 

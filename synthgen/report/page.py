@@ -47,6 +47,7 @@ from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_samp
 from synthgen.report.policy import SCRIPT, STYLE, asset, content_security_policy
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE, remember
+from synthgen.untrusted import one_line
 
 EXTREMES = 20
 _RIVALS = {"our masks": "", "chance (RGB+XY)": "chance_", "other images' masks": "others_"}
@@ -134,13 +135,19 @@ def render_report(
             storage, shard, hashes.get(shard, ""), overview, set(chosen), audit, labels, budget
         )
     ]
-    context = _context(storage, manifest, overview, audit, shown, (worst, best))
-    context["classes"] = class_table(
-        overview.statistics if labels.reader is None else labels.statistics
-    )
-    context["label_id"] = labels.label_id
-    others = [standing for standing in audits if standing is not picked]
-    return _template().render(**context, other_audits=others, audit_asked=audit_id is not None)
+    try:
+        context = _context(storage, manifest, overview, audit, shown, (worst, best))
+        context["classes"] = class_table(
+            overview.statistics if labels.reader is None else labels.statistics
+        )
+        context["label_id"] = labels.label_id
+        others = [standing for standing in audits if standing is not picked]
+        return _template().render(**context, other_audits=others, audit_asked=audit_id is not None)
+    except (jinja2.TemplateError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"manifest.json and identity.json must say all that a report shows. Got "
+            f"{type(error).__name__}: {one_line(error)}; see 'synthgen verify'."
+        ) from error
 
 
 def _survey(storage: Storage, shards: Sequence[str]) -> tuple[Overview, set[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.publish import Storage, open_storage
-from synthgen.dataset.records import KEY
-from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.dataset.records import KEY, parse_sample
+from synthgen.dataset.shards import BrokenShardError, read_span, scan, spans
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.redaction import redact_tree
 from synthgen.run.batch import Recipe, make_batch
@@ -27,7 +26,7 @@ from synthgen.run.identity import (
     read_identity,
 )
 from synthgen.types import PlannedSample
-from synthgen.untrusted import quote
+from synthgen.untrusted import one_line, quote
 
 
 def replay(out: str | Path, key: str) -> dict[str, bool]:
@@ -53,10 +52,16 @@ def replay(out: str | Path, key: str) -> dict[str, bool]:
         got = f"status {quote(row.status)}, reason {quote(row.reason)}" if row else "none"
         raise ValueError(f"{key} must be a sample of {storage.root}. Got {got}.")
     standing = _read_members(storage, key)
-    provenance = json.loads(standing["json"])["provenance"]
+    try:
+        made = parse_sample(standing["json"])["provenance"]
+        digest, batch_size = str(made["config"]), int(made["batch_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{tar_name(shard_of(key))}: sample {key} must say how it was made. Got "
+            f"{one_line(repr(error))}; see 'synthgen verify'."
+        ) from None
     check_model(storage, config)
-    ids = class_ids(class_names(storage))
-    recipe = Recipe(config, provenance["config"], provenance["batch_size"], ids)
+    recipe = Recipe(config, digest, batch_size, class_ids(class_names(storage)))
     again = _make_again(recipe, [other for other in rows if other.batch == row.batch], key)
     return {
         f"{key}.{suffix}": _sha256(standing.get(suffix, b"")) == _sha256(again.get(suffix, b""))
@@ -81,11 +86,17 @@ def _rows_of(storage: Storage, key: str) -> list[Row]:
 
 
 def _read_members(storage: Storage, key: str) -> dict[str, bytes]:
-    with storage.open(tar_name(shard_of(key))) as stream:
-        for span in spans(scan(stream)):
-            if span.key == key:
-                return read_span(stream, span)
-    raise ValueError(f"{key} must be in its shard. Got none; see 'synthgen verify'.")
+    name = tar_name(shard_of(key))
+    if storage.size(name) is None:
+        raise ValueError(f"{name} must exist. Got none; see 'synthgen verify'.")
+    try:
+        with storage.open(name) as stream:
+            for span in spans(scan(stream)):
+                if span.key == key:
+                    return read_span(stream, span)
+    except BrokenShardError as error:
+        raise ValueError(f"{name} must be whole. Got {error}; see 'synthgen verify'.") from None
+    raise ValueError(f"{key} must be in {name}. Got none; see 'synthgen verify'.")
 
 
 def check_model(storage: Storage, config: Config) -> None:
@@ -94,7 +105,7 @@ def check_model(storage: Storage, config: Config) -> None:
     keep_threads(standing)
     check_drawn(standing, storage.root)
     ours = redact_tree(model_content(load_backbone(config.model)))
-    changed = changed_keys({name: standing["content"][name] for name in ours}, ours)
+    changed = changed_keys({name: standing["content"].get(name) for name in ours}, ours)
     if changed:
         raise ValueError(
             f"The model must be the one of the dataset. Got a change of {list_keys(changed)}."
