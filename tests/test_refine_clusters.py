@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from planted import planted_sample
 
+from synthgen.config import SegmentationConfig
 from synthgen.scenes.render import render
 from synthgen.scenes.vocabulary import TUNING_SEEDS
 from synthgen.segmentation import refine
 from synthgen.segmentation.metrics import boundary_f
+from synthgen.segmentation.segment import segment
 
 KS = (2, 3)
 
@@ -105,3 +108,15 @@ def test_a_flat_image_moves_no_straight_border() -> None:
     labels[:, :, 20:] = 1
     image = np.full((40, 40, 3), 90, np.uint8)
     assert np.array_equal(refine.refine_clusters(labels, (2,), image), labels)
+
+
+def test_the_setting_refines_every_k_before_masks_are_built() -> None:
+    sample = planted_sample()
+    plain = segment(sample, SegmentationConfig())
+    refined = segment(sample, SegmentationConfig(refiner="affinity"))
+    expected = refine.refine_clusters(plain.labels, plain.ks, sample.image)
+    assert np.array_equal(refined.labels, expected)
+    assert not np.array_equal(refined.labels, plain.labels)
+    masks = refined.mask_set.masks
+    k, cluster = refined.mask_set.members[0][0]
+    assert np.array_equal(masks[0], refined.labels[refined.ks.index(k)] == cluster)

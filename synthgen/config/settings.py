@@ -167,6 +167,10 @@ class SegmentationConfig(Section):
     method: str = Field("per-head", description="Row of SEGMENTERS or 'module:attribute'.")
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
+    refiner: Literal["none", "affinity"] = Field(
+        "none",
+        description="affinity: move the clusters' borders to the image's edges, for each k.",
+    )
     masks: MaskConfig = MaskConfig()
 
     _known_method = row_of("method", SEGMENTERS)

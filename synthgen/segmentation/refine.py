@@ -69,7 +69,7 @@ def refine_clusters(
     for distance in SCHEDULE:
         maps = average_neighbors(maps, (distance,), weights[distance])
     if factor == 1:
-        winners = [part.argmax(0).to(torch.uint8).numpy() for part in maps.split(list(ks))]
+        winners = [part.argmax(0).to(torch.uint8).numpy() for part in torch.split(maps, list(ks))]
         return np.stack(winners)
     return _back_to_pixels(maps, ks, small, colors, factor)
 
@@ -162,9 +162,11 @@ def _back_to_pixels(
     """
     height, width = colors.shape[1:]
     columns = small.shape[2] + 2  # a margin that repeats the border
-    winners = np.stack([part.argmax(0).to(torch.uint8).numpy() for part in maps.split(list(ks))])
-    border = np.stack(
-        [ndimage.maximum_filter(w, 3) != ndimage.minimum_filter(w, 3) for w in winners]
+    winners = np.stack(
+        [part.argmax(0).to(torch.uint8).numpy() for part in torch.split(maps, list(ks))]
+    )
+    border = np.stack([ndimage.maximum_filter(w, 3) for w in winners]) != np.stack(
+        [ndimage.minimum_filter(w, 3) for w in winners]
     )
     rows, cols = np.arange(height)[:, None] // factor, np.arange(width) // factor
     y, x = np.nonzero(border.any(0)[rows, cols])
@@ -183,7 +185,7 @@ def _back_to_pixels(
     )
     weights = (-(near - color).abs() / scale).mean(-1).softmax(0) * torch.from_numpy(reach).float()
     labels = winners[:, rows, cols]
-    for position, shares in enumerate(shares_around.split(list(ks), 1)):
+    for position, shares in enumerate(torch.split(shares_around, list(ks), 1)):
         here = np.flatnonzero(border[position][y // factor, x // factor])
         score = torch.zeros(len(here), shares.shape[1])
         for cell, weight in zip(nine[:, here], weights[:, here], strict=True):
@@ -192,7 +194,7 @@ def _back_to_pixels(
     return labels
 
 
-def _deviation(values: Float[Tensor, neighbor *place]) -> Float[Tensor, "*place"]:
+def _deviation(values: Float[Tensor, "neighbor ..."]) -> Float[Tensor, ...]:
     """Standard deviation over the neighbors; ``std`` takes four times as long."""
     mean = values.mean(0)
     return (values.square().mean(0) - mean.square()).clamp(min=0).sqrt()

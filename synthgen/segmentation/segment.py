@@ -19,6 +19,7 @@ from synthgen.segmentation.features import feature_blocks, rgbxy_block
 from synthgen.segmentation.interpolation import Interpolation
 from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.masks import build_masks
+from synthgen.segmentation.refine import refine_clusters
 from synthgen.types import Sample, Segmentation
 
 
@@ -82,6 +83,8 @@ def _segment(
     size = label_size(image, config.clusters)
     clustering = cluster(blocks, size, config.clusters, interpolation)
     labels = _resize_nearest(clustering.labels, (image.shape[0], image.shape[1]))
+    if config.refiner == "affinity":
+        labels = refine_clusters(labels, clustering.ks, image)
     masks = build_masks(labels, clustering.ks, config.masks)
     return Segmentation(
         masks, clustering.ks, labels, max(clustering.iterations), clustering.converged
