@@ -195,7 +195,7 @@ def test_values_out_of_bounds_name_their_option(
         (["inspect", "a red car", "--out", "notes.txt"], "--out must be a folder"),
         (["inspect", "a red car", "--out", "notes.txt/x"], "notes.txt is a file"),
         (["inspect", "photo.bmp"], "'photo.bmp': No such file"),
-        (["inspect", "picture.bmp"], "JPEG, PNG or WebP. Got 'picture.bmp'"),
+        (["inspect", "picture.bmp"], "must show something. Got 'picture.bmp', all of one color"),
         (["inspect", "notes.txt"], "must be readable"),
         (["inspect", "folder"], "'folder': Is a directory"),
         (["inspect", ""], "Got an empty text"),
@@ -269,7 +269,7 @@ def test_status_tells_how_far_a_dataset_is(tiny_dataset: Path, tmp_path: Path) -
 
 
 def test_status_names_why_samples_failed() -> None:
-    found = DatasetStatus(2, 1, 9, 3, 2, {"black": 2}, 1_500_000, False)
+    found = DatasetStatus(2, 1, 9, 3, 2, {"black": 2}, 1_500_000, 0, False)
     lines = status_lines(found)
     assert [line.split()[:2] for line in lines[2:4]] == [["failed", "2"], ["black", "2"]]
     assert lines[4].split() == ["size", "1.5", "MB"]

@@ -51,6 +51,7 @@ from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.publish import open_storage
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
 from synthgen.dataset.rle import encode_masks
+from synthgen.dataset.seal import sealed_json
 from synthgen.dataset.shards import scan, spans
 from synthgen.dataset.verify import verify_dataset
 from synthgen.dataset.verify_samples import verify_sample
@@ -239,7 +240,9 @@ def test_members_are_counted_and_so_are_problems(
     tar = b"".join(headers) + bytes(1024)
     (world / "data/data/train-000001.tar").write_bytes(tar + bytes(-len(tar) % 10240))
     marker = world / "data/stats/train-000001.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "bytes": len(tar)}))
+    tree = {**json.loads(marker.read_text()), "bytes": len(tar)}
+    del tree["seal"]
+    marker.write_bytes(sealed_json(tree))
     with memory_below(100 * MEGABYTE), pytest.raises(typer.Exit):
         inspect.verify(str(world / "data"))
     printed = capsys.readouterr()

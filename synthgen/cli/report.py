@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from synthgen.cli.options import refuse_unused, say
+from synthgen.progress import Stopped
 from synthgen.urls import scheme_of
 
 
@@ -87,7 +88,7 @@ def view(
         say(f"http://{ADDRESS}:{server.server_address[1]}/  (Ctrl-C stops)")
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             say("stopped")
 
 

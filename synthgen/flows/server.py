@@ -125,9 +125,9 @@ def _check(url: str) -> None:
 def _answers(url: str) -> bool:
     """Whether anybody is there, whatever it says."""
     try:
-        httpx.get(f"{url}/health", timeout=10, verify=False)  # noqa: S501 - nothing is sent
-    except httpx.HTTPError:
-        return False
+        httpx.get(f"{url}/health", timeout=10)
+    except httpx.HTTPError as error:
+        return "CERTIFICATE" in str(error)  # Prefect knows whether to trust it
     return True
 
 
