@@ -22,7 +22,7 @@ OVERRIDES = (
     *("generation.num_inference_steps=1", "generation.batch_size=2", "model.device=cpu"),
     *("generation.height=32", "generation.width=64", "generation.scheduler=ddim"),
     *("generation.guidance_scale=1.0", "segmentation.clusters.ks=[2,3]"),
-    *("segmentation.clusters.max_iterations=8", "segmentation.features.components=2"),
+    "segmentation.features.components=2",
 )
 
 

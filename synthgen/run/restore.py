@@ -182,6 +182,7 @@ def _standing_rows(
     except ValueError:
         return None
     blank: dict[str, Any] = {"seconds_generate": 0.0, "seconds_segment": 0.0, "origin": None}
+    blank |= {"iterations": 0, "converged": True}  # the tar tells none of them
     told = [replace(row, labels=None, **blank) for row in rows if row.status == "ok"]
     hashed = {row.key for row in told if row.sha256}  # older ones are not
     same = told == [
