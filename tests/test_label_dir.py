@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import tiny_config, write_prompts
+from tiny_run import rewrite, tiny_config, write_prompts
 
 import synthgen
 from synthgen import run
@@ -21,6 +21,7 @@ from synthgen.dataset.contact_sheet import inner_point, write_contact_sheet
 from synthgen.dataset.labels import class_names, label_ids
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows
+from synthgen.dataset.seal import sha256_of
 from synthgen.dataset.verify import verify_dataset
 from synthgen.run.label import begin, label
 
@@ -246,6 +247,7 @@ def test_a_sample_that_does_not_come_out_again_is_not_labeled(out: Path) -> None
     seeds = pa.array([seed + 1 for seed in table["seed"].to_pylist()], pa.int64())
     position = table.column_names.index("seed")
     pq.write_table(table.set_column(position, table.schema.field("seed"), seeds), path)
+    rewrite(out / "stats" / "train-000000.json", metadata_sha256=sha256_of(path.read_bytes()))
     with pytest.raises(ValueError, match=r"must come out as it stands.*Got other bytes"):
         label(out, CLUSTERS, label_id="other")
     assert not (out / "labels/other/train-000000.tar").exists()

@@ -50,9 +50,10 @@ def older(out: Path) -> None:
     """As version 1 of the schema wrote it: no seals, and no hash but that of the tars."""
     for path in (*out.glob("stats/*"), *out.glob("manifests/*"), out / "manifest.json"):
         tree = json.loads(path.read_text()) | {"schema_version": 1}
-        for name in ("seal", "files", "labels", "metadata_sha256", "previews_sha256"):
+        for name in ("seal", "labels", "metadata_sha256", "previews_sha256"):
             tree.pop(name, None)
-        tree.get("times", {}).pop("versions", None)
+        for name in ("versions", "files"):
+            tree.get("times", {}).pop(name, None)
         for row in tree.get("shards", []):
             row.pop("previews", None)
         path.write_bytes(dump_json(tree))

@@ -289,18 +289,21 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
 
     Its version is written first; where a process was killed between the two, that version is it.
     The manifest alone has the hashes of the files that describe the dataset (``files``), and of
-    all versions: among the times, for these hold times.
+    all versions: among the times, for these hold times, and a configuration holds paths.
 
     Returns:
         The manifest that stands on the disk.
     """
     files = {name: storage.read(name) for name in (CARD, CONFIG, IDENTITY, CLASSES)}
     hashes = {name: sha256_of(found) for name, found in files.items() if found is not None}
-    manifest = {**manifest, "schema_version": SCHEMA_VERSION, "files": hashes}
+    version = {**manifest, "schema_version": SCHEMA_VERSION}
     standing = read_manifest(storage)
-    if standing is not None and without_times(standing) == without_times(manifest):
+    if (
+        standing is not None
+        and without_times(standing) == without_times(version)
+        and standing["times"].get("files") == hashes
+    ):
         return standing
-    version = {name: value for name, value in manifest.items() if name != "files"}
     newest = max(versions(storage), default=0)
     latest = _read(storage, version_name(newest)) if newest else None
     if latest is not None and without_times(latest) == without_times(version):
@@ -311,7 +314,7 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     known = {} if standing is None else standing["times"].get("versions", {})
     names = map(version_name, versions(storage))
     chain = {name: known.get(name) or sha256_of(storage.read(name) or b"") for name in names}
-    manifest["times"] = {**version["times"], "versions": chain}
+    manifest = {**version, "times": {**version["times"], "versions": chain, "files": hashes}}
     storage.publish_bytes(_manifest_bytes(manifest), MANIFEST)
     return dict(manifest)
 
@@ -390,7 +393,7 @@ def check_description(storage: Storage, manifest: Mapping[str, Any]) -> None:
         ValueError: With the first that was damaged or changed.
     """
     for name in (IDENTITY, CLASSES, CONFIG):
-        expected = manifest.get("files", {}).get(name)
+        expected = manifest["times"].get("files", {}).get(name)
         if expected is not None and not (name == CONFIG and plans_more(storage, manifest)):
             check_vouched(name, sha256_of(storage.read(name) or b""), expected, MANIFEST)
 

@@ -34,7 +34,7 @@ def verify_description(
         manifest: The manifest that stands.
         deep: Also look at the card, which people may have edited.
     """
-    if "files" not in manifest:
+    if "files" not in manifest["times"]:
         logger.warning(
             "%s is of an older version, which has no hashes of the description, of earlier "
             "manifests, rows and previews: damage in them cannot be found.",
@@ -42,7 +42,7 @@ def verify_description(
         )
     if totals(manifest["shards"])["samples"] != manifest["totals"]["samples"]:
         yield Problem("wrong manifest", MANIFEST, "its totals are not those of its shards")
-    for name, sha256 in manifest.get("files", {}).items():
+    for name, sha256 in manifest["times"].get("files", {}).items():
         if name == CONFIG and plans_more(storage, manifest):
             yield Problem("unfinished", name, f"plans more than the manifest lists; {_AGAIN}")
         elif (deep or name != CARD) and (found := hash_file(storage, name)) != sha256:

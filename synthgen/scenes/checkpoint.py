@@ -88,8 +88,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
     """Put back what `optimizer_state` gave; nothing happens where it is empty."""
     if not state:
         return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         number, key = name.split(".", 1)
+        like = parameters[int(number)]
+        if value.shape == like.shape:  # fused steps walk memory in the parameter's order
+            value = torch.empty_like(like, requires_grad=False).copy_(value)
         moments.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

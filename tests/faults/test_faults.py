@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from children import context, finish, run_and_kill, run_to_end
 from fault_table import Faults
+from invariants import staged
 from tiny_run import tiny_config, tree_hashes
 
 from synthgen import run
@@ -26,10 +27,6 @@ from synthgen.run import batch as batch_module
 def config(tiny_pipeline: Path, tiny_dataset: Path) -> Config:
     """The configuration that ``tiny_dataset`` was made with."""
     return tiny_config(tiny_pipeline, tiny_dataset.parent / "prompts.jsonl")
-
-
-def staged(out: Path) -> list[Path]:
-    return [path for path in (out / ".synthgen").rglob("*") if path.name != "staging"]
 
 
 # --- killed at any moment -----------------------------------------------------------------------
