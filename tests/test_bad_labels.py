@@ -20,7 +20,7 @@ import pytest
 from made_export import NAMES, make_dataset, tree
 from made_report import write_labeled
 from pycocotools.coco import COCO
-from tiny_run import OVERRIDES, write_prompts
+from tiny_run import OVERRIDES, vouch_again, write_prompts
 
 from synthgen.cli import main
 from synthgen.dataset.labels import class_names
@@ -118,6 +118,7 @@ def test_unknown_ids_stop_an_export_and_a_new_table_needs_a_new_folder(
 def test_unknown_ids_are_named_by_the_report_and_to_readers(tmp_path: Path, bad: Bad) -> None:
     out = write_labeled(tmp_path / "made")
     write_classes(out, {0: "background", 1: "cat", 255: "ignore"})
+    vouch_again(out)
     assert "Got [2]; known: 0, 1, 255" in bad("report", out)
     with pytest.raises(ValueError, match=r"Got \[2\]; known: 0, 1, 255"):
         list(open_dataset(out))

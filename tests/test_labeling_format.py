@@ -13,6 +13,7 @@ import pytest
 from made_labels import CLASS_IDS, make_labeled, make_labels, write_side_labels
 from made_records import make_record
 from PIL import Image
+from tiny_run import vouch_again
 
 from synthgen.bench.made_dataset import make_sample, write_dataset
 from synthgen.dataset.labels import class_names, label_ids, labels_tar_name
@@ -129,6 +130,7 @@ def labeled(tmp_path: Path) -> Path:
     write_dataset(tmp_path / "out", samples, 5, shard_size=3)
     table = {"0": "background", "1": "cat", "2": "<b>dog</b>", "255": "ignore"}
     (tmp_path / "out" / "classes.json").write_text(json.dumps(table))
+    vouch_again(tmp_path / "out")
     write_side_labels(tmp_path / "out", "hand", _side(tmp_path / "out"))
     return tmp_path / "out"
 
@@ -211,10 +213,12 @@ def test_verify_finds_changed_bytes_and_unknown_ids_of_labels(labeled: Path) -> 
     assert verify_dataset(labeled, deep=True) == []
     names = json.loads((labeled / "classes.json").read_text())
     (labeled / "classes.json").write_text(json.dumps({"0": "background", "255": "ignore"}))
+    vouch_again(labeled)
     found = verify_dataset(labeled, deep=True)
     assert {problem.kind for problem in found} == {"bad id"}
     assert found[0].where.startswith(labels_tar_name("hand", "train-000000"))
     (labeled / "classes.json").write_text(json.dumps(names))
+    vouch_again(labeled)
     path = labeled / labels_tar_name("hand", "train-000000")
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
