@@ -109,7 +109,7 @@ def one_server() -> Iterator[None]:
         yield
 
 
-def _put(done: SimpleQueue[Any], item: object, future: PrefectFuture[Any]) -> None:
+def _put(done: SimpleQueue[Any], item: object, future: object) -> None:
     done.put((item, future))
 
 
