@@ -123,11 +123,12 @@ def test_a_retry_after_the_extension_was_published_adds_nothing(
     run.generate(config, out)
     (out / "report").write_text("a file where the report's folder must be")
     growing = extend.with_options(retries=2, retry_delay_seconds=0)
-    with pytest.raises(OSError, match="report"):
+    with pytest.raises(OSError, match="writable folder"):
         growing(str(out), 1, config, report=True)
     assert run.status(out).planned == 6
     (out / "report").unlink()
-    assert growing(str(out), 1, report=True)["totals"]["planned"] == 8
+    told = [growing(str(out), 1, report=True)["totals"]["planned"] for _ in range(2)]
+    assert told == [6, 8]  # one that nobody heard of is ended first
 
 
 @pytest.mark.usefixtures("server")
