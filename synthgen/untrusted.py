@@ -56,7 +56,7 @@ def printable(text: object) -> str:
     r"""A text in which nothing acts on a terminal: all but line ends is seen as what it is.
 
     >>> printable("\x1b[2Jred\n"), printable("\u202eabc")
-    ('\\\\x1b[2Jred\\n', '\\\\u202eabc')
+    ('\\x1b[2Jred\n', '\\u202eabc')
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 

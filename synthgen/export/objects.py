@@ -84,7 +84,7 @@ def join_small(
     The smallest first; what has grown to ``least`` pixels by then stays.
 
     >>> speck = Instance(2, 1.0, np.array([[False, True, False]]))
-    >>> join_small(np.array([[1, 2, 1]], dtype=np.uint8), (speck,), 2)
+    >>> join_small(np.array([[1, 2, 1]], dtype=np.uint8), (speck,), 2.0)
     (array([[1, 1, 1]], dtype=uint8), ())
     """
     objects = np.zeros(semantic.shape, dtype=np.int64)

@@ -10,7 +10,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 
 from synthgen.flows.artifacts import put, update_progress
@@ -23,7 +22,7 @@ Row = dict[str, Any]
 _TOLD = ("counts", "reasons", "reused", "samples", "rejected", "classes", "error")
 
 
-def may_pass_again(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+def may_pass_again(_task: object, _run: object, state: Any) -> bool:
     """Whether to try again: not after a ValueError, which a shard made again only repeats."""
     return not isinstance(state.result(raise_on_failure=False), ValueError)
 
