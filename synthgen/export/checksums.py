@@ -28,7 +28,7 @@ _AGAIN = "remove it and run the export again"
 def sum_line(sha256: str, name: str) -> bytes:
     """A line of ``SHA256SUMS``.
 
-    >>> sum_line("0" * 64, "train/1.jpg")[-14:]
+    >>> sum_line("0" * 64, "train/1.jpg")[-15:]
     b'0  train/1.jpg\\n'
     """
     return f"{sha256}  {name}\n".encode()
