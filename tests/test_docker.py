@@ -182,8 +182,8 @@ def test_interpolation_is_that_of_compose() -> None:
     assert whole["services"]["worker"]["environment"]["AWS_ENDPOINT_URL"] == "http://store:9000"
 
 
-def test_the_floors_of_requirements_are_what_was_run_at_the_oldest() -> None:
-    """``docker/constraints-oldest.txt`` is of these floors: no cap and no floor without a run."""
+def test_the_oldest_versions_are_the_floors_of_the_requirements() -> None:
+    """``docker/constraints-oldest.txt`` is of these floors."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(r for e in extras if e != "dev" for r in extras[e])]
