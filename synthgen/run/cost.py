@@ -19,7 +19,7 @@ from synthgen.run.plan import shard_spans
 PUTS_PER_SHARD = 3
 """Tar, metadata and marker, of a tar below two parts (`dataset.remote.PART_BYTES`)."""
 
-REQUESTS_PER_SHARD = 25
+REQUESTS_PER_SHARD = 18
 """Those three, a look at each that it has arrived, and what is read: identity, plan and marker
 before and after, manifest and classes, and what stands where metadata and marker will. A question
 for the size of what is not there is two requests."""
