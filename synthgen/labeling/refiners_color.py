@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 from torch import Tensor
@@ -22,6 +21,7 @@ from synthgen.config import ClusterConfig
 from synthgen.labeling.refine import Scores
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.refine import average_neighbors, neighbor_weights, shifted_views
 from synthgen.types import IGNORE
 
 ITERATIONS = 10  # PAMR section 4
@@ -32,8 +32,6 @@ CONTRAST = 0.1
 CLUSTERS = 20  # PCC
 MAJORITY = 2  # PCC: the first must have more than twice the votes of the second
 MIN_COMPONENT = 10  # PCC: pixels
-
-_AROUND = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0))
 
 
 def propagate_locally(
@@ -75,18 +73,12 @@ def pamr(
         iterations: Times that the maps are averaged.
         dilations: Distances of the neighbors, eight each.
     """
-    near = [(dilation * y, dilation * x) for dilation in dilations for y, x in _AROUND]
-    reach = max(dilations)
-    stacked = torch.stack(list(_shifted(image, near, reach)))
+    stacked = torch.stack(shifted_views(image, dilations))
     with_self = torch.cat([stacked, image[None].expand(len(dilations), *image.shape)])
-    deviation = with_self.std(0)
-    likeness = -(stacked - image).abs() / (1e-8 + CONTRAST * deviation)
-    weights = likeness.mean(1).softmax(0)
+    scale = 1e-8 + CONTRAST * with_self.std(0)
+    weights = neighbor_weights(image, dilations, scale)
     for _ in range(iterations):
-        mean = torch.zeros_like(maps)
-        for weight, shifted in zip(weights, _shifted(maps, near, reach), strict=True):
-            mean.addcmul_(shifted, weight)
-        maps = mean
+        maps = average_neighbors(maps, dilations, weights)
     return maps
 
 
@@ -146,15 +138,3 @@ def _evidence(
     """Scores of a class where they are given, else ones where the map holds it."""
     plane = (semantic == cls) if scores is None else scores[cls]
     return np.where(semantic == IGNORE, 0.0, plane).astype(np.float32)
-
-
-def _shifted(
-    maps: Float[Tensor, "map height width"], offsets: Sequence[tuple[int, int]], reach: int
-) -> list[Float[Tensor, "map height width"]]:
-    """What stands at an offset from each pixel, one view per offset."""
-    height, width = maps.shape[1:]
-    padded = F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
-    return [
-        padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
-        for y, x in offsets
-    ]

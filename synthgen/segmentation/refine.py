@@ -78,7 +78,7 @@ def local_deviation(
     image: Float[Tensor, "channel height width"], distances: Sequence[int]
 ) -> Float[Tensor, "channel height width"]:
     """Standard deviation of each color among a pixel and its neighbors at the given distances."""
-    near = torch.stack(_shifted(image, distances))
+    near = torch.stack(shifted_views(image, distances))
     return _deviation(torch.cat([near, image[None].expand(len(distances), *image.shape)]))
 
 
@@ -94,7 +94,7 @@ def neighbor_weights(
         distances: Of the neighbors, eight each.
         scale: Difference in color that lowers a weight by a factor of e.
     """
-    near = torch.stack(_shifted(image, distances))
+    near = torch.stack(shifted_views(image, distances))
     return (-(near - image).abs() / scale).mean(1).softmax(0)
 
 
@@ -105,12 +105,12 @@ def average_neighbors(
 ) -> Float[Tensor, "map height width"]:
     """Each pixel's weighted mean over its neighbors; edges are replicated."""
     mean = torch.zeros_like(maps)
-    for weight, shifted in zip(weights, _shifted(maps, distances), strict=True):
+    for weight, shifted in zip(weights, shifted_views(maps, distances), strict=True):
         mean.addcmul_(shifted, weight)
     return mean
 
 
-def _shifted(
+def shifted_views(
     maps: Float[Tensor, "map height width"], distances: Sequence[int]
 ) -> list[Float[Tensor, "map height width"]]:
     """What stands around each pixel, one view per neighbor."""
