@@ -43,10 +43,10 @@ REFINERS: Mapping[str, str] = {
 }
 
 DOWNSTREAM_MODELS: Mapping[str, str] = {
-    "segformer": "synthgen.evaluation.segmenters:build_segformer",
-    "segformer-b0": "synthgen.evaluation.segmenters:build_segformer_b0",
-    "lraspp": "synthgen.evaluation.segmenters:build_lraspp",
-    "deeplab": "synthgen.evaluation.segmenters:build_deeplab",
+    "segformer": "synthgen.lab.downstream.segmenters:build_segformer",
+    "segformer-b0": "synthgen.lab.downstream.segmenters:build_segformer_b0",
+    "lraspp": "synthgen.lab.downstream.segmenters:build_lraspp",
+    "deeplab": "synthgen.lab.downstream.segmenters:build_deeplab",
 }
 
 EXPORTERS: Mapping[str, str] = {

@@ -48,11 +48,11 @@ def tiny_dataset(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A finished dataset of the tiny pipeline (see ``tiny_run.py``); copy it to change it."""
     from tiny_run import tiny_config, write_prompts
 
-    from synthgen import run
+    from synthgen import jobs
 
     folder = tmp_path_factory.mktemp("tiny-run")
     config = tiny_config(tiny_pipeline, write_prompts(folder / "prompts.jsonl"))
-    run.generate(config, folder / "out")
+    jobs.generate(config, folder / "out")
     return folder / "out"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from synthgen import cli, run
+from synthgen import cli, jobs
 from synthgen.cli.generate import DEMO_OVERRIDES
 from synthgen.config import load
 
@@ -40,7 +40,7 @@ pytestmark = [
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two labeled images of the embedded model, made as `synthgen demo` makes its own."""
     out = tmp_path_factory.mktemp("field") / "demo"
-    run.generate(load(overrides=[*DEMO_OVERRIDES, "num=2"]), out)
+    jobs.generate(load(overrides=[*DEMO_OVERRIDES, "num=2"]), out)
     return out
 
 

@@ -30,16 +30,16 @@ from synthgen.dataset.audits import AuditRow, parse_table, read_audit_marker, ta
 from synthgen.dataset.labels import class_names, read_labels_marker
 from synthgen.dataset.manifest import build_manifest, marker_bytes, parse_marker, read_manifest
 from synthgen.dataset.metadata import Row, parse_rows, rows_bytes
-from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
 from synthgen.dataset.rle import decode_masks, encode_masks, run_lengths
 from synthgen.dataset.shards import BrokenShardError, scan, spans
 from synthgen.dataset.verify import verify_tar
 from synthgen.dataset.verify_samples import MAX_LINE, verify_sample
+from synthgen.jobs.identity import read_identity
 from synthgen.prompts import load_prompts
-from synthgen.run.identity import read_identity
+from synthgen.storage.publish import Storage, open_storage
+from synthgen.storage.urls import SCHEMES, open_url
 from synthgen.types import Verdict
-from synthgen.urls import SCHEMES, open_url
 
 FACTOR = int(os.environ.get("SYNTHGEN_FUZZ", "1"))
 LONGEST = 600

@@ -40,28 +40,28 @@ from made_records import encode_many, make_record
 from made_report import write_made
 from tiny_run import rewrite
 
-from synthgen.auditing.samples import segmentation_settings
 from synthgen.cli import inspect, report
 from synthgen.config import load, parse
 from synthgen.dataset import shards
 from synthgen.dataset.audits import check_audit_id, parse_table
 from synthgen.dataset.labels import check_label_id
 from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.masks import segmentation_settings
 from synthgen.dataset.metadata import parse_rows
-from synthgen.dataset.publish import open_storage
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
 from synthgen.dataset.rle import encode_masks
 from synthgen.dataset.shards import scan, spans
 from synthgen.dataset.verify import verify_dataset
 from synthgen.dataset.verify_samples import verify_sample
 from synthgen.export.export import export
+from synthgen.jobs.merge import merge
 from synthgen.report import serve
 from synthgen.report.labels import open_labels
 from synthgen.report.overview import read_sample
 from synthgen.report.page import write_report
 from synthgen.report.samples import show
 from synthgen.report.serve import ADDRESS, make_server, remember
-from synthgen.run.merge import merge
+from synthgen.storage.publish import open_storage
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 2**20

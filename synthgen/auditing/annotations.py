@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthgen.auditing.samples import ShardSamples
 from synthgen.dataset.audits import parse_table, read_verdicts, table_name
 from synthgen.dataset.listed import listed_shards
-from synthgen.dataset.publish import clear_disk_errors, open_storage
+from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, bbox_xywh, decode_image, encode_image
 from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.storage.publish import clear_disk_errors, open_storage
 from synthgen.types import Annotations
 
 NO_POINT = (-1.0, -1.0)

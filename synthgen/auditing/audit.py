@@ -28,9 +28,9 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.listed import first_shards, listed_shards
 from synthgen.dataset.manifest import read_manifest
-from synthgen.dataset.publish import clear_disk_errors, open_storage
-from synthgen.dataset.seal import sealed_json
 from synthgen.progress import Progress, report
+from synthgen.storage.publish import clear_disk_errors, open_storage
+from synthgen.storage.seal import sealed_json
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously
 

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from synthgen.config import AuditorConfig, digest
 from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
+from synthgen.embedded.mask2former import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
 from synthgen.registry import near_miss
-from synthgen.scenes.m2f_model import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
 from synthgen.segmentation.masks import split_components
 from synthgen.types import Annotations
 

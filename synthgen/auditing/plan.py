@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthgen.auditing.auditor import Auditor
-from synthgen.auditing.samples import segmentation_settings
 from synthgen.config import AuditConfig
-from synthgen.dataset.publish import Storage
-from synthgen.redaction import redact_tree
+from synthgen.dataset.masks import segmentation_settings
+from synthgen.storage.publish import Storage
+from synthgen.storage.redaction import redact_tree
 
 AUDIT_VERSION = 1
 """Raised whenever a change of ours changes the metrics."""

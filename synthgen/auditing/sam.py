@@ -1,7 +1,7 @@
 """SAM as auditor: the segment-anything package, its weights checked before they are read.
 
 `load_sam` runs the published ViT-H/L/B, `load_scenes_sam` the embedded model of
-`synthgen.scenes.sam_model`; both through `SamAutomaticMaskGenerator` with every parameter open
+`synthgen.embedded.sam`; both through `SamAutomaticMaskGenerator` with every parameter open
 and recorded. A `.pth` is a pickle: it is read with ``weights_only=True``, and only when its
 sha256 is the configured or a published one.
 """
@@ -28,9 +28,8 @@ from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
 from synthgen.config import AuditorConfig
 from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
-from synthgen.registry import near_miss
-from synthgen.scenes.card import read_card
-from synthgen.scenes.sam_model import (
+from synthgen.embedded.card import read_card
+from synthgen.embedded.sam import (
     AUTOMATIC_DEFAULTS,
     ENCODER_DIM,
     SHIPPED_SAM,
@@ -38,6 +37,7 @@ from synthgen.scenes.sam_model import (
     build_scenes_sam,
     load_folder,
 )
+from synthgen.registry import near_miss
 from synthgen.types import Annotations
 
 PUBLISHED: Mapping[str, str] = {

@@ -16,12 +16,11 @@ from jaxtyping import UInt8
 
 from synthgen.auditing.annotations import from_records, to_records
 from synthgen.auditing.auditor import Auditor
-from synthgen.auditing.chance import chance_masks
+from synthgen.auditing.color_baseline import chance_masks
 from synthgen.auditing.judge import judge, metric_names, mismatch, score
 from synthgen.auditing.label_agreement import known_classes, label_agreement, label_metric
 from synthgen.auditing.loading import annotate
 from synthgen.auditing.plan import AuditPlan
-from synthgen.auditing.samples import ShardSamples, segmentation_settings
 from synthgen.config import SegmentationConfig, digest
 from synthgen.dataset.audits import (
     AuditMarker,
@@ -36,8 +35,9 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.listed import ListedShard
-from synthgen.dataset.publish import Storage
+from synthgen.dataset.masks import ShardSamples, segmentation_settings
 from synthgen.progress import Progress
+from synthgen.storage.publish import Storage
 from synthgen.types import Annotations
 
 Records = Sequence[Mapping[str, Any]]

@@ -30,7 +30,7 @@ from synthgen.auditing.annotations import NO_POINT
 from synthgen.auditing.sam import sam_device
 from synthgen.auditing.sam_settings import PromptGrid, read_generator
 from synthgen.config import AuditorConfig, digest
-from synthgen.scenes.card import file_digests
+from synthgen.embedded.card import file_digests
 from synthgen.types import Annotations
 
 NAMES: Mapping[str, str] = {

@@ -34,8 +34,8 @@ from synthgen.cli import (
 )
 from synthgen.cli.display import told
 from synthgen.progress import Stopped
-from synthgen.redaction import redact
-from synthgen.untrusted import printable
+from synthgen.storage.redaction import redact
+from synthgen.storage.untrusted import printable
 
 app = typer.Typer(
     name="synthgen",

@@ -20,8 +20,8 @@ Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, 
 @app.command()
 def kmeans(as_json: Json = False, quick: Quick = False) -> None:
     """Exact knot-grid k-means against scikit-learn on materialized features."""
-    from synthgen.bench.kmeans import bench_kmeans
-    from synthgen.bench.quality import embedded_features
+    from synthgen.lab.bench.kmeans import bench_kmeans
+    from synthgen.lab.bench.quality import embedded_features
 
     _show(bench_kmeans(embedded=embedded_features(), quick=quick), as_json)
 
@@ -33,7 +33,7 @@ def capture(
     num_pairs: Annotated[int, typer.Option(min=9, help="Interleaved pairs; at least 9.")] = 9,
 ) -> None:
     """Cost of capturing on a full-size SD 2.1 UNet, against two rivals."""
-    from synthgen.bench.capture import bench_capture
+    from synthgen.lab.bench.capture import bench_capture
 
     _show(bench_capture(num_pairs=num_pairs, quick=quick), as_json)
 
@@ -44,7 +44,7 @@ def scenes(
     num: Annotated[int, typer.Option(min=1, help="Generated single-object images.")] = 200,
 ) -> None:
     """Quality of the embedded model: VAE, classes and colors of generated images."""
-    from synthgen.scenes.evaluate_world import bench_scenes
+    from synthgen.lab.bench.scenes import bench_scenes
 
     _show(bench_scenes(num=num), as_json)
 
@@ -58,7 +58,7 @@ def quality(
     ] = False,
 ) -> None:
     """Masks against ground truth: per-head, head-averaged, and RGB+XY k-means."""
-    from synthgen.bench.quality import bench_quality
+    from synthgen.lab.bench.quality import bench_quality
 
     _show(bench_quality(num=num, sweep=sweep), as_json)
 
@@ -70,7 +70,7 @@ def report(
     num: Annotated[int, typer.Option(min=1, help="Samples of the made dataset.")] = 1000,
 ) -> None:
     """Time, peak memory and size of the report of many samples."""
-    from synthgen.bench.report import bench_report
+    from synthgen.lab.bench.report import bench_report
 
     _show(bench_report(num=num, quick=quick), as_json)
 
@@ -78,7 +78,7 @@ def report(
 @app.command()
 def audit(as_json: Json = False, quick: Quick = False) -> None:
     """Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair."""
-    from synthgen.bench.audit import bench_audit
+    from synthgen.lab.bench.audit import bench_audit
 
     _show(bench_audit(quick=quick), as_json)
 
@@ -90,7 +90,7 @@ def verdicts(
     auditor: Annotated[str, typer.Option(help="Who looks at the masks.")] = "scenes-sam",
 ) -> None:
     """What an audit keeps of a good dataset, and of one whose masks were shuffled."""
-    from synthgen.bench.verdicts import bench_verdicts
+    from synthgen.lab.bench.verdicts import bench_verdicts
 
     _show(bench_verdicts(num=num, auditor=auditor), as_json)
 
@@ -108,7 +108,7 @@ def scale(
     as_json: Json = False,
 ) -> None:
     """Simulated: hours and stragglers for 1 to 512 workers, and what limits more."""
-    from synthgen.bench.scale import bench_scale
+    from synthgen.lab.bench.scale import bench_scale
 
     _show(bench_scale(directory, shards, startup=startup, plot=plot), as_json)
 

@@ -31,8 +31,8 @@ from rich.progress import (
 
 from synthgen.cli.stopping import reporting
 from synthgen.progress import logger
-from synthgen.redaction import redact
-from synthgen.untrusted import one_line
+from synthgen.storage.redaction import redact
+from synthgen.storage.untrusted import one_line
 
 PLAIN_EVERY_SECONDS = 5.0
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results alone.")]

@@ -15,7 +15,7 @@ from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
 if TYPE_CHECKING:
-    from synthgen.doctor.findings import Finding, StepReport
+    from synthgen.lab.doctor.findings import Finding, StepReport
 
 CARD = "scenes"
 NUM, MAX_BATCH = 8, 64
@@ -83,7 +83,7 @@ def doctor(
       synthgen doctor --card sd21-base --path models/sd21-base --run \
         --set model.dtype=bfloat16 --set auditor.generator.points_per_side=16
     """
-    from synthgen.doctor.install import examine_installation
+    from synthgen.lab.doctor.install import examine_installation
 
     given: dict[str, object]
     given = {"--card": card, "--path": path, "--checkpoint": checkpoint, "--sha256": sha256}
@@ -136,8 +136,8 @@ def _examine(
     out: Path,
     max_batch: int,
 ) -> None:
-    from synthgen.doctor.examine import examine
-    from synthgen.doctor.machine import prepare
+    from synthgen.lab.doctor.examine import examine
+    from synthgen.lab.doctor.machine import prepare
 
     examination = prepare(card, path, config, auditor, out, max_batch)
     with attached(_StepHandler()):

@@ -10,7 +10,7 @@ import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.options import refuse_unused, say
-from synthgen.urls import scheme_of
+from synthgen.storage.urls import scheme_of
 
 
 def export(
@@ -68,8 +68,8 @@ def export(
       synthgen export data/voc data/yolo --format yolo-seg --audited sam-1a2b3c4d
     """
     from synthgen.dataset.manifest import read_manifest
-    from synthgen.dataset.publish import open_storage
     from synthgen.export.export import export as run
+    from synthgen.storage.publish import open_storage
 
     refuse_unused({"--keep-all": not keep_only}, audited is None, "without --audited")
     if scheme_of(out) is None and Path(out).exists() and not Path(out).is_dir():

@@ -35,8 +35,8 @@ def extend(
 
       synthgen serve scenes --out data/scenes --extend 4 --cron "0 2 * * *"   (every night)
     """
-    from synthgen import run
+    from synthgen import jobs
 
-    with run.extension(out, shards) as config:
+    with jobs.extension(out, shards) as config:
         manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
     conclude(manifest, out)

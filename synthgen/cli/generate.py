@@ -139,14 +139,13 @@ def execute(
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     with flow_server(engine) as run_flow:
-        from synthgen import run  # seconds of torch and diffusers, which --help does not need
-        from synthgen.dataset.publish import open_storage
+        from synthgen.storage.publish import open_storage
 
         open_storage(out)  # a URL with a secret must not become a parameter of a flow
-        config = run.as_extended(config, out)
-        specs = run.plan(config)
+        config = jobs.as_extended(config, out)
+        specs = jobs.plan(config)
         check_runner(config, engine, runner, workers, address)
-        run.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's
+        jobs.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's
         started = time.perf_counter()
         with show_progress(config.planned, len(specs), json_logs) as tally:
             if engine is Engine.flow:
@@ -157,7 +156,7 @@ def execute(
                     flow, config, str(out), strict=strict, **options
                 )
             else:
-                manifest = run.generate(config, out, strict=strict)
+                manifest = jobs.generate(config, out, strict=strict)
     _announce(manifest, tally.made, out, time.perf_counter() - started)
     return manifest
 
@@ -172,11 +171,11 @@ def rehearse(
     address: str | None,
 ) -> None:
     """Refuse what ``execute`` would refuse before the first image; the model is loaded for it."""
-    from synthgen import run
+    from synthgen import jobs
 
-    run.plan(config)
+    jobs.plan(config)
     check_runner(config, engine, runner, workers, address)
-    run.rehearse(run.as_extended(config, out), out, strict)
+    jobs.rehearse(jobs.as_extended(config, out), out, strict)
 
 
 def check_runner(
@@ -207,9 +206,9 @@ def check_runner(
 
 def print_estimate(config: Config, out: str) -> None:
     """Print what a run would make and take; shards that stand in ``out`` are the better basis."""
-    from synthgen import run
+    from synthgen import jobs
 
-    for name, value in run.estimate(config, out).items():
+    for name, value in jobs.estimate(config, out).items():
         shown = "unknown" if value is None else value
         say(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
 
@@ -226,7 +225,7 @@ def _audit(out: str | Path, settings: AuditConfig, json_logs: bool) -> None:
 def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
     """How many samples show a class that their prompt names, in a sentence."""
     from synthgen.dataset.metadata import read_rows
-    from synthgen.dataset.publish import open_storage
+    from synthgen.storage.publish import open_storage
 
     stems = [Path(shard["name"]).stem for shard in manifest["shards"]]
     rows = [row for stem in stems for row in read_rows(open_storage(out), stem)]

@@ -45,9 +45,9 @@ def verify(
 
       synthgen verify data/coco
     """
-    from synthgen.dataset.publish import open_storage
     from synthgen.dataset.verify import find_problems
     from synthgen.export.checksums import is_export, verify_export
+    from synthgen.storage.publish import open_storage
 
     if is_export(open_storage(directory)):
         found = iter(verify_export(open_storage(directory)))
@@ -79,7 +79,7 @@ def _check_is_dataset(directory: str) -> None:
         ValueError: If it has no description and no tar of a dataset.
     """
     from synthgen.dataset.manifest import IDENTITY, MANIFEST, TAR_NAME
-    from synthgen.dataset.publish import open_storage
+    from synthgen.storage.publish import open_storage
 
     storage = open_storage(directory)
     if any(storage.size(name) is not None for name in (IDENTITY, MANIFEST)):
@@ -93,9 +93,9 @@ def replay(
     key: Annotated[str, typer.Argument(help="Key of the sample, 10 digits or more.")],
 ) -> None:
     """Make one sample again from its provenance and compare every member's hash."""
-    from synthgen import run
+    from synthgen import jobs
 
-    results = run.replay(directory, key)
+    results = jobs.replay(directory, key)
     for member, same in results.items():
         say(f"{'same' if same else 'DIFFERENT':>9}  {member}")
     if not all(results.values()):
@@ -107,9 +107,9 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list, remove nothing.")] = False,
 ) -> None:
     """Clear what interrupted runs left behind; complete and listed shards are never touched."""
-    from synthgen import run
+    from synthgen import jobs
 
-    removed = run.gc(directory, dry_run=dry_run)
+    removed = jobs.gc(directory, dry_run=dry_run)
     verb = "would be removed" if dry_run else "removed"
     for path in removed:
         say(f"{verb}  {path}")
@@ -139,7 +139,7 @@ def validate(
     overrides: SetOption = None,
 ) -> None:
     """Check a configuration and print its digest; exit code 2 names the first mistake."""
-    from synthgen import run
+    from synthgen import jobs
 
     config = read_config(source, overrides or [], None)
-    say(json.dumps({"valid": True, "digest": run.config_digest(config)}))
+    say(json.dumps({"valid": True, "digest": jobs.config_digest(config)}))

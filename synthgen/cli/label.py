@@ -96,7 +96,7 @@ def run_label(
 ) -> dict[str, Any]:
     """Label behind a progress display; returns the summary."""
     with flow_server(engine) as run_flow:
-        from synthgen.run.label import begin, conclude, label_shard
+        from synthgen.jobs.label import begin, conclude, label_shard
 
         plan = begin(out, settings, ks, label_id, num)  # a mistake is one line, before any flow
         with show_progress(sum(plan.samples), len(plan.shards), json_logs):

@@ -31,10 +31,10 @@ def merge(
 
       synthgen merge data/day data/night --out data/both
     """
-    from synthgen import run
-    from synthgen.run.merge_plan import plan_merge
+    from synthgen import jobs
+    from synthgen.jobs.merge_plan import plan_merge
 
     plan = plan_merge(sources)
     with show_progress(plan.planned, len(plan.shards), json_logs):
-        totals = run.merge(sources, out)["totals"]
+        totals = jobs.merge(sources, out)["totals"]
     say(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")

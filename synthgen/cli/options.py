@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import typer
 
-from synthgen.untrusted import printable
+from synthgen.storage.untrusted import printable
 
 
 def say(text: object, err: bool = False) -> None:

@@ -46,15 +46,15 @@ def plan(
     if cost:
         _show_cost(config, out, rate, workers or 1, as_json)
     elif as_json:
-        from synthgen import run
+        from synthgen import jobs
 
-        print(json.dumps(run.estimate(config, out)), flush=True)
+        print(json.dumps(jobs.estimate(config, out)), flush=True)
     else:
         print_estimate(config, out)
 
 
 def _show_cost(config: Config, out: str, rate: float | None, workers: int, as_json: bool) -> None:
-    from synthgen.run.cost import cost
+    from synthgen.jobs.cost import cost
 
     if rate is None:
         raise ValueError(

@@ -9,7 +9,7 @@ import typer
 
 from synthgen.cli.options import refuse_unused, say
 from synthgen.progress import Stopped
-from synthgen.urls import scheme_of
+from synthgen.storage.urls import scheme_of
 
 
 def report(
@@ -61,8 +61,8 @@ def view(
 
       synthgen view data/scenes --port 8000 --host localhost:9000    (ssh -L 9000:127.0.0.1:8000)
     """
-    from synthgen.dataset.publish import open_storage
     from synthgen.report.serve import ADDRESS, PAGE, is_ours, make_server
+    from synthgen.storage.publish import open_storage
 
     if scheme_of(directory) is not None:
         raise ValueError(

@@ -66,15 +66,15 @@ def serve(
     config = read_config(source, overrides or [], num)
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     prepare_prefect(RETRIES)
-    from synthgen import run
-    from synthgen.dataset.publish import open_storage
+    from synthgen import jobs
     from synthgen.flows.runners import task_runner
     from synthgen.flows.serve import check_schedule, deployment_name, end_runs
     from synthgen.flows.serve import serve as serve_flow
+    from synthgen.storage.publish import open_storage
 
     check_schedule(cron, timezone)
     task_runner(runner, workers, address)
-    run.plan(config)  # an unreadable prompt file must be seen now, not by night
+    jobs.plan(config)  # an unreadable prompt file must be seen now, not by night
     called = name or deployment_name(out)
     served = partial(
         serve_flow,

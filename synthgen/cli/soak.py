@@ -29,7 +29,7 @@ def soak(
 
       synthgen soak                              (20,000 samples: what README shows)
     """
-    from synthgen.bench import soak as bench
+    from synthgen.lab.bench import soak as bench
 
     result = bench.soak(samples, out, shard_size, tell=lambda line: typer.echo(line, err=True))
     if as_json:

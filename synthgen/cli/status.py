@@ -11,7 +11,7 @@ import typer
 from synthgen.cli.options import say
 
 if TYPE_CHECKING:
-    from synthgen.run import DatasetStatus
+    from synthgen.jobs import DatasetStatus
 
 
 def status(
@@ -29,7 +29,7 @@ def status(
 
       synthgen status s3://bucket/scenes --json
     """
-    from synthgen.run import status as look
+    from synthgen.jobs import status as look
 
     found = look(directory)
     say(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found)))

@@ -2,7 +2,7 @@
 
 The first of Ctrl-C, SIGTERM, SIGHUP and SIGQUIT drops the shard in flight at its next report, or
 raises at once where nothing reports. What has not ended ``GRACE`` seconds later, or at a second
-signal, is cut off: a kill at any moment leaves only whole shards (`synthgen.run.shard`), and the
+signal, is cut off: a kill at any moment leaves only whole shards (`synthgen.jobs.shard`), and the
 next run removes what was staged.
 """
 
@@ -23,7 +23,7 @@ from typing import NoReturn, TypeVar
 import psutil
 
 from synthgen import progress
-from synthgen.redaction import redact
+from synthgen.storage.redaction import redact
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 GRACE = 3.0

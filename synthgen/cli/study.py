@@ -150,7 +150,7 @@ def _run(
     json_logs: bool,
 ) -> list[Path]:
     """Capture, then sweep, each behind a progress display."""
-    from synthgen.study import study as library
+    from synthgen.lab.study import study as library
 
     chosen: list[Any] = [name.value for name in names]
     prepared = library.prepare(chosen, config, auditor, out, images.value, scratch, scratch_gb)

@@ -13,11 +13,11 @@ from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.generate import Set
 from synthgen.cli.options import refuse_unused
 from synthgen.cli.training_display import show_training
-from synthgen.untrusted import quote
-from synthgen.urls import scheme_of
+from synthgen.storage.untrusted import quote
+from synthgen.storage.urls import scheme_of
 
 if TYPE_CHECKING:
-    from synthgen.evaluation.labeled_images import LabeledImages
+    from synthgen.lab.downstream.labeled_images import LabeledImages
 
 app = typer.Typer(help="What labels are worth, measured.", no_args_is_help=True)
 
@@ -95,8 +95,8 @@ def train(
 
       synthgen train data/voc --labels clusters-0a1b2c3d --val data/voc-real --model deeplab
     """
-    from synthgen.evaluation.labeled_images import with_names
-    from synthgen.evaluation.trainer import TrainSettings, crop_side, epoch_steps
+    from synthgen.lab.downstream.labeled_images import with_names
+    from synthgen.lab.downstream.trainer import TrainSettings, crop_side, epoch_steps
 
     of_data = {"--labels": labels, "--audited": audited, "--found-only": found_only}
     refuse_unused(of_data, data == SCENES, "on rendered scenes")
@@ -172,13 +172,13 @@ def downstream(
 
       synthgen evaluate downstream --data data/scenes --labels propagate-1 --tuning --seeds 1
     """
-    from synthgen.evaluation.downstream import (
+    from synthgen.lab.downstream.experiment import (
         ARMS,
         DownstreamSettings,
         SyntheticData,
         evaluate_downstream,
     )
-    from synthgen.evaluation.trainer import TrainSettings
+    from synthgen.lab.downstream.trainer import TrainSettings
 
     refuse_unused({"--set": overrides}, data is not None, "with --data")
     url = data if data and scheme_of(data) else str(Path(data or out / "synthetic").resolve())
@@ -216,7 +216,7 @@ def refiners(
     as_json: Json = False,
 ) -> None:
     """Edges and IoU of every refiner on true labels that a 32 x 32 grid has spoiled."""
-    from synthgen.evaluation.refiners import measure_refiners, refiner_table
+    from synthgen.lab.downstream.refiners import measure_refiners, refiner_table
 
     result = measure_refiners(num, tuning)
     typer.echo(json.dumps(result) if as_json else refiner_table(result))
@@ -242,7 +242,7 @@ def labels(
       synthgen evaluate labels --tuning --num 60 --set labeling.background=1.2
     """
     from synthgen.config import load
-    from synthgen.evaluation.labels import label_table, measure_labels
+    from synthgen.lab.downstream.labels import label_table, measure_labels
 
     result = measure_labels(num, tuning, load(overrides=overrides or []).labeling)
     typer.echo(json.dumps(result) if as_json else label_table(result))
@@ -250,8 +250,8 @@ def labels(
 
 def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:
     """Train to the last step and write what came of it; returns the last scores."""
-    from synthgen.evaluation.curves import write_curves
-    from synthgen.evaluation.trainer import export_segmenter, load_averaged, train
+    from synthgen.lab.downstream.curves import write_curves
+    from synthgen.lab.downstream.trainer import export_segmenter, load_averaged, train
 
     for _ in train([given], known, out / "checkpoint", settings):
         pass  # progress is reported
@@ -264,7 +264,7 @@ def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:
 
 def _conclude(result: dict[str, Any], out: Path, as_json: bool) -> None:
     """Write table and curves of a comparison, and print it."""
-    from synthgen.evaluation.downstream_report import markdown, write_downstream
+    from synthgen.lab.downstream.downstream_report import markdown, write_downstream
 
     written = write_downstream(out, result)
     typer.echo(json.dumps(result) if as_json else markdown(result))
@@ -294,9 +294,9 @@ def _images(
     Raises:
         ValueError: If there are none; it says which option is about them.
     """
-    from synthgen.evaluation.downstream import FIRST_RENDERED
-    from synthgen.evaluation.labeled_images import dataset_images, rendered_images
-    from synthgen.scenes.vocabulary import TUNING_SEEDS
+    from synthgen.embedded.vocabulary import TUNING_SEEDS
+    from synthgen.lab.downstream.experiment import FIRST_RENDERED
+    from synthgen.lab.downstream.labeled_images import dataset_images, rendered_images
 
     if source != SCENES:
         name = "--labels" if option == "DIR" else f"{option}-labels"
@@ -316,18 +316,18 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
     Its prompts name one object each: the embedded model draws those, but of longer prompts only
     half of the objects, and labels are asked for what was prompted.
     """
-    from synthgen import run
+    from synthgen import jobs
     from synthgen.config import load
-    from synthgen.scenes.prompt_list import jsonl, scene_prompts
+    from synthgen.lab.world.prompt_list import jsonl, scene_prompts
 
     prompts = out.with_name("prompts.jsonl")
     prompts.parent.mkdir(parents=True, exist_ok=True)
     prompts.write_text(jsonl(scene_prompts(num, seed=PROMPT_SEED, object_counts={1: 1})), "utf-8")
     made = [f"num={num}", "labeling.method=clusters", f"prompts={prompts}"]
     config = load(overrides=[*made, *overrides])
-    specs = run.plan(config)
+    specs = jobs.plan(config)
     with show_progress(config.planned, len(specs), json_logs):
-        run.generate(config, out)
+        jobs.generate(config, out)
 
 
 def _device(device: Device) -> str:

@@ -15,7 +15,7 @@ from pydantic import (
 from synthgen.config.audit import AuditConfig
 from synthgen.config.settings import Config
 from synthgen.registry import near_miss
-from synthgen.untrusted import MAX_QUOTE, one_line, quote
+from synthgen.storage.untrusted import MAX_QUOTE, one_line, quote
 
 MAX_BYTES = 2**20
 """Largest configuration that is read; a complete one has 3 KB."""

@@ -323,7 +323,7 @@ class Config(Section):
     def digest_settings(self) -> dict[str, Any]:
         """The settings that determine the bytes: all but paths, sizes and where things run.
 
-        The device that was used is recorded beside the digest (`synthgen.run.identity`).
+        The device that was used is recorded beside the digest (`synthgen.jobs.identity`).
         """
         settings = self.model_dump(mode="json", exclude={"num", "extended", "prompts"})
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from synthgen.dataset.audits import AUDIT_SCHEMA_VERSION, AuditMarker, parse_table, table_name
-from synthgen.dataset.publish import Storage
+from synthgen.storage.publish import Storage
 
 
 def summarize(

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from synthgen.dataset.beside import SideFolder, read_side_marker
 from synthgen.dataset.parquet_limits import read_parquet_schema
-from synthgen.dataset.publish import Storage
-from synthgen.dataset.seal import check_vouched, sealed_json, sha256_of
+from synthgen.dataset.sidecars import SideFolder, read_side_marker
+from synthgen.storage.publish import Storage
+from synthgen.storage.seal import check_vouched, sealed_json, sha256_of
+from synthgen.storage.untrusted import one_line
 from synthgen.types import Verdict
-from synthgen.untrusted import one_line
 
 AUDIT_SCHEMA_VERSION = 2
 _FIXED = ("key", "keep", "reason", "annotations")

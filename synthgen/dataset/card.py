@@ -15,7 +15,7 @@ import yaml
 
 from synthgen import __version__
 from synthgen.config import Config, dump
-from synthgen.redaction import redact_tree
+from synthgen.storage.redaction import redact_tree
 from synthgen.types import BACKGROUND, IGNORE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthgen.untrusted import one_line
+from synthgen.storage.untrusted import one_line
 
 SHOWN = 8
 

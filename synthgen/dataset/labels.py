@@ -35,16 +35,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.beside import SideFolder, read_side_marker
 from synthgen.dataset.label_statistics import merge_statistics
 from synthgen.dataset.manifest import CLASSES, shard_of
-from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
-from synthgen.dataset.seal import sealed_json
 from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.dataset.sidecars import SideFolder, read_side_marker
+from synthgen.storage.publish import Storage, open_storage, sha256_file
+from synthgen.storage.seal import sealed_json
+from synthgen.storage.untrusted import parse_object, quote
 from synthgen.types import BACKGROUND, IGNORE
-from synthgen.untrusted import parse_object, quote
 
 LABELS_SCHEMA_VERSION = 2
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from synthgen.dataset.manifest import MANIFEST, read_manifest, shard_stem
-from synthgen.dataset.publish import Storage
+from synthgen.storage.publish import Storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
 from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest, shard_stem
 from synthgen.dataset.metadata import Place, parse_places, read_rows
-from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 from synthgen.dataset.shards import (
     MAX_SAMPLE,
@@ -33,8 +32,9 @@ from synthgen.dataset.shards import (
     spans,
 )
 from synthgen.dataset.split import assign_split, parse_split, split_names
+from synthgen.storage.publish import Storage, open_storage
+from synthgen.storage.untrusted import one_line
 from synthgen.types import ByteStream, Verdict
-from synthgen.untrusted import one_line
 
 SUFFIXES = {"json", "mask.png", "sem.png", "txt", *IMAGE_OPTIONS}
 

@@ -22,8 +22,8 @@ from typing import (
 from typing_extensions import TypedDict
 
 from synthgen.config import parse
-from synthgen.dataset.publish import Storage, dump_json
-from synthgen.dataset.seal import (
+from synthgen.storage.publish import Storage, dump_json
+from synthgen.storage.seal import (
     check_sealed,
     check_vouched,
     open_seal,
@@ -32,8 +32,8 @@ from synthgen.dataset.seal import (
     sealed_json,
     sha256_of,
 )
+from synthgen.storage.untrusted import check_shape, parse_record, quote
 from synthgen.types import ShardReport
-from synthgen.untrusted import check_shape, parse_record, quote
 
 SCHEMA_VERSION = 2
 _READABLE = (1, SCHEMA_VERSION)  # 1: without seals, and hashes of rows, previews and descriptions

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from synthgen.dataset.label_statistics import LabelCounts
 from synthgen.dataset.manifest import Marker, marker_name, metadata_name
 from synthgen.dataset.parquet_limits import read_parquet_schema
-from synthgen.dataset.publish import Storage
-from synthgen.dataset.seal import check_vouched, sha256_of
+from synthgen.storage.publish import Storage
+from synthgen.storage.seal import check_vouched, sha256_of
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import Prompt
-from synthgen.untrusted import one_line, quote
 
 SCHEMA = pa.schema(
     [

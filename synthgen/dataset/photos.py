@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from synthgen.dataset.records import open_image, readable_image
-from synthgen.untrusted import one_line
+from synthgen.storage.untrusted import one_line
 
 MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from synthgen.config import DatasetConfig, FeatureConfig
 from synthgen.dataset.manifest import preview_name
-from synthgen.dataset.publish import Storage, open_storage
 from synthgen.dataset.records import decode_image
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling_error
 from synthgen.segmentation.interpolation import upsample
+from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import Sample, Segmentation
 
 _LABELS = re.compile(r"k([0-9]{2,3})\.png")

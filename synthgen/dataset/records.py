@@ -30,8 +30,8 @@ from typing_extensions import TypedDict
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
+from synthgen.storage.untrusted import check_shape, one_line, parse_object, quote
 from synthgen.types import BACKGROUND, IGNORE, LabelMap, MaskSet, Record
-from synthgen.untrusted import check_shape, one_line, parse_object, quote
 
 KEY = re.compile(r"[0-9]{10,20}")
 MAX_ID = 254

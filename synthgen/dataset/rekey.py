@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.records import decode_image, dump_sample, encode_image
+from synthgen.storage.untrusted import parse_object
 from synthgen.types import BACKGROUND, IGNORE
-from synthgen.untrusted import parse_object
 
 
 def rekey(

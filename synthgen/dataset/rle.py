@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco
 
-from synthgen.untrusted import quote
+from synthgen.storage.untrusted import quote
 
 MAX_PIXELS = 2**30
 """Pixels of all masks that are decoded at once, a byte each: 254 masks of 2048 x 2048."""

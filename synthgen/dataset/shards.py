@@ -17,8 +17,8 @@ from pathlib import Path
 
 import webdataset as wds
 
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import ByteStream
-from synthgen.untrusted import one_line, quote
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 256 * 2**20

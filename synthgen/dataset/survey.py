@@ -26,7 +26,7 @@ from synthgen.dataset.manifest import (
     shard_stem,
     tar_name,
 )
-from synthgen.dataset.publish import FileFacts, Storage
+from synthgen.storage.publish import FileFacts, Storage
 
 
 @dataclass(frozen=True, slots=True)

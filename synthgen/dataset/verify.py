@@ -28,15 +28,15 @@ from synthgen.dataset.manifest import (
     tar_name,
 )
 from synthgen.dataset.metadata import Row, parse_rows
-from synthgen.dataset.publish import Storage, open_storage, sha256_file
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY
-from synthgen.dataset.seal import sha256_of
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, span_sha256, spans
-from synthgen.dataset.verify_beside import verify_beside
 from synthgen.dataset.verify_description import verify_description
 from synthgen.dataset.verify_samples import Problem, verify_row, verify_sample, wrong_row
+from synthgen.dataset.verify_sidecars import verify_beside
+from synthgen.storage.publish import Storage, open_storage, sha256_file
+from synthgen.storage.seal import sha256_of
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import ByteStream, shard_name
-from synthgen.untrusted import one_line, quote
 
 TOP_FILES = (CARD, CONFIG, IDENTITY, CLASSES)
 

@@ -15,9 +15,9 @@ from synthgen.dataset.manifest import (
     version_name,
     versions,
 )
-from synthgen.dataset.publish import Storage
-from synthgen.dataset.seal import hash_file
 from synthgen.dataset.verify_samples import Problem
+from synthgen.storage.publish import Storage
+from synthgen.storage.seal import hash_file
 
 _AGAIN = "run the command again that made the dataset"
 

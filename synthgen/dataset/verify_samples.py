@@ -15,8 +15,8 @@ from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import IMAGE_OPTIONS, MAX_ID, bbox_xywh, decode_image, parse_sample
 from synthgen.dataset.rle import iterate_masks, run_lengths
 from synthgen.dataset.shards import Span
+from synthgen.storage.untrusted import one_line, parse_object, quote
 from synthgen.types import IGNORE
-from synthgen.untrusted import one_line, parse_object, quote
 
 MAX_LINE = 400
 _TOLD = ("prompt", "prompt_id", "classes", "image_index", "seed", "num_segments")

@@ -43,7 +43,7 @@ from synthgen.diffusion.cards import (
 )
 from synthgen.diffusion.kinds import check_kind, check_pipeline
 from synthgen.registry import is_plug_in, resolve
-from synthgen.untrusted import one_line
+from synthgen.storage.untrusted import one_line
 
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 

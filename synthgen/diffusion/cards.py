@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from synthgen.diffusion.kinds import check_kind, read_json
 from synthgen.registry import is_plug_in, near_miss
-from synthgen.untrusted import MAX_QUOTE, one_line
+from synthgen.storage.untrusted import MAX_QUOTE, one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")

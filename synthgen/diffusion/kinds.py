@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synthgen.untrusted import parse_json, quote
+from synthgen.storage.untrusted import parse_json, quote
 
 PIPELINES = frozenset(
     {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from synthgen.diffusion.backbones import Backbone
-from synthgen.untrusted import one_line
+from synthgen.storage.untrusted import one_line
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

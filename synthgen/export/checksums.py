@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from synthgen import urls
-from synthgen.dataset.publish import Storage, dump_json, sha256_file
 from synthgen.dataset.verify_samples import Problem
-from synthgen.untrusted import parse_object, quote
+from synthgen.storage import urls
+from synthgen.storage.publish import Storage, dump_json, sha256_file
+from synthgen.storage.untrusted import parse_object, quote
 
 EXPORT = "export.json"
 SUMS = "SHA256SUMS"

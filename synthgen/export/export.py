@@ -11,7 +11,7 @@
 
 A shard is done if and only if its marker carries the hash of the tar that stands there now, and
 its files and rows stand with their sizes: what was lost is exported again. One process at a time
-exports to a folder (`synthgen.dataset.claim`). No file but that claim holds a time or a path, so
+exports to a folder (`synthgen.storage.claim`). No file but that claim holds a time or a path, so
 equal datasets and settings give equal bytes. A dataset that grew is exported again into the same
 folder: only new shards are read.
 """
@@ -29,10 +29,8 @@ from typing import Any
 import numpy as np
 
 from synthgen import registry
-from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.manifest import CARD, CLASSES
-from synthgen.dataset.publish import Storage, clear_disk_errors, dump_json, open_storage
 from synthgen.dataset.split import parse_split, split_names
 from synthgen.export.card import readme
 from synthgen.export.checksums import ASKED, EXPORT, SUMS, read_summary, seal, sum_line
@@ -43,6 +41,8 @@ from synthgen.export.settings import check_settings, describe_difference, refuse
 from synthgen.export.source import Selection, Source, describe_origin
 from synthgen.export.statistics import Tally, add_up
 from synthgen.progress import Progress, report
+from synthgen.storage.claim import LookAgain, claimed
+from synthgen.storage.publish import Storage, clear_disk_errors, dump_json, open_storage
 
 EXPORT_SCHEMA_VERSION = 2
 _HASHES = "hashes"

@@ -8,7 +8,7 @@ Sizes and names do not tell equal files apart (a tar of another run may have the
 remote hashes differ from store to store. So a plan, ``.synthgen/push.json``, goes first: name to
 size and sha256. Before it is replaced, what the standing plan does not vouch for is removed;
 hence a remote file that the plan names and that has its size is equal, and is skipped. One process
-at a time pushes to a target (`synthgen.dataset.claim`).
+at a time pushes to a target (`synthgen.storage.claim`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthgen import urls
-from synthgen.dataset.claim import LookAgain, claimed
 from synthgen.dataset.manifest import MANIFEST
-from synthgen.dataset.publish import (
+from synthgen.progress import Progress, report
+from synthgen.storage import urls
+from synthgen.storage.claim import LookAgain, claimed
+from synthgen.storage.publish import (
     Storage,
     clear_disk_errors,
     dump_json,
     open_storage,
     sha256_file,
 )
-from synthgen.progress import Progress, report
-from synthgen.untrusted import one_line, quote
+from synthgen.storage.untrusted import one_line, quote
 
 PLAN = ".synthgen/push.json"
 LAST = (MANIFEST, "export.json")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthgen import registry
-from synthgen.dataset.publish import Storage
+from synthgen.storage.publish import Storage
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.auditing.samples import ShardSamples
 from synthgen.dataset.audits import (
     audit_ids,
     check_audit_id,
@@ -29,13 +28,14 @@ from synthgen.dataset.audits import (
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.manifest import read_manifest
-from synthgen.dataset.publish import Storage, open_storage
+from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.split import assign_split
 from synthgen.export.card import model_licenses
 from synthgen.export.format import ExportSample, Instance
 from synthgen.export.objects import class_objects, ignore_weak, join_small, mask_objects
+from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import IGNORE, Verdict
 
 BARE = {1: "mask"}

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from synthgen.dataset.manifest import CLASSES
-from synthgen.dataset.publish import dump_json
 from synthgen.export.contours import outline
 from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
+from synthgen.storage.publish import dump_json
 
 DATA = "data.yaml"
 INSET = 0.01

@@ -24,7 +24,7 @@ from prefect.runtime import flow_run
 from synthgen.config import TOPS
 from synthgen.dataset.contact_sheet import magnify, overlay
 from synthgen.dataset.loader import open_dataset
-from synthgen.redaction import redact
+from synthgen.storage.redaction import redact
 
 SHOWN = 8
 SIDE = 144  # pixels of a tile: eight pairs are about 40 kB

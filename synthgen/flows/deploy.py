@@ -35,10 +35,10 @@ from synthgen.flows.automations import (
     put_automation,
     zombie_automations,
 )
-from synthgen.redaction import redact
 from synthgen.registry import near_miss
-from synthgen.untrusted import one_line
-from synthgen.urls import check_url, scheme_of
+from synthgen.storage.redaction import redact
+from synthgen.storage.untrusted import one_line
+from synthgen.storage.urls import check_url, scheme_of
 
 FOLDER = Path(__file__).parent
 GPU_LIMIT = "gpu"

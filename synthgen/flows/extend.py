@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import AuditConfig, Config
 from synthgen.flows.generate import generate
 from synthgen.flows.runners import inherited_tags
@@ -47,7 +47,7 @@ def extend(
     Returns:
         The new manifest.
     """
-    with run.extension(out, shards, config, _first_target()) as extended, inherited_tags():
+    with jobs.extension(out, shards, config, _first_target()) as extended, inherited_tags():
         _remember(extended.extended)
         manifest: dict[str, Any] = generate.with_options(retries=0)(  # ours are retried
             extended,

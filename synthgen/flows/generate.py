@@ -13,7 +13,7 @@ from typing import Any
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import AuditConfig, Config
 from synthgen.flows.artifacts import publish_dataset, publish_report
 from synthgen.flows.audit import audit as audit_flow
@@ -30,7 +30,7 @@ def make_shard(
 ) -> dict[str, Any]:
     """Make one shard; a shard that is already complete costs nothing."""
     with slot(gpu_limit):
-        report = run.make_shard(config, spec, out, progress=run.emit)
+        report = jobs.make_shard(config, spec, out, progress=jobs.emit)
     return {**dataclasses.asdict(report), "worker": _worker()}
 
 
@@ -39,8 +39,8 @@ def make_shards(
     config: Config, out: str, workers: int = 1, gpu_limit: str | None = None
 ) -> list[dict[str, Any]]:
     """Make every shard that is missing; one that crashes is made by the next run."""
-    specs = run.plan(config)
-    names = {shard_name(index): index for index in run.missing(config, out)}
+    specs = jobs.plan(config)
+    names = {shard_name(index): index for index in jobs.missing(config, out)}
     rows = []
 
     def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
@@ -80,13 +80,13 @@ def generate(
     Returns:
         The manifest.
     """
-    config = run.as_extended(config, out)
-    run.initialize(config, out, strict=strict)
+    config = jobs.as_extended(config, out)
+    jobs.initialize(config, out, strict=strict)
     shards = make_shards.with_options(task_runner=task_runner(runner, workers, address))
     with inherited_tags():
         rows = shards(config, out, workers, gpu_limit)
     refuse_crashed(rows, "complete before the dataset is finalized")
-    manifest = run.finalize(config, out)
+    manifest = jobs.finalize(config, out)
     publish_dataset(rows, manifest, out)
     if audit is not None:
         with inherited_tags():
@@ -107,5 +107,5 @@ def _pass_on(row: dict[str, Any]) -> None:
     """Report a shard of another process, whose own reports nobody here has heard."""
     if row.get("worker", _worker()) != _worker():
         if not row["reused"]:
-            run.emit("samples", count=row["planned"])
-        run.emit("shard", name=row["name"], planned=row["planned"], reused=row["reused"])
+            jobs.emit("samples", count=row["planned"])
+        jobs.emit("shard", name=row["name"], planned=row["planned"], reused=row["reused"])

@@ -11,8 +11,8 @@ from synthgen.flows.artifacts import put
 from synthgen.flows.limits import slot
 from synthgen.flows.runners import inherited_tags, task_runner
 from synthgen.flows.shards import collect, refuse_crashed, shard_task
-from synthgen.run import label as labeling
-from synthgen.run.label import LabelPlan
+from synthgen.jobs import label as labeling
+from synthgen.jobs.label import LabelPlan
 
 
 @shard_task("label-{shard}")

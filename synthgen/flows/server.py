@@ -29,8 +29,8 @@ from prefect.settings import get_current_settings
 
 from synthgen.flows import TAG
 from synthgen.progress import stop_requested
-from synthgen.redaction import redact
-from synthgen.untrusted import one_line
+from synthgen.storage.redaction import redact
+from synthgen.storage.untrusted import one_line
 
 STARTUP_SECONDS = 120.0
 SILENCE_SECONDS = 30.0

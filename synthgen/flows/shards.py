@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture
 
 from synthgen.flows.artifacts import put, update_progress
 from synthgen.flows.runners import completed
-from synthgen.redaction import redact
+from synthgen.storage.redaction import redact
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.prompts.reading import MAX_BYTES, decode, is_file, parse_json, read_bytes
-from synthgen.untrusted import one_line, quote
+from synthgen.storage.untrusted import one_line, quote
 
 
 def read_classes(text: str) -> list[str] | dict[str, int]:

@@ -10,8 +10,8 @@ from typing import Any
 from synthgen.prompts.entries import Entry, make_entry, to_prompts
 from synthgen.prompts.notes import Notes, say
 from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import Prompt
-from synthgen.untrusted import one_line, quote
 
 
 def load_coco(

@@ -17,8 +17,8 @@ from typing import Any
 from synthgen.prompts.mentions import mentioned_classes
 from synthgen.prompts.notes import Notes, web_ui_mark
 from synthgen.registry import near_miss
+from synthgen.storage.untrusted import MAX_QUOTE, quote
 from synthgen.types import Prompt
-from synthgen.untrusted import MAX_QUOTE, quote
 
 MAX_TEXT = 2000
 """Characters of a prompt; 77 CLIP tokens are about 300."""

@@ -33,8 +33,8 @@ from synthgen.prompts.reading import (
 )
 from synthgen.prompts.tables import header_of, read_csv, read_parquet, read_tsv
 from synthgen.registry import near_miss
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import Prompt
-from synthgen.untrusted import one_line, quote
 
 PACKAGED = ("scenes", "voc")
 """Prompt files that come with the project, by name."""

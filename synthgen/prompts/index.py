@@ -29,9 +29,9 @@ from jaxtyping import UInt64
 from synthgen.prompts.files import PACKAGED, parts_of, read_prompts
 from synthgen.prompts.notes import Notes, say
 from synthgen.prompts.reading import MAX_BYTES, STDIN, is_file, read_source
+from synthgen.storage.untrusted import one_line, parse_record
+from synthgen.storage.urls import ask, open_url
 from synthgen.types import Prompt
-from synthgen.untrusted import one_line, parse_record
-from synthgen.urls import ask, open_url
 
 VERSION = 1
 """Raised whenever the same file would be read as other prompts."""

@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from synthgen.untrusted import one_line
-from synthgen.urls import read_url
+from synthgen.storage.untrusted import one_line
+from synthgen.storage.urls import read_url
 
 MAX_BYTES = 512 * 2**20
 """Largest file that is read; COCO's ``instances_train2017.json`` has 448 MiB."""

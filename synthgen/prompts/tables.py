@@ -21,7 +21,7 @@ from synthgen.prompts.entries import (
     parse_entry,
     text_key,
 )
-from synthgen.untrusted import one_line
+from synthgen.storage.untrusted import one_line
 
 MAX_ROWS = 100_000_000
 _BATCH = 1024

@@ -24,10 +24,10 @@ from synthgen.dataset.audits import (
     summary_name,
     table_name,
 )
-from synthgen.dataset.beside import read_sealed
-from synthgen.dataset.publish import Storage
 from synthgen.dataset.rle import mask_ious
-from synthgen.dataset.seal import check_vouched, sha256_of
+from synthgen.dataset.sidecars import read_sealed
+from synthgen.storage.publish import Storage
+from synthgen.storage.seal import check_vouched, sha256_of
 
 
 @dataclass(frozen=True, slots=True)

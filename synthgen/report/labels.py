@@ -17,8 +17,8 @@ from synthgen.dataset.labels import (
     read_labels_marker,
     with_labels,
 )
-from synthgen.dataset.publish import Storage
 from synthgen.dataset.records import decode_image
+from synthgen.storage.publish import Storage
 from synthgen.types import BACKGROUND, IGNORE
 
 SPECIAL = {BACKGROUND: "background", IGNORE: "undecided"}

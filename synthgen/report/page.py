@@ -30,10 +30,7 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import read_rows
 from synthgen.dataset.previews import Preview, preview_keys, shard_previews
-from synthgen.dataset.publish import Storage, clear_disk_errors, open_storage
-from synthgen.dataset.seal import check_vouched, hash_file, open_vouched
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
-from synthgen.redaction import redact_tree
 from synthgen.report.audits import (
     Audit,
     auditor_ious,
@@ -47,7 +44,10 @@ from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_samp
 from synthgen.report.policy import SCRIPT, STYLE, asset, content_security_policy
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE, remember
-from synthgen.untrusted import one_line
+from synthgen.storage.publish import Storage, clear_disk_errors, open_storage
+from synthgen.storage.redaction import redact_tree
+from synthgen.storage.seal import check_vouched, hash_file, open_vouched
+from synthgen.storage.untrusted import one_line
 
 EXTREMES = 20
 _RIVALS = {"our masks": "", "chance (RGB+XY)": "chance_", "other images' masks": "others_"}

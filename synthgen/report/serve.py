@@ -20,7 +20,7 @@ from pathlib import Path
 
 from synthgen import __version__
 from synthgen.report.policy import content_security_policy
-from synthgen.untrusted import quote
+from synthgen.storage.untrusted import quote
 
 ADDRESS = "127.0.0.1"
 PAGE = "report/index.html"

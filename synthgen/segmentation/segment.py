@@ -25,7 +25,7 @@ from synthgen.types import Sample, Segmentation
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What a row of SEGMENTERS must be; ``tests/contracts.py`` says what it must satisfy."""
+    """What a row of SEGMENTERS must be; `tests/helpers/contracts.py` says what it must satisfy."""
 
     def __call__(self, sample: Sample, config: SegmentationConfig) -> Segmentation:
         """Segment one image, at the resolution of the image."""

@@ -46,8 +46,8 @@ def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The bytes of the dataset that nothing interrupted, made without a server."""
     from tiny_run import tree_hashes
 
-    from synthgen import run
+    from synthgen import jobs
 
     out = tmp_path_factory.mktemp("whole") / "out"
-    run.generate(config, out)
+    jobs.generate(config, out)
     return tree_hashes(out)

@@ -14,7 +14,7 @@ from fault_table import Faults
 from truth_world import make_dataset
 
 from synthgen.dataset.audits import audit_ids, is_audited, parse_table, read_audit_marker
-from synthgen.dataset.publish import open_storage
+from synthgen.storage.publish import open_storage
 
 pytestmark = pytest.mark.timeout(1500)  # processes of their own, on machines that are busy
 

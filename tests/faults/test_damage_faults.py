@@ -10,11 +10,11 @@ import pytest
 from fault_table import Faults
 from tiny_run import tiny_config, write_prompts
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.auditing.audit import audit
 from synthgen.config import LabelConfig, load_audit
 from synthgen.dataset.verify import verify_dataset
-from synthgen.run.label import label
+from synthgen.jobs.label import label
 
 KINDS = {
     *("README.md", "classes.json", "config.yaml", "identity.json", "manifest.json", "manifests"),
@@ -30,8 +30,8 @@ def whole(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     prompts = write_prompts(folder / "prompts.jsonl")
     settings = ("num=2", "dataset.shard_size=2", "dataset.preview_every=2")
     config = tiny_config(tiny_pipeline, prompts, *settings, "labeling.method=clusters")
-    run.generate(config, folder / "out")
-    run.extend(folder / "out", 1)
+    jobs.generate(config, folder / "out")
+    jobs.extend(folder / "out", 1)
     label(folder / "out", LabelConfig(method="argmax"), label_id="side")
     audit(folder / "out", load_audit(["auditor.name=halves:load_halves"]), "halves")
     assert verify_dataset(folder / "out", deep=True) == []

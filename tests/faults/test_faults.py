@@ -16,11 +16,11 @@ from fault_table import Faults
 from invariants import staged
 from tiny_run import tiny_config, tree_hashes
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import Config
 from synthgen.dataset.verify import verify_dataset
+from synthgen.jobs import batch as batch_module
 from synthgen.progress import Stopped
-from synthgen.run import batch as batch_module
 
 
 @pytest.fixture
@@ -98,12 +98,12 @@ def test_an_exception_in_the_middle_of_a_shard_drops_it(
     with monkeypatch.context() as patch:
         patch.setattr(batch_module, "generate", failing)
         with pytest.raises(type(error)):
-            run.generate(config, out)
+            jobs.generate(config, out)
     assert [path.name for path in (out / "data").iterdir()] == ["train-000000.tar"]
     assert [path.name for path in (out / "stats").iterdir()] == ["train-000000.json"]
     assert staged(out) == []
     assert not (out / "manifest.json").exists()
-    run.generate(config, out)
+    jobs.generate(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
 
 
@@ -116,7 +116,7 @@ def test_a_stop_request_drops_the_shard_in_flight(config: Config, tmp_path: Path
             raise Stopped
 
     with pytest.raises(Stopped):
-        run.generate(config, tmp_path, progress=stopping)
+        jobs.generate(config, tmp_path, progress=stopping)
     assert events == ["samples", "samples", "shard", "samples"]
     assert len(list((tmp_path / "data").iterdir())) == 1
     assert staged(tmp_path) == []
@@ -148,11 +148,11 @@ def test_half_a_shard_is_made_again(
     out = shutil.copytree(tiny_dataset, tmp_path / "out")
     damage(out / name)
     assert verify_dataset(out) != []
-    assert run.status(out).complete_shards == 2
-    reports = [run.make_shard(config, spec, out) for spec in run.plan(config)]
+    assert jobs.status(out).complete_shards == 2
+    reports = [jobs.make_shard(config, spec, out) for spec in jobs.plan(config)]
     tar_lost = name.startswith("data/")  # a marker comes back without drawing
     assert [report.reused for report in reports] == [True, not tar_lost, True]
-    run.finalize(config, out)
+    jobs.finalize(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
 
 
@@ -161,7 +161,7 @@ def test_a_changed_configuration_is_refused_and_changes_nothing(
 ) -> None:
     out = shutil.copytree(tiny_dataset, tmp_path / "out")
     with pytest.raises(ValueError, match=r"Got a change of seed\. Undo it"):
-        run.generate(config.model_copy(update={"seed": 99}), out)
+        jobs.generate(config.model_copy(update={"seed": 99}), out)
     before, after = (
         {path: path.read_bytes() for path in sorted(root.rglob("*.*")) if path.is_file()}
         for root in (tiny_dataset, out)
@@ -195,14 +195,14 @@ def test_a_full_disk_is_said_in_one_line_and_repaired_by_space(
     out = small_disk / "out"
     (small_disk / "ballast").write_bytes(b"x" * 180_000)
     with pytest.raises(OSError, match=r"must have about .* MB free for shard train-00000") as full:
-        run.generate(config, out)
+        jobs.generate(config, out)
     faults.inject("disk full", out)
     assert len(str(full.value).splitlines()) == 1
     assert staged(out) == []
-    assert run.status(out).finalized is False
+    assert jobs.status(out).finalized is False
     (small_disk / "ballast").unlink()
     assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
-    run.generate(config, out)
+    jobs.generate(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
     faults.survive()
 
@@ -212,7 +212,7 @@ def test_a_read_only_output_is_said_in_one_line(small_disk: Path, config: Config
     with pytest.raises(
         OSError, match=r"must be a writable folder.*read-only file system"
     ) as error:
-        run.generate(config, small_disk / "out")
+        jobs.generate(config, small_disk / "out")
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -221,16 +221,16 @@ def test_an_output_that_became_read_only_is_said_too(
 ) -> None:
     out = small_disk / "out"
     assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
-    run.initialize(config, out)
-    specs = run.plan(config)
+    jobs.initialize(config, out)
+    specs = jobs.plan(config)
     for spec in specs[:2]:
         assert _mount("-o", "remount,ro", str(small_disk)) == 0
         with pytest.raises(OSError, match="must be a writable folder"):
-            run.make_shard(config, spec, out)
+            jobs.make_shard(config, spec, out)
         faults.inject("read-only output", out)
         assert _mount("-o", "remount,rw", str(small_disk)) == 0
-        run.make_shard(config, spec, out)
-    run.generate(config, out)
+        jobs.make_shard(config, spec, out)
+    jobs.generate(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
     faults.survive()
 
@@ -238,6 +238,6 @@ def test_an_output_that_became_read_only_is_said_too(
 def test_an_output_that_is_a_file_is_said_in_one_line(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="must be a folder") as error:
-        run.generate(config, tmp_path / "file")
+        jobs.generate(config, tmp_path / "file")
     assert len(str(error.value).splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"

@@ -19,7 +19,7 @@ from fault_table import Faults
 from ordered import ordered_config
 from tiny_run import tree_hashes
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import Config
 from synthgen.dataset.verify import verify_dataset
 
@@ -38,7 +38,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Config]:
 def expected(plans: dict[int, Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The bytes of the larger dataset."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run.generate(plans[LARGE], out)
+    jobs.generate(plans[LARGE], out)
     return without_history(out)
 
 
@@ -69,7 +69,7 @@ def check_larger(out: Path, expected: dict[str, str], codes: dict[int, int]) -> 
     assert published(out)[-1] == LARGE
     assert verify_dataset(out, deep=True) == []
     assert without_history(out) == expected
-    assert run.gc(out, orphan_seconds=0.0) == []
+    assert jobs.gc(out, orphan_seconds=0.0) == []
 
 
 @pytest.mark.parametrize("pairs", [3, pytest.param(25, marks=pytest.mark.slow)])
@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_while_another_planned_more(
         codes[SMALL] = code(small)
         if codes[LARGE] == 1:  # the lock was held: what the message says helps
             assert codes[SMALL] == 0
-            assert run.status(out).planned == SMALL
+            assert jobs.status(out).planned == SMALL
             codes[LARGE] = code(begin(plans[LARGE], out, seed))
         check_larger(out, expected, codes)
     faults.survive()

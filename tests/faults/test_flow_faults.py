@@ -17,7 +17,7 @@ from flow_states import CLIENT, put_zombie_automations, wait_for_true_states
 from invariants import check_whole
 from prefect_server import PrefectServer, running_server
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import Config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -69,6 +69,6 @@ def test_two_flows_collide_on_one_output(
         check_whole(config, out, expected)
         for name in ("data/train-000003.tar", "manifest.json"):
             (out / name).unlink()  # something to do for the next two
-    run.generate(config, out)
+    jobs.generate(config, out)
     check_whole(config, out, expected)
     faults.survive()

@@ -19,8 +19,8 @@ from label_children import SETTINGS, finish_labels
 
 from synthgen.dataset.labels import is_labeled, label_ids, read_labels_marker
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.publish import open_storage
 from synthgen.dataset.shards import scan, spans
+from synthgen.storage.publish import open_storage
 
 pytestmark = pytest.mark.timeout(1800)  # processes of their own, on machines that are busy
 

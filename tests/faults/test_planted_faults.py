@@ -22,21 +22,21 @@ from invariants import check_whole, keys, staged
 from ordered import ORDERS, ordered_config
 from tiny_run import tiny_config, tree_hashes
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.auditing import audit as auditing
 from synthgen.auditing.annotations import export_sa1b
 from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import read_rows
-from synthgen.dataset.publish import open_storage
 from synthgen.dataset.verify import verify_dataset
 from synthgen.diffusion import backbones
 from synthgen.export.push import push
 from synthgen.report.page import write_report
+from synthgen.storage.publish import open_storage
 
 pytestmark = pytest.mark.timeout(1800)  # processes of their own, on machines that are busy
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run.generate(config, out)
+    jobs.generate(config, out)
     return out
 
 
@@ -118,9 +118,9 @@ def test_gc_beside_a_resume_on_a_slow_disk(
             (out / lost).unlink()
         faults.inject("gc beside a resume on a slow disk")
         with ThreadPoolExecutor(1) as pool:
-            resume = pool.submit(run.generate, config, out)
+            resume = pool.submit(jobs.generate, config, out)
             while not resume.done():
-                run.gc(out, orphan_seconds=0.0)
+                jobs.gc(out, orphan_seconds=0.0)
         assert resume.result()["totals"]["samples"] == 40
         check_whole(config, out, expected)
     faults.survive()
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full_again_and_again(
     while not (out / "manifest.json").exists():
         assert size < 4000
         try:
-            run.generate(config, out)
+            jobs.generate(config, out)
         except OSError as error:
             said.append(str(error))
             faults.inject("disk full", out)
@@ -223,9 +223,9 @@ def test_a_clock_that_jumps(config: Config, whole: Path, tmp_path: Path, faults:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # a jump of the wall clock leaves it alone
         "NO_FAKE_STAT": "1",  # files keep the times at which they were written
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])]),
     }
-    program = str(Path(__file__).with_name("clock_children.py"))
+    program = str(HELPERS / "clock_children.py")
     done = subprocess.run(
         [sys.executable, program, str(source), str(out), str(clock)],
         env={**os.environ, **settings},
@@ -255,13 +255,13 @@ def test_a_gpu_out_of_memory_costs_one_shard_its_batches(
     faults: Faults,
 ) -> None:
     """Too much at once: batches of one. Too much alone: that sample fails, the others do not."""
-    spec = run.plan(config)[3]
+    spec = jobs.plan(config)[3]
     monkeypatch.setenv(ORDERS, str(tmp_path))
     (tmp_path / "memory").write_text(f"{spec.samples[2].seed} {most}")
     outs = [tmp_path / "first", tmp_path / "second"]
     for out in outs:
         faults.inject("GPU out of memory", out)
-        run.generate(config, out)
+        jobs.generate(config, out)
         assert verify_dataset(out, deep=True) == []
     found, expected = tree_hashes(outs[0]), tree_hashes(whole)
     assert found == tree_hashes(outs[1])  # the same fact, the same bytes
@@ -305,7 +305,7 @@ def test_nan_latents_fail_one_sample_alone(
     hook = backbones.load_backbone(config.model).pipeline.unet.register_forward_hook(poison)
     try:
         faults.inject("NaN latents", out)
-        run.generate(config, out)
+        jobs.generate(config, out)
     finally:
         hook.remove()
     assert verify_dataset(out, deep=True) == []
@@ -345,20 +345,20 @@ def test_corrupt_weights_are_refused_before_anything_is_drawn(
     folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     config = tiny_config(folder, tiny_dataset.parent / "prompts.jsonl")
     out, weights = tmp_path / "out", folder / name
-    run.initialize(config, out)
-    run.make_shard(config, run.plan(config)[0], out)
+    jobs.initialize(config, out)
+    jobs.make_shard(config, jobs.plan(config)[0], out)
     whole = weights.read_bytes()
     weights.write_bytes(damage(whole))
     before = tree_hashes(out)
     faults.inject("corrupt weights file", out)
     backbones._load.cache_clear()  # as in a new process
     with pytest.raises(ValueError, match=said) as refusal:
-        run.generate(config, out)
+        jobs.generate(config, out)
     assert len(str(refusal.value).splitlines()) == 1
     assert tree_hashes(out) == before
     weights.write_bytes(whole)
     backbones._load.cache_clear()
-    run.generate(config, out)
+    jobs.generate(config, out)
     expected = tree_hashes(tiny_dataset)
     found = tree_hashes(out)
     assert {n: h for n, h in found.items() if n != "config.yaml"} == {

@@ -17,11 +17,11 @@ from ordered import ordered_config
 from prefect_server import running_server, used
 from tiny_run import tree_hashes
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.config import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 KILLS = 2
 
 
@@ -38,7 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("prefect_ray")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     made = Cluster(initialize_head=True, head_node_args=node_settings(0))
     try:
@@ -74,7 +74,7 @@ def test_sigkill_of_nodes(cluster: Any, config: Config, tmp_path: Path, faults: 
     from synthgen.flows.generate import generate
 
     out, whole, ended = tmp_path / "out", tmp_path / "whole", threading.Event()
-    run.generate(config, whole)
+    jobs.generate(config, whole)
     with (
         running_server(tmp_path / "server") as server,
         used(server.environment),

@@ -15,7 +15,7 @@ import pytest
 from fault_table import Faults
 from ordered import ordered_config
 
-from synthgen import run
+from synthgen import jobs
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows, rows_bytes
 
@@ -25,7 +25,7 @@ TAR, ROWS = "data/train-000000.tar", "metadata/train-000000.parquet"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flips")
-    run.generate(ordered_config(folder, "num=4"), folder / "out")
+    jobs.generate(ordered_config(folder, "num=4"), folder / "out")
     return folder / "out"
 
 

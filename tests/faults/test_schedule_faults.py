@@ -24,13 +24,13 @@ from prefect.client.schemas.objects import StateType
 from prefect_server import PrefectServer, running_server, used
 from tiny_run import tree_hashes, write_prompts
 
-from synthgen import run
-from synthgen.dataset.publish import open_storage
+from synthgen import jobs
 from synthgen.flows.serve import deployment_name
-from synthgen.run.identity import read_config
+from synthgen.jobs.identity import read_config
+from synthgen.storage.publish import open_storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 MAIN = (sys.executable, "-c", "from synthgen.cli import main; main()")
 EVERY_MINUTE = "* * * * *"
 
@@ -52,7 +52,7 @@ def served(
     settings = (*OVERRIDES, "num=200")  # long enough to be struck in the middle
     words = [word for setting in settings for word in ("--set", setting)]
     where = ("--out", str(out), "--cron", EVERY_MINUTE, "--extend", "1")
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    paths = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [*MAIN, "serve", str(prompts), *where, *words],
@@ -102,8 +102,8 @@ def test_a_worker_is_killed_and_the_schedule_goes_on_after_downtime(
         stop_schedule(server, out)
         found = wait_for_true_states(server.environment)
     assert found["COMPLETED"] >= 2
-    if not run.status(out).finalized:
-        run.extend(out, 1)
+    if not jobs.status(out).finalized:
+        jobs.extend(out, 1)
     check_against_undisturbed(out, tmp_path)
     faults.survive()
 
@@ -112,9 +112,9 @@ def check_against_undisturbed(out: Path, folder: Path) -> None:
     """It has the shards that as many quiet runs give; versions may be cut in other places."""
     config = read_config(open_storage(out))
     whole = folder / "whole"
-    run.generate(ordered_config(folder, "num=200"), whole)
+    jobs.generate(ordered_config(folder, "num=200"), whole)
     while versions(whole)[-1] < config.planned:
-        run.extend(whole, 1)
+        jobs.extend(whole, 1)
     assert shards(out) == shards(whole)
     manifests = {name: sha for name, sha in tree_hashes(out).items() if "manifest" in name}
     check_whole(config, out, shards(whole) | manifests)

@@ -14,12 +14,11 @@ from s3_server import BUCKET, KEY_ID, OTHER_ID, RCLONE, Proxy, environment, s3_s
 from tiny_run import tree_hashes
 
 import synthgen
-from synthgen import run, urls
 from synthgen.config import Config
-from synthgen.dataset import remote
 from synthgen.dataset.verify import verify_dataset
 from synthgen.export.push import push
-from synthgen.urls import StoreError
+from synthgen.storage import remote, urls
+from synthgen.storage.urls import StoreError
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install '.[s3]'")
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(900)]
@@ -66,7 +65,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset that no store was asked for."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run.generate(config, out)
+    jobs.generate(config, out)
     return out
 
 
@@ -105,7 +104,7 @@ def test_the_same_command_ends_with_the_same_bytes(
     said: list[str] = []
     with proxy.running() as port:
         use(monkeypatch, port)
-        again(said, lambda: run.generate(config, f"s3://{BUCKET}/{name}"))
+        again(said, lambda: jobs.generate(config, f"s3://{BUCKET}/{name}"))
         manifest = (whole / "manifest.json").read_bytes()
         shutil.copytree(whole, tmp_path / "sent")
         again(said, lambda: push(tmp_path / "sent", f"s3://{BUCKET}/{name}-pushed"))
@@ -148,16 +147,16 @@ def test_credentials_that_expire_midway_are_read_anew_or_asked_for(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-        run.initialize(config, url)
-        specs = run.plan(config)
-        run.make_shard(config, specs[0], url)
+        jobs.initialize(config, url)
+        specs = jobs.plan(config)
+        jobs.make_shard(config, specs[0], url)
         proxy.expired.add(KEY_ID)
         faults.inject("store: credentials expired")
         with pytest.raises(StoreError, match=r"must let us in.*Renew.*what is complete is kept"):
-            run.make_shard(config, specs[1], url)
+            jobs.make_shard(config, specs[1], url)
         write(OTHER_ID)  # whoever hands them out has renewed them
-        run.make_shard(config, specs[1], url)
-        run.generate(config, url)
+        jobs.make_shard(config, specs[1], url)
+        jobs.generate(config, url)
     assert tree_hashes(server[0] / "expired") == tree_hashes(whole)
     faults.survive()
 
@@ -170,10 +169,10 @@ def test_a_store_that_keeps_nothing_is_named_and_the_bucket_is_not(
         use(monkeypatch, port)
         faults.inject("store: keeps nothing")
         with pytest.raises(StoreError) as caught:
-            run.generate(config, f"s3://{BUCKET}/forgetful")
+            jobs.generate(config, f"s3://{BUCKET}/forgetful")
     assert "must keep what it takes" in str(caught.value)
     assert "Not complete there: the dataset's description." in str(caught.value)
     use(monkeypatch, server[1])
     with pytest.raises(StoreError, match="The bucket of none/such must exist"):
-        run.initialize(config, "s3://none/such")
+        jobs.initialize(config, "s3://none/such")
     faults.survive()

@@ -1,0 +1,125 @@
+"""The samples of a finished dataset as an audit needs them: any of a shard's, at any time.
+
+Everything read here is untrusted; a tar is audited only if it is the one that the manifest lists.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8, UInt64
+
+from synthgen.config import SegmentationConfig, parse
+from synthgen.dataset.listed import ListedShard
+from synthgen.dataset.manifest import CONFIG
+from synthgen.dataset.records import decode_sample, parse_sample
+from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.shards import read_span, scan, spans
+from synthgen.segmentation.packed import pack_masks
+from synthgen.storage.publish import Storage, sha256_file
+from synthgen.types import ByteStream, MaskSet
+
+
+def segmentation_settings(storage: Storage) -> SegmentationConfig:
+    """How a dataset was segmented: the chance baseline uses the same ks and merging.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    raw = storage.read(CONFIG)
+    if raw is None:
+        raise ValueError(f"A dataset must have a {CONFIG}. Got none in {storage.root}.")
+    try:
+        return parse(raw).segmentation
+    except ValueError as error:
+        raise ValueError(f"{CONFIG} must be a configuration of ours. Got: {error}") from None
+
+
+class ShardSamples:
+    """The samples of one shard, in order.
+
+    Args:
+        stream: Its open tar.
+        shard: What the manifest says of it.
+
+    Raises:
+        ValueError: If the tar is not the one that the manifest lists.
+    """
+
+    def __init__(self, stream: ByteStream, shard: ListedShard) -> None:
+        _check_listed(stream, shard)
+        self._stream = stream
+        self._spans = list(spans(scan(stream)))
+        self.keys = tuple(span.key for span in self._spans)
+        self._recent = lru_cache(maxsize=32)(self._load_packed)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def members(self, index: int) -> dict[str, bytes]:
+        """Content of a sample's members by suffix."""
+        return read_span(self._stream, self._spans[index])
+
+    def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """A sample's image."""
+        image: UInt8[np.ndarray, "height width 3"] = decode_sample(
+            self.keys[index], self.members(index), masks=False
+        )["image"]
+        return image
+
+    def labels(
+        self, index: int
+    ) -> tuple[UInt8[np.ndarray, "height width"], tuple[str, ...]] | None:
+        """A sample's semantic map and the classes of its prompt; None without labels."""
+        sample = decode_sample(self.keys[index], self.members(index), masks=False)
+        if "semantic" not in sample:
+            return None
+        return sample["semantic"], tuple(map(str, sample["json"]["classes"]))
+
+    def mask_set(self, index: int, size: tuple[int, int]) -> MaskSet | None:
+        """A sample's masks, None where they are not all of ``size`` (height, width).
+
+        Raises:
+            ValueError: If its json is not one of ours.
+        """
+        try:
+            info = parse_sample(self.members(index)["json"])
+            return _mask_set(info, size)
+        except (KeyError, TypeError, ValueError) as error:
+            key = self.keys[index]
+            raise ValueError(f"Sample {key} must be readable. Got {error!r:.120}.") from None
+
+    def packed(self, index: int, size: tuple[int, int]) -> UInt64[np.ndarray, "mask word"] | None:
+        """The packed masks of a sample, None where they are not all of ``size``."""
+        return self._recent(index, size)
+
+    def _load_packed(
+        self, index: int, size: tuple[int, int]
+    ) -> UInt64[np.ndarray, "mask word"] | None:
+        mask_set = self.mask_set(index, size)
+        return None if mask_set is None else pack_masks(mask_set.masks)
+
+
+def _check_listed(stream: ByteStream, shard: ListedShard) -> None:
+    found = stream.seek(0, 2)
+    stream.seek(0)
+    what = f"{found} bytes" if found != shard.num_bytes else "another sha256"
+    if found != shard.num_bytes or sha256_file(stream) != shard.sha256:
+        raise ValueError(
+            f"{shard.name} must be the tar of {shard.num_bytes} bytes that the manifest lists. "
+            f"Got {what}; see 'synthgen verify'."
+        )
+
+
+def _mask_set(info: dict[str, Any], size: tuple[int, int]) -> MaskSet | None:
+    segments = info["segments"]
+    sizes = [(info["height"], info["width"]), *(tuple(s["rle"]["size"]) for s in segments)]
+    if any(found != size for found in sizes):
+        return None
+    return MaskSet(
+        decode_masks([segment["rle"] for segment in segments], *size),
+        tuple(tuple((int(k), int(c)) for k, c in segment["members"]) for segment in segments),
+        np.array([int(segment["parent"]) - 1 for segment in segments], dtype=np.int64),
+    )

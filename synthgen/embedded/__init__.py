@@ -1,0 +1,1 @@
+"""The embedded models: weights and inference; how they were trained is in `synthgen.lab`."""

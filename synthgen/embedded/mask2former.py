@@ -1,0 +1,197 @@
+"""The embedded Mask2Former: transformers' class at a size that learns on two cores.
+
+The backbone is a small ResNet of basic blocks instead of a Swin: the class builds any backbone
+that `AutoBackbone` knows, and from scratch a convolutional one learns sooner. Masks have stride 4.
+Every pixel has a class: the background is one, so that a class id is a value of `Scene.semantic`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessorPil,
+    ResNetConfig,
+)
+from transformers.utils import logging
+
+from synthgen.embedded.card import CARD_NAME, weights_dir
+from synthgen.embedded.vocabulary import CLASSES, IMAGE_SIZE
+
+LABELS: tuple[str, ...] = ("background", *CLASSES)
+"""Name of each class id."""
+
+SIZE_DIVISOR = 32
+"""Stride of the coarsest features; images are resized to multiples of it."""
+
+LONGEST_EDGE = 8 * IMAGE_SIZE
+SHIPPED_M2F = Path(__file__).parent / "weights_m2f"
+
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What transformers raises for configurations and weights that are not right."""
+
+
+def m2f_config() -> Mask2FormerConfig:
+    """Configuration of the embedded model: 1.5 million parameters, 3.1 MB in fp16.
+
+    A scene holds at most five classes, so 20 queries leave room; 512 points a mask are half of
+    the positions of its logits. Three masked-attention layers look once at each feature level.
+    """
+    backbone = ResNetConfig(
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[2, 2, 2, 1],
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    return Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=64,
+        mask_feature_size=64,
+        hidden_dim=64,
+        encoder_feedforward_dim=128,
+        encoder_layers=1,
+        decoder_layers=4,
+        num_attention_heads=4,
+        dim_feedforward=128,
+        num_queries=20,
+        train_num_points=512,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: number for number, name in enumerate(LABELS)},
+    )
+
+
+def build_m2f() -> Mask2FormerForUniversalSegmentation:
+    """Model with fresh weights; seed torch first."""
+    with _quiet():
+        return Mask2FormerForUniversalSegmentation(m2f_config())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no warning that a ResNet backbone is not on transformers' list."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def build_processor() -> Mask2FormerImageProcessorPil:
+    """Image processor that leaves scenes at their size and maps 0-255 to [-1, 1]."""
+    return Mask2FormerImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE, "longest_edge": LONGEST_EDGE},
+        size_divisor=SIZE_DIVISOR,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        num_labels=len(LABELS),
+    )
+
+
+def save_m2f(model: Mask2FormerForUniversalSegmentation, folder: Path) -> None:
+    """Write model (fp16 safetensors), configuration and image processor."""
+    with _quiet():
+        model.to(torch.float16).save_pretrained(folder)
+        build_processor().save_pretrained(folder)
+
+
+def m2f_weights_dir(folder: Path = SHIPPED_M2F) -> Path:
+    """Folder of the embedded Mask2Former, after comparing its files with the card.
+
+    Raises:
+        ValueError: If there is none, or a file is missing or differs.
+    """
+    if not (folder / CARD_NAME).is_file():
+        raise ValueError(
+            f"{folder} must hold the weights of scenes-m2f with a {CARD_NAME}. Got none; run "
+            "`python -m synthgen.lab.train m2f --steps N`, then `export-m2f`."
+        )
+    return weights_dir(folder)
+
+
+def load_m2f(
+    folder: Path,
+) -> tuple[Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil]:
+    """Model (fp32, for inference) and image processor of a folder in transformers' layout.
+
+    Nothing but safetensors is read, nothing is fetched, and no code of the folder is run.
+
+    Raises:
+        ValueError: In one line, if the folder does not hold a complete Mask2Former.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"a Mask2Former folder must hold config.json. Got none in {folder}.")
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        kind = stored.get("model_type") if isinstance(stored, dict) else None
+        if kind != "mask2former":
+            raise ValueError(f"model_type {kind!r}")
+        with _quiet():
+            model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        processor = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (*_UNREADABLE, SafetensorError, StrictDataclassError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{folder} must hold a Mask2Former (config, safetensors, processor). Got: {reason}."
+        ) from None
+    absent = set(report["missing_keys"]) & {name for name, _ in model.named_parameters()}
+    if absent:
+        raise ValueError(
+            f"the weights in {folder} must be complete. Missing: {min(absent)} "
+            f"({len(absent)} in all); fetch them again."
+        )
+    return model.eval(), processor
+
+
+def class_scores(
+    masks: Float[Tensor, "query coarse_height coarse_width"],
+    classes: Float[Tensor, "query cls_and_none"],
+    size: tuple[int, int],
+) -> Float[Tensor, "cls height width"]:
+    """Score of each class at each pixel: sum over the queries of class times mask probability.
+
+    Args:
+        masks: Logits of the queries' masks.
+        classes: Logits of the queries' classes, the last of which is "no object".
+        size: Height and width of the image; logits are resized to it bilinearly.
+    """
+    logits = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+    probability = classes.softmax(-1)[:, :-1]
+    return torch.einsum("qc,qhw->chw", probability, logits.sigmoid())
+
+
+@torch.no_grad()
+def predict_scores(
+    model: Mask2FormerForUniversalSegmentation,
+    processor: Mask2FormerImageProcessorPil,
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+) -> list[Float[Tensor, "cls height width"]]:
+    """Class scores of images of one size, at that size, on the CPU; see `class_scores`."""
+    size = images[0].shape[:2]
+    inputs = processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+    output = model(pixel_values=inputs["pixel_values"].to(model.device))
+    pairs = zip(output.masks_queries_logits, output.class_queries_logits, strict=True)
+    return [class_scores(masks, classes, size).cpu() for masks, classes in pairs]

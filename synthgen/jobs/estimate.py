@@ -1,0 +1,72 @@
+"""What a run will make and take, before it does: shards, bytes, seconds, and on what basis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from synthgen.config import Config
+from synthgen.dataset.manifest import read_markers
+from synthgen.diffusion.cards import find_card
+from synthgen.jobs.classes import warn_of_classes
+from synthgen.jobs.plan import prompts_of, shard_spans
+from synthgen.storage.publish import open_storage
+
+# Measured on the embedded model, 128 x 128 px, 41 masks per image, 2026-11-21.
+BYTES_PER_PIXEL = {"jpg": 0.8, "png": 1.8, "webp": 1.6}
+BYTES_PER_SIDE_PIXEL = 110  # masks: their outlines grow with the sides, not with the area
+BYTES_PER_TAR_MEMBERS = 3500  # four headers and paddings
+SECONDS_PER_STEP, SECONDS_PER_IMAGE = 0.13, 0.7  # per image on one core of a CPU
+
+BASIS = 100  # shards whose markers are enough to judge the others by
+FALLBACK_SIDE = 512  # of a card that leaves the size to the model's own configuration
+
+
+def bytes_per_sample(config: Config) -> int:
+    """About how many bytes of tar a sample takes."""
+    card, _ = find_card(config.model.card)
+    height = config.generation.height or card.height or FALLBACK_SIDE
+    width = config.generation.width or card.width or FALLBACK_SIDE
+    image = height * width * BYTES_PER_PIXEL[config.dataset.image_format]
+    return int(image) + BYTES_PER_SIDE_PIXEL * (height + width) + BYTES_PER_TAR_MEMBERS
+
+
+def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
+    """Shards, samples, bytes and seconds of a run.
+
+    Args:
+        config: The dataset's configuration.
+        out: A dataset that was begun; its complete shards are then the basis.
+
+    Returns:
+        ``shards``, ``samples``, ``bytes``, ``seconds`` (None where there is no basis) and
+        ``basis``.
+    """
+    counts = {"shards": len(shard_spans(config)), "samples": config.planned}
+    prompts = prompts_of(config)  # one that cannot be read is said before, not by the run
+    warn_of_classes(config, prompts.class_names)
+    markers = read_markers(open_storage(out), newest=BASIS) if out else []
+    markers = [marker for marker in markers if marker.planned]
+    if markers:
+        planned = sum(marker.planned for marker in markers)
+        seconds = sum(sum(marker.seconds.values()) for marker in markers) / planned
+        num_bytes = sum(marker.bytes for marker in markers) / planned
+        basis = f"the {planned} samples that were made there last"
+        return counts | _scaled(config.planned, num_bytes, seconds, basis)
+    num_bytes = float(bytes_per_sample(config))
+    card, _ = find_card(config.model.card)
+    if card.name != "scenes":
+        basis = "no time is known for this model before its first shard"
+        return counts | _scaled(config.planned, num_bytes, None, basis)
+    steps = config.generation.num_inference_steps or card.num_inference_steps
+    seconds = SECONDS_PER_STEP * steps + SECONDS_PER_IMAGE
+    basis = f"the embedded model at 128 x 128 px and {steps} steps on one core of a CPU"
+    return counts | _scaled(config.planned, num_bytes, seconds, basis)
+
+
+def _scaled(num: int, num_bytes: float, seconds: float | None, basis: str) -> dict[str, Any]:
+    return {
+        "bytes": int(num * num_bytes),
+        "seconds": None if seconds is None else round(num * seconds, 1),
+        "basis": basis,
+    }

@@ -1,0 +1,1 @@
+"""What proves things about the product: the rendered world, training, benchmarks, studies."""

@@ -1,0 +1,136 @@
+"""How good scenes-sam is in automatic mode: mean best IoU of objects and of parts.
+
+For each object and each part of a scene that nothing was chosen on, the best IoU of any mask that
+`SamAutomaticMaskGenerator` returns. A part is all pixels of it in one object. Left out are parts
+of classes that are their own only part (they are objects already), and objects and parts of fewer
+than 20 visible pixels, a disc of five across: less than a cell of the 16x16 points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from segment_anything import SamAutomaticMaskGenerator
+
+from synthgen.embedded.card import record_quality
+from synthgen.embedded.sam import AUTOMATIC_DEFAULTS, SHIPPED_SAM, load_folder
+from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.lab.world.render import Scene, render
+from synthgen.segmentation.masks import pairwise_iou
+
+MIN_PIXELS = 20
+
+
+def true_objects(scene: Scene) -> Bool[np.ndarray, "object height width"]:
+    """Masks of the objects of at least `MIN_PIXELS`."""
+    masks = [scene.instance == item.instance for item in scene.objects]
+    return _large(masks, scene)
+
+
+def true_parts(scene: Scene) -> Bool[np.ndarray, "part height width"]:
+    """Masks of the parts of at least `MIN_PIXELS`, of objects that have several."""
+    masks = [
+        (scene.instance == item.instance) & (scene.part == 1 + PARTS.index((item.class_name, p)))
+        for item in scene.objects
+        if len(CLASS_PARTS[item.class_name]) > 1
+        for p in item.parts
+    ]
+    return _large(masks, scene)
+
+
+def _large(
+    masks: list[Bool[np.ndarray, "height width"]], scene: Scene
+) -> Bool[np.ndarray, "mask height width"]:
+    kept = [mask for mask in masks if mask.sum() >= MIN_PIXELS]
+    return np.stack(kept) if kept else np.zeros((0, *scene.instance.shape), dtype=bool)
+
+
+def best_ious(
+    references: Bool[np.ndarray, "reference height width"],
+    masks: Bool[np.ndarray, "mask height width"],
+) -> list[float]:
+    """Best IoU of any mask with each reference; 0 where there is no mask."""
+    if not len(masks) or not len(references):
+        return [0.0] * len(references)
+    best: list[float] = pairwise_iou(references, masks).max(1).tolist()
+    return best
+
+
+def _evaluate_part(
+    folder: Path, parameters: dict[str, Any], seeds: list[int]
+) -> list[tuple[list[float], list[float], int]]:
+    """Per scene the IoU of its objects and parts, and the number of masks, on one thread."""
+    torch.set_num_threads(1)
+    generator = SamAutomaticMaskGenerator(load_folder(folder), **parameters)
+    rows = []
+    for seed in seeds:
+        scene = render(seed)
+        found = [record["segmentation"] for record in generator.generate(scene.image)]
+        masks = np.stack(found) if found else np.zeros((0, *scene.instance.shape), dtype=bool)
+        objects = best_ious(true_objects(scene), masks)
+        rows.append((objects, best_ious(true_parts(scene), masks), len(masks)))
+    return rows
+
+
+def evaluate_sam(
+    seeds: list[int],
+    folder: Path = SHIPPED_SAM,
+    parameters: Mapping[str, Any] | None = None,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Figures of automatic mode on scenes of the given seeds.
+
+    Args:
+        seeds: One scene each.
+        folder: Weights.
+        parameters: Of the generator, over `AUTOMATIC_DEFAULTS`.
+        workers: Processes; 0 evaluates in this one.
+
+    Returns:
+        `object_iou` and `part_iou`, means over all objects and parts; `masks_per_image`.
+    """
+    settings: dict[str, Any] = {**AUTOMATIC_DEFAULTS, **(parameters or {})}
+    jobs = [(folder, settings, seeds[first :: max(1, workers)]) for first in range(workers or 1)]
+    if workers == 0:
+        results = [_evaluate_part(*job) for job in jobs]
+    else:
+        with get_context("spawn").Pool(workers) as pool:
+            results = pool.starmap(_evaluate_part, jobs)
+    rows = [row for part in results for row in part]
+    return {
+        "object_iou": round(float(np.mean([iou for row in rows for iou in row[0]])), 4),
+        "part_iou": round(float(np.mean([iou for row in rows for iou in row[1]])), 4),
+        "masks_per_image": round(float(np.mean([row[2] for row in rows])), 2),
+    }
+
+
+def main() -> None:
+    """Measure the weights, print the figures as JSON, and write them into the card if asked to."""
+    parser = argparse.ArgumentParser(description="Quality of scenes-sam in automatic mode.")
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--weights", type=Path, default=SHIPPED_SAM)
+    parser.add_argument("--tuning", action="store_true", help="scenes to choose settings on")
+    parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=NUMBER")
+    parser.add_argument("--record", action="store_true", help="write the figures into the card")
+    args = parser.parse_args()
+    seeds = list((TUNING_SEEDS if args.tuning else VALIDATION_SEEDS)[: args.num])
+    parameters = {name: json.loads(value) for name, value in (s.split("=", 1) for s in args.set)}
+    figures = evaluate_sam(seeds, args.weights, parameters, args.workers)
+    print(json.dumps({"num": args.num, **figures}))
+    if args.record:
+        if args.tuning or parameters:
+            parser.error("--record needs validation scenes and the default parameters")
+        record_quality({"num": args.num, **figures}, args.weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""A finished dataset without a diffusion model: smooth random regions stand for what it draws.
+
+For measuring and testing what reads datasets. Label maps are the argmax of smooth random fields,
+masks are merged from them as from real clusters, so counts, sizes and nesting are lifelike.
+Every file of a dataset is there: `synthgen verify --deep` finds nothing wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from synthgen.config import Config, MaskConfig
+from synthgen.dataset.card import class_table, config_yaml, readme
+from synthgen.dataset.label_statistics import count_labels
+from synthgen.dataset.manifest import (
+    Marker,
+    build_manifest,
+    marker_bytes,
+    marker_name,
+    metadata_name,
+    preview_name,
+    publish_manifest,
+    tar_name,
+)
+from synthgen.dataset.metadata import Row, rows_bytes
+from synthgen.dataset.records import encode_image, encode_record
+from synthgen.dataset.shards import ShardWriter, Span, scan, spans
+from synthgen.segmentation.masks import build_masks
+from synthgen.storage.publish import Storage, open_storage, sha256_file
+from synthgen.storage.seal import hash_file, sha256_of
+from synthgen.types import Prompt, Record, Segmentation
+
+KS = (2, 5, 6, 10, 20)
+DIGEST = "0" * 64
+_ENVIRONMENT: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "versions": {"synthgen": "made"},
+}
+_PROVENANCE = {
+    "seed": 1,
+    "image_index": 0,
+    "config": DIGEST,
+    "model": "made",
+    "revision": "",
+    **_ENVIRONMENT,
+    "algorithm_version": 1,
+    "batch": 0,
+    "batch_size": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MadeSample:
+    """A record with the label maps that its masks were merged from.
+
+    Args:
+        record: The record; its key is given when it is written.
+        segmentation: Its masks and label maps.
+        preview: Whether label maps are kept.
+    """
+
+    record: Record
+    segmentation: Segmentation
+    preview: bool = True
+
+
+def make_sample(seed: int, prompt: str, size: tuple[int, int], preview: bool = True) -> MadeSample:
+    """A sample of smooth random regions, each cluster of the finest k in one color."""
+    rng = np.random.default_rng(seed)
+    labels = np.stack([_regions(rng, k, size) for k in KS])
+    segmentation = Segmentation(build_masks(labels, KS, MaskConfig()), KS, labels)
+    colors = rng.integers(0, 256, (KS[-1], 3), dtype=np.uint8)
+    noise = rng.integers(0, 24, (*size, 3), dtype=np.uint8)
+    image = np.minimum(colors[labels[-1]], 231) + noise
+    record = Record(
+        key="0" * 10,
+        image=image,
+        prompt=Prompt(f"p{seed}", prompt, ("cat", "<b>dog</b>")[: 1 + seed % 2]),
+        mask_set=segmentation.mask_set,
+        provenance=_PROVENANCE,
+    )
+    return MadeSample(record, segmentation, preview)
+
+
+def write_dataset(
+    root: Path,
+    samples: Sequence[MadeSample],
+    num: int,
+    shard_size: int = 64,
+    failures: Sequence[Row] = (),
+) -> None:
+    """Write a finished dataset of ``num`` samples, the given ones again and again.
+
+    Args:
+        root: New folder.
+        samples: What is written.
+        num: Samples.
+        shard_size: Samples per shard.
+        failures: Rows of failed samples, added to the last shard.
+    """
+    storage = open_storage(root)
+    encoded = [_encode(sample) for sample in samples]
+    markers = []
+    starts = range(0, max(num, 1), shard_size)
+    shards = [range(num)[start : start + shard_size] for start in starts]
+    for index, numbers in enumerate(shards):
+        keys = [f"{index:06d}{position:04d}" for position in range(len(numbers))]
+        chosen = [encoded[number % len(encoded)] for number in numbers]
+        failed = list(failures) if index == len(shards) - 1 else []
+        markers.append(_write_shard(storage, f"train-{index:06d}", keys, chosen, failed))
+    model: dict[str, Any] = {"id": "made", "revision": None, "sha256": {}}
+    times = {"finished": "2026-01-01T00:00:00+00:00", "seconds": {"generate": 1.5 * num}}
+    manifest = build_manifest(markers, DIGEST, [model], times)
+    identity = {"digest": DIGEST, "content": {"model": model}, "environments": [_ENVIRONMENT]}
+    config = Config(num=num + len(failures))
+    prompts = [sample.record.prompt for sample in samples]
+    tars = [tar_name(marker.name) for marker in markers]
+    for name, text in {
+        "identity.json": json.dumps(identity),
+        "config.yaml": config_yaml(config, DIGEST),
+        "classes.json": json.dumps(
+            class_table(name for prompt in prompts for name in prompt.class_names)
+        ),
+        "README.md": readme(config, identity, tars, manifest),
+    }.items():
+        storage.publish_bytes(text.encode("utf-8"), name)
+    publish_manifest(storage, manifest)
+
+
+def _write_shard(
+    storage: Storage,
+    name: str,
+    keys: Sequence[str],
+    samples: Sequence[_Encoded],
+    failed: Sequence[Row],
+) -> Marker:
+    size, sha256, places = _write_tars(storage, name, keys, samples) if keys else (0, "", {})
+    rows = [
+        replace(item.row, key=key, byte_offset=places[key].offset, byte_size=places[key].size)
+        for key, item in zip(keys, samples, strict=True)
+    ]
+    content = rows_bytes([*rows, *failed])
+    storage.publish_bytes(content, metadata_name(name))
+    counts = {"ok": len(rows), "failed": len(failed)}
+    marker = Marker(
+        name=name,
+        config=DIGEST,
+        planned=sum(counts.values()),
+        counts=counts,
+        reasons=dict(Counter(row.reason for row in failed)),
+        bytes=size,
+        sha256=sha256,
+        skipped=not keys,
+        batch_size=1,
+        seconds={},
+        created="",
+        environment=_ENVIRONMENT,
+        metadata_sha256=sha256_of(content),
+        previews_sha256=hash_file(storage, preview_name(name)) or "",
+    )
+    storage.publish_bytes(marker_bytes(marker), marker_name(name))
+    return marker
+
+
+def _write_tars(
+    storage: Storage, name: str, keys: Sequence[str], samples: Sequence[_Encoded]
+) -> tuple[int, str, dict[str, Span]]:
+    """Publish samples and previews; returns size, hash and the samples' places of the data."""
+    with storage.staging() as folder:
+        writer, previews = ShardWriter(folder / "data"), ShardWriter(folder / "previews")
+        for key, item in zip(keys, samples, strict=True):
+            text = json.dumps({**item.info, "key": key})
+            writer.write(key, {**item.members, "json": text.encode()})
+            if item.preview:
+                previews.write(key, item.preview)
+        writer.close()
+        previews.close()
+        with (folder / "data").open("rb") as stream:
+            places = {span.key: span for span in spans(scan(stream))}
+            stream.seek(0)
+            sha256, size = sha256_file(stream), stream.tell()
+        storage.publish(folder / "data", tar_name(name))
+        if previews.num_samples:
+            storage.publish(folder / "previews", preview_name(name))
+    return size, sha256, places
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A sample as bytes, made once and written under many keys."""
+
+    members: Mapping[str, bytes]
+    info: Mapping[str, Any]
+    preview: Mapping[str, bytes]
+    row: Row
+
+
+def _encode(sample: MadeSample) -> _Encoded:
+    members = encode_record(sample.record, "jpg")
+    preview = _preview(sample) if sample.preview else {}
+    return _Encoded(members, json.loads(members["json"]), preview, _row(sample))
+
+
+def _row(sample: MadeSample) -> Row:
+    prompt, labels = sample.record.prompt, sample.record.labels
+    return Row(
+        *("", "ok", "", "", prompt.id, prompt.text, prompt.class_names, 0, 1, 0),
+        num_segments=len(sample.record.mask_set),
+        seconds_generate=1.5,
+        seconds_segment=0.25,
+        labels=None if labels is None else count_labels(labels),
+    )
+
+
+def _preview(sample: MadeSample) -> dict[str, bytes]:
+    """Label maps as they are; colors and error are stand-ins of the same size."""
+    maps = sample.segmentation.labels
+    members = {f"k{k:02d}.png": maps[i] for i, k in enumerate(sample.segmentation.ks)}
+    members["pca.png"] = 255 - sample.record.image
+    members["upsampling.png"] = maps[-1] * 12
+    return {name: encode_image(pixels, "png") for name, pixels in members.items()}
+
+
+def _regions(
+    rng: np.random.Generator, k: int, size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """Argmax of k random fields on an 8 x 8 grid, interpolated to the size."""
+    fields = [
+        Image.fromarray(rng.random((8, 8), dtype=np.float32)).resize(
+            size[::-1], Image.Resampling.BICUBIC
+        )
+        for _ in range(k)
+    ]
+    stacked = np.stack([np.asarray(field) for field in fields])
+    return np.asarray(stacked.argmax(0), dtype=np.uint8)

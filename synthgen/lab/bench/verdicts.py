@@ -1,0 +1,156 @@
+"""Do verdicts tell a good dataset from a broken one? Both are made here and audited alike.
+
+Good: what the embedded model draws and `segment` finds. Broken: the same images, each with the
+masks of another one, as an index that slipped by one would leave them. The shares that an audit
+rejects of each are what thresholds are set on; quantiles of what they are about are printed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthgen import jobs
+from synthgen.auditing.audit import audit
+from synthgen.config import AuditConfig, VerdictConfig, load, load_audit
+from synthgen.dataset.audits import parse_table, table_name
+from synthgen.dataset.manifest import (
+    build_manifest,
+    marker_bytes,
+    marker_name,
+    publish_manifest,
+    read_markers,
+    tar_name,
+)
+from synthgen.dataset.shards import read_span, scan, spans, whole_tar
+from synthgen.storage.publish import Storage, open_storage, sha256_file
+from synthgen.types import Verdict
+
+SEED = 11
+QUANTILES = (5, 50, 95)
+_SWAPPED = ("segments", "num_segments")
+
+Members = dict[str, bytes]
+
+
+def bench_verdicts(num: int = 64, auditor: str = "scenes-sam") -> dict[str, Any]:
+    """What an audit with default thresholds says of a good and of a broken dataset.
+
+    Args:
+        num: Samples of each.
+        auditor: Row of AUDITORS.
+
+    Returns:
+        For each dataset the kept share, reasons, mean Top-n of our masks, of the chance baseline
+        and of other samples' masks, and quantiles of what the thresholds are about.
+    """
+    settings = load_audit([f"auditor.name={auditor}"])
+    with tempfile.TemporaryDirectory() as folder:
+        good, broken = Path(folder, "good"), Path(folder, "broken")
+        jobs.generate(
+            load(overrides=[f"num={num}", "dataset.shard_size=32", f"seed={SEED}"]), good
+        )
+        break_dataset(good, broken)
+        result: dict[str, Any] = {"num": num, "auditor": auditor}
+        for name, out in {"good": good, "broken": broken}.items():
+            print(f"verdicts: auditing the {name} dataset", file=sys.stderr, flush=True)
+            result[name] = audited(out, settings)
+    return result
+
+
+def audited(out: Path, settings: AuditConfig) -> dict[str, Any]:
+    """Audit a dataset and sum up its verdicts."""
+    summary = audit(out, settings)
+    storage, totals, means = open_storage(out), summary["totals"], summary["means"]
+    verdicts = [
+        row.verdict
+        for shard in summary["shards"]
+        for row in parse_table(
+            storage.read(table_name(summary["id"], shard["name"])) or b"", annotations=False
+        )
+    ]
+    top = f"top_{settings.verdict.top}"
+    names = ("", "chance_", "others_")
+    return {
+        "kept": totals["kept"] / totals["samples"],
+        "reasons": totals["reasons"],
+        **{f"{prefix}{top}": means.get(f"{prefix}{top}") for prefix in names},
+        "hungarian": means.get("hungarian"),
+        "chance_hungarian": means.get("chance_hungarian"),
+        "quantiles": quantiles(verdicts, settings.verdict),
+    }
+
+
+def quantiles(
+    verdicts: Sequence[Verdict], settings: VerdictConfig
+) -> Mapping[str, Mapping[str, float]]:
+    """Quantiles of the metrics that thresholds are about, by the threshold's name."""
+    top = f"top_{settings.top}"
+
+    def measured(verdict: Verdict) -> dict[str, float]:
+        metrics = verdict.metrics
+        return {
+            "min_top_n": metrics[top],
+            "min_over_others": metrics[top] - metrics[f"others_{top}"],
+            "min_boundary_f": metrics["boundary_f"],
+            "min_over_chance": metrics[top] - metrics[f"chance_{top}"],
+            "min_coverage": metrics["coverage"],
+        }
+
+    rows = [measured(verdict) for verdict in verdicts]
+    return {
+        name: {
+            f"{q} %": float(np.nanpercentile([row[name] for row in rows], q)) for q in QUANTILES
+        }
+        for name in rows[0]
+    }
+
+
+def break_dataset(good: Path, broken: Path) -> None:
+    """Copy a finished dataset; every sample gets the masks of the next one of its shard.
+
+    Args:
+        good: A finished dataset whose images have one size.
+        broken: New folder.
+    """
+    shutil.copytree(good, broken, ignore=shutil.ignore_patterns("manifest*", "audit", "report"))
+    storage = open_storage(broken)
+    markers = [
+        dataclasses.replace(marker, **_break_shard(storage, marker.name))
+        for marker in read_markers(storage)
+    ]
+    for marker in markers:
+        storage.publish_bytes(marker_bytes(marker), marker_name(marker.name))
+    publish_manifest(storage, build_manifest(markers, markers[0].config, [], {}))
+
+
+def _break_shard(storage: Storage, shard: str) -> dict[str, Any]:
+    """Rewrite a shard's tar; returns what changes in its marker."""
+    with storage.open(tar_name(shard)) as stream:
+        samples = [(span.key, read_span(stream, span)) for span in spans(scan(stream))]
+    others = deque(members for _, members in samples)
+    others.rotate(-1)
+    with storage.staging() as folder:
+        with whole_tar(folder / "shard.tar") as writer:
+            for (key, members), other in zip(samples, others, strict=True):
+                writer.write(key, with_masks_of(members, other))
+        with (folder / "shard.tar").open("rb") as stream:
+            changed = {"sha256": sha256_file(stream), "bytes": stream.tell()}
+        storage.publish(folder / "shard.tar", tar_name(shard))
+    return changed
+
+
+def with_masks_of(members: Members, other: Members) -> Members:
+    """A sample's members with the masks of another one."""
+    own, its = json.loads(members["json"]), json.loads(other["json"])
+    content = {**own, **{name: its[name] for name in _SWAPPED}}
+    return {**members, "mask.png": other["mask.png"], "json": json.dumps(content).encode()}

@@ -1,0 +1,160 @@
+"""Captured images on a scratch disk: one safetensors file each, made once.
+
+    identity.json     what determines all captures of the folder
+    KEY.safetensors   the image and the head outputs of its layers
+    KEY.json          why there is no image, in place of the former
+
+A file stands for a capture if it holds every layer that is asked for; one that is damaged or
+holds fewer is made again, with its whole batch, so that its bytes do not depend on where a study
+was cut off. Head outputs reach no dataset: the folder is scratch and may be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from synthgen.config import CaptureConfig
+from synthgen.diffusion.selection import Layer
+from synthgen.lab.study.images import Batch
+from synthgen.progress import Progress, report
+from synthgen.storage.publish import Storage, clear_disk_errors
+from synthgen.types import Failure, HeadFeatures, PlannedSample, Sample
+
+IMAGE = "image"  # no layer is called so
+Make = Callable[[Batch], Sequence[Sample | Failure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """A folder of captures of one identity.
+
+    Args:
+        storage: The local folder.
+        layers: Module names of the layers that every capture must hold.
+    """
+
+    storage: Storage
+    layers: frozenset[str]
+
+    def stands(self, key: str) -> bool:
+        """Whether an image is captured, or known to fail."""
+        return self.failure(key) is not None or self.layers <= self._stored_layers(key)
+
+    def failure(self, key: str) -> str | None:
+        """Why there is no image, None where that is not known."""
+        content = self.storage.read(f"{key}.json")
+        return None if content is None else str(json.loads(content)["reason"])
+
+    def keep(self, planned: PlannedSample, outcome: Sample | Failure) -> None:
+        """Store what became of an image; features that are not finite are a failure."""
+        if isinstance(outcome, Sample) and not _is_finite(outcome.features):
+            outcome = Failure(
+                planned.prompt, planned.seed, "nan_latents", "head outputs are not finite"
+            )
+        if isinstance(outcome, Failure):
+            reason = {"reason": outcome.reason, "message": outcome.message}
+            self.storage.publish_bytes(json.dumps(reason).encode(), f"{planned.key}.json")
+            return
+        name, needed = f"{planned.key}.safetensors", outcome.features.num_bytes
+        with clear_disk_errors(self.storage, needed, f"the capture of {planned.key}"):
+            self.storage.publish_bytes(_encode(outcome), name)
+
+    def load(self, planned: PlannedSample, device: torch.device | None = None) -> Sample:
+        """A captured image with all layers that are stored; on the CPU, or where it is wanted."""
+        name = f"{planned.key}.safetensors"
+        content = self.storage.read(name)
+        if content is None:
+            raise FileNotFoundError(f"{self.storage.path(name)} must stand. Run the study again.")
+        tensors = load(content)
+        image = tensors.pop(IMAGE).numpy()
+        with safe_open(self.storage.path(name), "pt") as stream:
+            grids = json.loads(stream.metadata()["grids"])
+        shapes = {layer: (int(h), int(w)) for layer, (h, w) in grids.items()}
+        values = {layer: value.to(device or value.device) for layer, value in tensors.items()}
+        return Sample(planned.prompt, planned.seed, image, HeadFeatures(values, shapes))
+
+    def _stored_layers(self, key: str) -> frozenset[str]:
+        path = Path(self.storage.path(f"{key}.safetensors"))
+        try:
+            with safe_open(path, "pt") as stream:
+                return frozenset(name.split("@")[0] for name in stream.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):  # missing or damaged
+            return frozenset()
+
+
+def local_storage(folder: Path) -> Storage:
+    """A folder of this machine."""
+    return Storage(fsspec.filesystem("file"), str(folder.absolute()))
+
+
+def capture_images(
+    captures: Captures,
+    groups: Sequence[Batch],
+    wanted: Collection[str],
+    make: Make,
+    progress: Progress = report,
+) -> None:
+    """Make the images that are wanted and not captured yet, batch by batch.
+
+    Args:
+        captures: Where they are kept.
+        groups: All images, in their batches.
+        wanted: Keys of the images that are needed.
+        make: Makes a batch.
+        progress: Told about images and batches; may raise, to stop.
+    """
+    for number, batch in enumerate(groups):
+        missing = [x.key for x in batch if x.key in wanted and not captures.stands(x.key)]
+        if missing:
+            for planned, outcome in zip(batch, make(batch), strict=True):
+                captures.keep(planned, outcome)
+            progress("samples", count=len(batch))
+        progress("shard", name=f"batch-{number}", planned=len(batch), reused=not missing)
+
+
+def capture_bytes(layers: Sequence[Layer], capture: CaptureConfig) -> int:
+    """Bytes of the captures of one image."""
+    values = sum(layer.heads * layer.dim * layer.grid[0] * layer.grid[1] for layer in layers)
+    calls = len(capture.calls) if isinstance(capture.calls, tuple) else 1
+    halves = 2 if capture.rows == "both" else 1
+    return int(values * getattr(torch, capture.dtype).itemsize * calls * halves)
+
+
+def check_scratch(num_bytes: int, num_images: int, budget_gb: float) -> None:
+    """Refuse a study whose captures would not fit.
+
+    Raises:
+        ValueError: If the images together need more than the budget.
+
+    >>> check_scratch(46_000_000, 50, 1.0)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: --scratch-gb must be at least 2.3 for 50 images of 46.0 MB. Got 1; raise it, ...
+    """
+    needed = num_bytes * num_images / 1e9
+    if needed > budget_gb:
+        raise ValueError(
+            f"--scratch-gb must be at least {math.ceil(10 * needed) / 10} for {num_images} "
+            f"images of {num_bytes / 1e6:.1f} MB. Got {budget_gb:g}; raise it, lower --num, or "
+            "--set capture.dtype=float16."
+        )
+
+
+def _encode(sample: Sample) -> bytes:
+    values = {name: value.cpu().contiguous() for name, value in sample.features.values.items()}
+    image = torch.from_numpy(sample.image.copy())
+    metadata = {"grids": json.dumps({k: list(v) for k, v in sample.features.grids.items()})}
+    encoded: bytes = save({IMAGE: image, **values}, metadata)
+    return encoded
+
+
+def _is_finite(features: HeadFeatures) -> bool:
+    return all(bool(value.isfinite().all()) for value in features.values.values())

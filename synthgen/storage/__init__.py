@@ -1,0 +1,1 @@
+"""Atomic publication, URLs, redaction, untrusted bytes: the rim that every file passes."""

@@ -1,0 +1,132 @@
+"""One writer at a time for what two would mix: the folder of an export, the target of a push.
+
+On this machine the claim is a lock, which ends with its process, however that ends. Stores have
+none that is portable, so there it is an object: written, and after a moment read again, for of two
+at once only the last stands. Its holder looks again before it commits anything and gives up once
+the object is another's. A holder that died leaves it: one of this machine is seen to be gone,
+another is taken for gone when it has not renewed its claim for `STALE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synthgen.storage.publish import Storage, dump_json, host_id, is_alive, make_folder
+from synthgen.storage.untrusted import one_line, parse_object
+
+CLAIM = ".synthgen/claim"
+STALE_SECONDS = 900
+_SETTLE_SECONDS = 0.5  # longer than a store takes from "is it free" to "it is mine"
+_LOOK_SECONDS = 60
+
+LookAgain = Callable[[], None]
+"""Raises a RuntimeError where the claim has become another's; to be called before each commit."""
+
+
+@contextmanager
+def claimed(target: Storage, what: str) -> Iterator[LookAgain]:
+    """Hold the claim of a folder or URL.
+
+    Args:
+        target: Where is written.
+        what: What is written, for the message of whoever comes second.
+
+    Raises:
+        RuntimeError: If another holds it; the message says who.
+    """
+    claim = {
+        "what": what,
+        "process": os.getpid(),
+        "machine": socket.gethostname(),
+        "host": host_id(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "token": uuid.uuid4().hex,
+    }
+    hold = _hold_object if target.local_root is None else _hold_lock
+    with hold(target, claim) as look_again:
+        yield look_again
+
+
+@contextmanager
+def _hold_lock(target: Storage, claim: dict[str, Any]) -> Iterator[LookAgain]:
+    path = Path(target.path(CLAIM))
+    make_folder(path.parent)
+    with path.open("a+b") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _held(target, _parse(path.read_bytes())) from None
+        stream.truncate(0)
+        stream.write(dump_json(claim))
+        stream.flush()
+        try:
+            yield lambda: None
+        finally:
+            stream.truncate(0)
+
+
+@contextmanager
+def _hold_object(target: Storage, claim: dict[str, Any]) -> Iterator[LookAgain]:
+    looked = 0.0
+
+    def write() -> None:
+        nonlocal looked
+        looked = time.time()
+        target.publish_bytes(dump_json({**claim, "renewed": looked}), CLAIM)
+
+    def look_again() -> None:
+        standing = _parse(target.read(CLAIM))
+        if standing and standing["token"] != claim["token"]:
+            raise _held(target, standing)
+        if not standing or time.time() - looked > _LOOK_SECONDS:
+            write()
+
+    standing = _parse(target.read(CLAIM))
+    if standing and not _is_gone(standing):
+        raise _held(target, standing)
+    write()
+    time.sleep(_SETTLE_SECONDS)
+    look_again()
+    try:
+        yield look_again
+    finally:
+        standing = _parse(target.read(CLAIM))
+        if standing and standing["token"] == claim["token"]:
+            target.remove(CLAIM)
+
+
+def _parse(content: bytes | None) -> dict[str, Any] | None:
+    """A standing claim, None for none or one that cannot be read."""
+    try:
+        tree = parse_object(content or b"")
+        renewed = float(tree.get("renewed", 0.0))
+        return {**tree, "token": str(tree["token"]), "renewed": renewed}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_gone(claim: dict[str, Any]) -> bool:
+    if claim.get("host") == host_id() and isinstance(claim.get("process"), int):
+        return not is_alive(claim["process"])
+    return time.time() - float(claim["renewed"]) > STALE_SECONDS
+
+
+def _held(target: Storage, claim: dict[str, Any] | None) -> RuntimeError:
+    known = claim or {}
+    who = (
+        f"process {known.get('process')} on {known.get('machine')} at work there since "
+        f"{known.get('since')} ({known.get('what')})"
+    )
+    return RuntimeError(
+        f"{one_line(target.root)} must have one writer at a time. Got "
+        f"{one_line(who) if claim else 'another at work there'}. Wait for it, or choose another "
+        f"target."
+    )

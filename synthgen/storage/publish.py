@@ -1,0 +1,569 @@
+"""Everything goes to disk here: local staging under a unique name, then one atomic step.
+
+A file is staged, synced, and moved into its place by ``os.replace`` (local) or put (any other
+fsspec file system, see `synthgen.storage.remote`); a name in the dataset therefore always stands
+for a whole file. Nothing is ever opened for writing at its final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import fsspec
+
+from synthgen.storage import urls
+from synthgen.storage.remote import Remote
+from synthgen.storage.untrusted import one_line
+from synthgen.types import ByteStream
+
+STAGING = ".synthgen/staging"
+LOCKS = ".synthgen/locks"
+MAX_NAME = 255
+"""Bytes of a file's name on all common file systems."""
+
+LOCK_SECONDS = 120.0
+"""How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
+
+_STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
+_FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
+
+
+class FileFacts(NamedTuple):
+    """What a listing says of a file.
+
+    Args:
+        size: Its bytes.
+        changed: When it was written, seconds since 1970; infinite where the store does not say.
+    """
+
+    size: int
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A dataset's folder on some file system; names are relative to it, with slashes.
+
+    Args:
+        fs: The fsspec file system.
+        root: The folder in it.
+    """
+
+    fs: Any
+    root: str
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder as a local path, None where it is not local."""
+        return Path(self.root) if "file" in _protocols(self.fs) else None
+
+    def path(self, name: str) -> str:
+        """Full path of a name; whoever reads, writes or removes by name asks here.
+
+        Raises:
+            ValueError: If a link, pipe or device stands on the way below the folder, which may be
+                anybody's: nothing is done through it.
+        """
+        if self.local_root is not None:
+            _refuse_strangers(self.root, name)
+        return f"{self.root}/{name}"
+
+    def strangers(self) -> list[str]:
+        """Names of the links, pipes and devices below a local folder; none is followed."""
+        found, folders = [], [] if self.local_root is None else [""]
+        while folders:
+            prefix = folders.pop()
+            try:
+                items = list(os.scandir(self.path(prefix)))
+            except (FileNotFoundError, NotADirectoryError):  # another process removed it
+                continue
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{item.name}/")
+                elif not item.is_file(follow_symlinks=False):
+                    found.append(prefix + item.name)
+        return sorted(found)
+
+    def in_this_process(self) -> Storage:
+        """The same folder for a forked process, which clients of object stores do not survive."""
+        return Storage(type(self.fs)(*self.fs.storage_args, **self.fs.storage_options), self.root)
+
+    @property
+    def remote(self) -> Remote | None:
+        """What asks the store, where there is one; memory is none."""
+        kept_here = not set(_protocols(self.fs)).isdisjoint(urls.LOCAL)
+        return None if kept_here else Remote(self.fs, self.root)
+
+    def read(self, name: str, there: bool = False) -> bytes | None:
+        """Content of a file, None where there is none.
+
+        Args:
+            name: Of the file.
+            there: There is evidence of it, so a store that denies it is asked again.
+        """
+        path, remote = self.path(name), self.remote
+        try:
+            content: bytes = remote.read(path, there) if remote else self.fs.cat_file(path)
+        except IsADirectoryError:
+            raise _no_file(path) from None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return content
+
+    def size(self, name: str, there: bool = False) -> int | None:
+        """Bytes of a file, None where there is none; see ``read``."""
+        path, remote = self.path(name), self.remote
+        try:
+            found = remote.info(path, there) if remote else self.fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if found["type"] == "directory":
+            raise _no_file(path)
+        return int(found["size"])
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; none where there is no folder."""
+        return self._listed(folder, "file")
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted."""
+        return self._listed(folder, "directory")
+
+    def facts(self, folder: str = "") -> dict[str, FileFacts]:
+        """Sizes and times of the files directly in a folder by name, from one listing.
+
+        What a store took and does not list yet is asked for by itself.
+        """
+        if self.local_root is not None:
+            return self._local_facts(folder)
+        found = {}
+        for name, item in self._items(folder, "file").items():
+            size = item["size"] if "size" in item else self.size(name, there=True)
+            found[name] = FileFacts(int(size or 0), _changed(item))
+        return found
+
+    def _local_facts(self, folder: str) -> dict[str, FileFacts]:
+        """``facts`` of a local folder, ten times as fast as fsspec: there may be 100,000 files."""
+        found: dict[str, FileFacts] = {}
+        prefix = f"{folder}/" if folder else ""
+        try:
+            with os.scandir(self.path(folder).rstrip("/")) as items:
+                for item in items:
+                    if item.is_file(follow_symlinks=False):
+                        facts = item.stat(follow_symlinks=False)
+                        found[prefix + item.name] = FileFacts(facts.st_size, facts.st_mtime)
+        except FileNotFoundError:
+            if found:  # something was removed meanwhile
+                return self._local_facts(folder)
+        except NotADirectoryError:
+            return {}
+        return found
+
+    def _listed(self, folder: str, kind: str) -> list[str]:
+        return sorted(self._items(folder, kind))
+
+    def _items(self, folder: str, kind: str) -> dict[str, Mapping[str, Any]]:
+        """What is directly in a folder, by name; of what is told twice, the store's own word."""
+        where, remote = self.path(folder).rstrip("/"), self.remote
+        try:
+            found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        prefix = f"{folder}/" if folder else ""
+        paths = ((str(item["name"]).rstrip("/"), item) for item in found if item["type"] == kind)
+        return {prefix + path.rsplit("/", 1)[-1]: item for path, item in paths if path != where}
+
+    def open(self, name: str) -> ByteStream:
+        """A file opened for reading.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        path, remote = self.path(name), self.remote
+        try:
+            return remote.open(path) if remote else self.fs.open(path, "rb")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.root} must have {name}. Got none; see 'synthgen verify'."
+            ) from None
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Move a staged file into its place, durably and in one step."""
+        with staged.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if self.local_root is None:
+            self.send(staged, name)
+            staged.unlink()
+            return
+        target = Path(self.path(name))
+        make_folder(target.parent)
+        staged.replace(target)
+        _sync_folder(target.parent)
+
+    def send(self, path: Path, name: str) -> None:
+        """Publish a copy of a file of this machine."""
+        if remote := self.remote:
+            remote.put(path, self.path(name))
+        elif self.local_root is None:
+            self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(path), self.path(name))
+        else:
+            with self.staging() as folder:
+                shutil.copyfile(path, folder / "file")
+                self.publish(folder / "file", name)
+
+    def publish_bytes(self, content: bytes, name: str) -> None:
+        """Write a small file through staging; an equal file is left alone.
+
+        Raises:
+            OSError: In one line, if it cannot be written.
+        """
+        if self.read(name) == content:
+            return
+        with clear_disk_errors(self, len(content), name), self.staging() as folder:
+            staged = folder / "file"
+            staged.write_bytes(content)
+            self.publish(staged, name)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is already gone is no error."""
+        if remote := self.remote:
+            remote.remove(self.path(name))
+        else:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(self.path(name))
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A local folder of our own, removed in every case when the block ends."""
+        folder = self._new_staging()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sync(self) -> None:
+        """Bring the entries of a local folder, of those in it, and its own to the disk.
+
+        Before the file that says what is there: another process may have been killed between
+        moving a file into its place and syncing the folder.
+        """
+        if self.local_root is not None:
+            _sync_folder(self.local_root.parent)
+            for folder, below, _ in os.walk(self.local_root):
+                below[:] = [name for name in below if name[0] != "."]
+                _sync_folder(Path(folder))
+
+    def _new_staging(self) -> Path:
+        make_folder(self._staging_root())
+        folder = self._staging_root() / f"{host_id()}-{os.getpid()}-{uuid.uuid4().hex}"
+        folder.mkdir()
+        return folder
+
+    def _staging_root(self) -> Path:
+        """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
+        return _own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
+
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in _protocols(self.fs)
+
+    @contextmanager
+    def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[None]:
+        """Hold a lock of a local dataset; it ends with its process, however that ends.
+
+        Elsewhere nothing is locked: no lock is portable over object stores, and some file systems
+        of clusters know none.
+
+        Args:
+            name: Of the lock.
+            what: What may happen only once at a time, for the message.
+            wait: Seconds to wait for another.
+
+        Raises:
+            RuntimeError: If another holds it.
+        """
+        if self.local_root is None:
+            yield
+            return
+        path = Path(self.path(f"{LOCKS}/{name}.lock"))
+        deadline = time.monotonic() + wait
+        make_folder(path.parent)
+        with path.open("ab") as stream:
+            while not _try_lock(stream):
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(
+                        f"One process at a time may {what}. Got another at work on {self.root}. "
+                        f"Wait for it, or stop it."
+                    )
+                time.sleep(0.02)
+            yield
+
+    def publishing(self) -> AbstractContextManager[None]:
+        """The lock under which what stands is looked at once more, and then changed."""
+        return self.locked("publish", "publish in a dataset", LOCK_SECONDS)
+
+    def clear_stale_staging(self, dry_run: bool = False) -> list[str]:
+        """Remove the staging folders of processes that are gone; returns their names.
+
+        Args:
+            dry_run: Only say which.
+        """
+        root = self._staging_root()
+        if not root.is_dir():
+            return []
+        stale = sorted(path for path in root.iterdir() if _is_stale(path))
+        for path in () if dry_run else stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return [f"{STAGING}/{path.name}" for path in stale]
+
+    def clear_partial_uploads(self, seconds: float, dry_run: bool = False) -> list[str]:
+        """Abort the multipart uploads below this folder that began ``seconds`` ago or earlier.
+
+        A killed process leaves them; no reader sees them, but stores charge for them.
+
+        Args:
+            seconds: Age of what is aborted.
+            dry_run: Only say which.
+
+        Returns:
+            The names of the files that they would have become.
+        """
+        if not self._is_s3:
+            return []
+        stale = [
+            (bucket, upload["Key"], upload["UploadId"])
+            for bucket, upload in urls.ask(
+                self.fs, self.root, lambda: list(self._partial_uploads())
+            )
+            if time.time() - upload["Initiated"].timestamp() >= seconds
+        ]
+        for upload in () if dry_run else stale:
+            with suppress(FileNotFoundError):  # the store forgot it, or another was faster
+                urls.ask(self.fs, self.root, functools.partial(self.fs.abort_mpu, *upload))
+        prefix = self.root.partition("/")[2]
+        return sorted(key.removeprefix(f"{prefix}/") for _, key, _ in stale)
+
+    def _partial_uploads(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        bucket, _, prefix = self.root.partition("/")
+        where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/"}
+        while True:
+            try:
+                page = self.fs.call_s3("list_multipart_uploads", **where)
+            except FileNotFoundError:  # what rclone says of a bucket that never had any
+                return
+            # a server may ignore the prefix; nobody else's upload is ours to abort
+            found = page.get("Uploads", [])
+            yield from ((bucket, item) for item in found if item["Key"].startswith(f"{prefix}/"))
+            if not page.get("IsTruncated"):
+                return
+            where["KeyMarker"] = page["NextKeyMarker"]
+            where["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+
+def open_storage(url: str | Path) -> Storage:
+    """The storage of a dataset: a local path, or a URL of a known scheme.
+
+    Raises:
+        ValueError: For ``pipe:`` and every other scheme that is not known, and for credentials in
+            a URL.
+
+    >>> open_storage("some/folder").local_root.is_absolute()
+    True
+    """
+    text = str(url)
+    if urls.scheme_of(text) is None:
+        longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+        if longest > MAX_NAME:
+            raise ValueError(
+                f"A folder's name must have at most {MAX_NAME} bytes. Got one of {longest}; "
+                f"choose a shorter one."
+            )
+        return Storage(fsspec.filesystem("file"), str(Path(text).absolute()))
+    return Storage(*urls.open_url(text))
+
+
+def sha256_file(stream: ByteStream) -> str:
+    """The sha256 of what is left of an open file."""
+    sha = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+@contextmanager
+def clear_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterator[None]:
+    """Turn a full or read-only disk into one line that says what to do; so with a store.
+
+    Args:
+        storage: Where we write.
+        needed_bytes: Space that ``what`` takes.
+        what: The thing being written, for the message.
+
+    Raises:
+        OSError: One line, with the space needed where the disk is full.
+    """
+    try:
+        yield
+    except OSError as raised:
+        # of blocks in one another, the outer one knows better what is not complete
+        error = raised.__cause__ if isinstance(raised.__cause__, OSError) else raised
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(storage, needed_bytes, what) from error
+        if isinstance(error, urls.StoreError):
+            raise urls.StoreError(f"{error} Not complete there: {what}.") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise OSError(
+                f"The output must be a writable folder. Got {storage.root}: "
+                f"{os.strerror(error.errno).lower()}. Choose another folder."
+            ) from None
+        raise
+
+
+def _disk_full(storage: Storage, needed_bytes: int, what: str) -> OSError:
+    where = Path(storage.root) if storage.local_root else Path(tempfile.gettempdir())
+    free = shutil.disk_usage(where).free
+    return OSError(
+        f"The disk must have about {_megabytes(needed_bytes)} free for {what}. "
+        f"Got {_megabytes(free)} under {where}. Free some space and run again; "
+        f"complete shards are kept."
+    )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def _own_temporary_folder() -> Path:
+    """A folder for staging that no other user of this machine may have made."""
+    folder = Path(tempfile.gettempdir()) / f"synthgen-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+        raise OSError(f"{folder} must be ours. Got another owner; set TMPDIR to another folder.")
+    return folder
+
+
+def dump_json(tree: Mapping[str, Any], allow_nan: bool = False) -> bytes:
+    """A small file of ours: JSON for people and programs.
+
+    >>> dump_json({"a": 1})
+    b'{\\n "a": 1\\n}\\n'
+    """
+    text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    return (text + "\n").encode("utf-8")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; the entries of the new ones outlive a power loss."""
+    new = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        _sync_folder(path.parent)
+
+
+def _try_lock(stream: BinaryIO) -> bool:
+    """Lock an open file, also where the file system knows no locks; False if another has it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _changed(item: Mapping[str, Any]) -> float:
+    """The time of a listed file, under the name that its file system gives it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        found = item.get(name)
+        if isinstance(found, datetime):
+            return found.timestamp()
+        if isinstance(found, int | float):
+            return float(found)
+    return math.inf
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _no_file(path: str) -> ValueError:
+    return ValueError(f"{one_line(path)} must be a file. Got a folder; move it away.")
+
+
+def _refuse_strangers(root: str, name: str) -> None:
+    path = root
+    for part in name.rstrip("/").split("/"):
+        path = f"{path}/{part}"
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:  # what does not exist leads nowhere
+            return
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "a pipe or device"
+            raise ValueError(
+                f"{one_line(path)} must be a plain file or folder. Got {kind}, through which "
+                f"nothing is read or written. Remove it, or put what you trust in its place."
+            )
+
+
+@functools.cache
+def host_id() -> str:
+    """Where our process ids count: containers and reboots may share a host's name."""
+    known = [socket.gethostname()]
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        known += [str(Path("/proc/self/ns/pid").readlink()), boot]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+
+
+def _is_stale(path: Path) -> bool:
+    name = _STAGING_NAME.fullmatch(path.name)
+    if name is None:
+        return False
+    if name[1] == host_id():
+        return not is_alive(int(name[2]))
+    try:
+        newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
+        return time.time() - newest > _FOREIGN_STALE_SECONDS
+    except FileNotFoundError:  # its owner was faster
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,0 +1,601 @@
+"""Every export read back by the reader that it is for, and compared with the dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from made_export import add_audit, make_dataset
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from test_export import fill
+from tiny_run import tiny_config, write_prompts
+from torchvision.datasets import CocoDetection, VOCDetection, VOCSegmentation
+
+from synthgen import jobs
+from synthgen.dataset.labels import class_names
+from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.rle import decode_masks
+from synthgen.export.export import export
+
+SPLIT = "0.6/0.4"
+LABELING = (
+    *("labeling.method=clusters", "labeling.presence=0.05"),
+    *("labeling.margin=0.001", "labeling.background=0.05"),
+)
+
+
+@pytest.fixture(scope="module", params=["drawn", "model"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labeled samples in three shards: ten of drawn shapes, or eight that a model made."""
+    out = tmp_path_factory.mktemp("formats") / "data"
+    if request.param == "drawn":
+        make_dataset(out)
+        return out
+    prompts = write_prompts(out.parent / "prompts.jsonl")
+    pipeline = request.getfixturevalue("tiny_pipeline")
+    jobs.generate(tiny_config(pipeline, prompts, *LABELING), out)
+    counts = [len(sample["json"]["instances"]) for sample in open_dataset(out)]
+    assert max(counts) > 2, "labels must be worth exporting"
+    assert min(counts) == 0, "and one image must have none"
+    return out
+
+
+def named(world: Path) -> dict[int, str]:
+    """Classes by id, without background and undecided."""
+    return {i: name for i, name in class_names(world).items() if i not in (0, 255)}
+
+
+def never_seen(world: Path) -> list[int]:
+    """Ids of classes that no object has."""
+    seen = {item["label"] for s in open_dataset(world) for item in s["json"]["instances"]}
+    return [i for i, name in named(world).items() if name not in seen]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four samples without labels, stored as PNG."""
+    out = tmp_path_factory.mktemp("bare") / "data"
+    make_dataset(out, num=4, labeled=False, image_format="png")
+    return out
+
+
+@pytest.fixture(scope="module")
+def samples(world: Path) -> dict[str, dict]:
+    return {sample["key"]: sample for sample in open_dataset(world)}
+
+
+def instance_masks(sample: dict) -> list[tuple[str, np.ndarray]]:
+    """Name and mask of a sample's objects, as the loader gives them."""
+    found = sample["json"]["instances"]
+    masks = decode_masks([item["rle"] for item in found], *sample["mask"].shape)
+    return [(item["label"], mask) for item, mask in zip(found, masks, strict=True)]
+
+
+def quiet_coco(path: Path) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+# --- COCO ---------------------------------------------------------------------------------------
+
+
+def test_coco_is_read_by_pycocotools_and_torchvision(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "coco", split=SPLIT)
+    ids, seen = [], set()
+    for split in ("train", "val"):
+        path = tmp_path / f"annotations/instances_{split}.json"
+        data = CocoDetection(str(tmp_path / split), str(path))
+        for index in range(len(data)):
+            image, annotations = data[index]
+            name = data.coco.loadImgs(data.ids[index])[0]["file_name"]
+            sample = samples[Path(name).stem]
+            seen.add(sample["key"])
+            np.testing.assert_array_equal(np.array(image), sample["image"])
+            expected = instance_masks(sample)
+            assert len(annotations) == len(expected)
+            for annotation, (label, mask) in zip(annotations, expected, strict=True):
+                np.testing.assert_array_equal(data.coco.annToMask(annotation), mask)
+                assert data.coco.loadCats(annotation["category_id"])[0]["name"] == label
+                assert annotation["area"] == mask.sum()
+                x, y, w, h = annotation["bbox"]
+                assert mask[y : y + h, x : x + w].sum() == mask.sum()
+                assert mask[y].any()
+                assert mask[:, x].any()
+        ids.append(sorted(data.coco.anns))
+    assert seen == set(samples)
+    assert ids == [list(range(1, len(found) + 1)) for found in ids]
+    categories = data.coco.loadCats(data.coco.getCatIds())
+    assert {item["id"]: item["name"] for item in categories} == named(world)
+    for number in never_seen(world):
+        assert data.coco.getAnnIds(catIds=[number]) == []
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_coco_evaluation_of_perfect_predictions_is_one(
+    labeled: bool, world: Path, bare: Path, tmp_path: Path
+) -> None:
+    export(world if labeled else bare, tmp_path, "coco", segmentation="rle")
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    keys = ("image_id", "category_id", "segmentation", "score")
+    results = [{key: item[key] for key in keys} for item in truth.anns.values()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+    for never in never_seen(world)[:labeled]:
+        shifted = [{**{key: item[key] for key in keys}, "category_id": never} for item in results]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, truth.loadRes(shifted), "segm")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert evaluation.stats[0] <= 0
+
+
+def test_coco_of_bare_masks_has_one_category_and_every_mask(bare: Path, tmp_path: Path) -> None:
+    export(bare, tmp_path, "coco")
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    assert truth.dataset["categories"] == [
+        {"id": 1, "name": "mask", "supercategory": "object"},
+    ]
+    for sample in open_dataset(bare):
+        found = truth.imgToAnns[int(sample["key"]) + 1]
+        masks = np.stack([truth.annToMask(annotation) for annotation in found])
+        np.testing.assert_array_equal(masks.astype(bool), sample["masks"])
+        stored = tmp_path / f"train/{sample['key']}.png"
+        np.testing.assert_array_equal(np.array(Image.open(stored)), sample["image"])
+
+
+def test_panoptic_obeys_the_formats_rules(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    """What panopticapi checks before it evaluates, and that nothing of the map is lost."""
+    export(world, tmp_path, "coco-panoptic")
+    tree = json.loads((tmp_path / "annotations/panoptic_train.json").read_text())
+    categories = {item["id"]: item for item in tree["categories"]}
+    assert {item["isthing"] for item in categories.values()} == {0, 1}
+    images = {item["id"]: item for item in tree["images"]}
+    assert len(tree["annotations"]) == len(images) == len(samples)
+    for annotation in tree["annotations"]:
+        sample = samples[Path(images[annotation["image_id"]]["file_name"]).stem]
+        png = Image.open(tmp_path / "annotations/panoptic_train" / annotation["file_name"])
+        assert png.mode == "RGB"
+        pixels = np.array(png).astype(np.int64)
+        ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
+        segments = {item["id"]: item for item in annotation["segments_info"]}
+        assert len(segments) == len(annotation["segments_info"])
+        assert set(np.unique(ids)) - {0} == set(segments)
+        classes = np.full(ids.shape, 255)
+        for number, segment in segments.items():
+            mask = ids == number
+            assert segment["area"] == mask.sum() > 0
+            x, y, w, h = segment["bbox"]
+            assert mask[y : y + h, x : x + w].sum() == mask.sum()
+            assert segment["iscrowd"] == 0
+            category = categories[segment["category_id"]]
+            stuff = category["name"] == "background"
+            assert category["isthing"] == (not stuff)
+            classes[mask] = 0 if stuff else category["id"]
+        specks = (classes == 255) & (sample["semantic"] != 255)  # no object, so no segment
+        kept = np.any([mask for _, mask in instance_masks(sample)] or [np.zeros_like(specks)], 0)
+        assert not (specks & (kept | (sample["semantic"] == 0))).any()
+        np.testing.assert_array_equal(
+            np.where(specks, sample["semantic"], classes), sample["semantic"]
+        )
+
+
+def test_panoptic_ids_above_255_and_specks_without_a_segment() -> None:
+    from synthgen.export.format import ExportSample, Instance
+    from synthgen.export.panoptic import id_to_rgb, panoptic_segments
+
+    size = (40, 40)
+    masks = np.zeros((400, *size), dtype=bool)
+    masks[np.arange(400), np.arange(400) // 20 * 2, np.arange(400) % 20 * 2] = True
+    semantic = masks.any(0).astype(np.uint8)
+    instances = tuple(Instance(1, 1.0, mask) for mask in masks[:300])
+    pixels, ids = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    sample = ExportSample(
+        "0" * 10, "train", b"", "jpg", pixels, semantic, instances, ids, (), "p", "text"
+    )
+    found, segments = panoptic_segments(sample, 2)
+    rgb = id_to_rgb(found).astype(int)
+    np.testing.assert_array_equal(rgb @ [1, 256, 65536], found)
+    assert len(segments) == 301
+    assert segments[-1]["category_id"] == 2
+    assert (found[masks[300:].any(0)] == 0).all()
+    assert (found[semantic == 0] == 301).all()
+
+
+# --- VOC, ADE20K, FiftyOne ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "png"])
+def test_voc_is_read_by_torchvision(image_format: str, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", num=6, image_format=image_format)
+    check_voc(tmp_path / "data", tmp_path / "out", exact=image_format == "jpg")
+
+
+def test_voc_of_every_world_is_read_by_torchvision(world: Path, tmp_path: Path) -> None:
+    check_voc(world, tmp_path, exact=True)
+
+
+def check_voc(world: Path, out: Path, exact: bool) -> None:
+    """Images (exact where they are copied), maps and boxes, by torchvision's two readers."""
+    samples = {sample["key"]: sample for sample in open_dataset(world)}
+    export(world, out, "voc", split=SPLIT)
+    seen: list[str] = []
+    for split in ("train", "val"):
+        data = VOCSegmentation(str(out), year="2012", image_set=split)
+        boxes = VOCDetection(str(out), year="2012", image_set=split)
+        for index in range(len(data)):
+            image, target = data[index]
+            sample = samples[Path(data.images[index]).stem]
+            seen.append(sample["key"])
+            assert target.mode == "P"
+            np.testing.assert_array_equal(np.array(target), sample["semantic"])
+            error = np.abs(np.array(image).astype(int) - sample["image"]).mean()
+            assert error == 0 if exact else error < 8
+            assert Path(data.images[index]).read_bytes()[:2] == b"\xff\xd8"
+            check_voc_objects(out, sample, boxes[index][1]["annotation"])
+    assert sorted(seen) == sorted(samples)
+    both = VOCSegmentation(str(out), year="2012", image_set="trainval")
+    assert len(both) == len(samples)
+
+
+def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
+    """Object map and boxes against the loader's objects; box limits are inclusive, from 1."""
+    path = out / f"VOCdevkit/VOC2012/SegmentationObject/{sample['key']}.png"
+    numbers = np.array(Image.open(path))
+    expected = instance_masks(sample)
+    assert len(annotation.get("object", [])) == len(expected)
+    for number, ((label, mask), item) in enumerate(
+        zip(expected, annotation.get("object", []), strict=True), start=1
+    ):
+        np.testing.assert_array_equal(numbers == number, mask)
+        assert item["name"] == label
+        assert list(item) == ["name", "pose", "truncated", "difficult", "bndbox"]
+        edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+        assert (item["pose"], item["truncated"]) == ("Unspecified", str(int(edge)))
+        box = {name: int(value) for name, value in item["bndbox"].items()}
+        rows, columns = np.nonzero(mask)
+        assert (box["xmin"], box["xmax"]) == (columns.min() + 1, columns.max() + 1)
+        assert (box["ymin"], box["ymax"]) == (rows.min() + 1, rows.max() + 1)
+    semantic, objects = sample["semantic"], np.zeros(numbers.shape, dtype=bool)
+    for _, mask in expected:
+        objects |= mask
+    np.testing.assert_array_equal(numbers == 255, ~objects & (semantic != 0))  # specks, too
+    np.testing.assert_array_equal(numbers == 0, semantic == 0)
+    height, width = sample["mask"].shape
+    assert annotation["size"] == {"width": str(width), "height": str(height), "depth": "3"}
+
+
+def test_the_palette_is_vocs() -> None:
+    """The development kit's own loop, bit by bit."""
+    from synthgen.export.palette import encode_palette
+
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    with Image.open(io.BytesIO(encode_palette(ids))) as image:
+        np.testing.assert_array_equal(np.array(image), ids)
+        colors = np.array(image.convert("RGB")).reshape(256, 3)
+    for number in range(256):
+        rest, color = number, [0, 0, 0]
+        for place in range(8):
+            for channel in range(3):
+                color[channel] |= ((rest >> channel) & 1) << (7 - place)
+            rest >>= 3
+        assert colors[number].tolist() == color
+
+
+def test_ade_gives_the_ids_back_with_reduce_zero_label(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "ade", split=SPLIT)
+    seen = set()
+    for name in ("training", "validation"):
+        images = sorted((tmp_path / "images" / name).iterdir())
+        labels = sorted((tmp_path / "annotations" / name).iterdir())
+        assert [path.stem for path in images] == [path.stem for path in labels]
+        assert {path.suffix for path in images} <= {".jpg"}
+        for path in labels:
+            found = np.array(Image.open(path))
+            # MMSegmentation, datasets/pipelines/loading.py: 0 -> 255, the others one lower
+            reduced = np.where(found == 0, 255, found.astype(int) - 1)
+            np.testing.assert_array_equal(reduced, samples[path.stem]["semantic"])
+            seen.add(path.stem)
+    assert seen == set(samples)
+    table = dict(
+        line.split("\t") for line in (tmp_path / "objectInfo.txt").read_text().splitlines()
+    )
+    assert table == {
+        "Idx": "Name",
+        "0": "other (ignored)",
+        "1": "background",
+        **{str(number + 1): name for number, name in named(world).items()},
+    }
+
+
+def test_fiftyone_folders_pair_up(world: Path, samples: dict[str, dict], tmp_path: Path) -> None:
+    """The layout of its ImageSegmentationDirectory: equal stems in data/ and labels/."""
+    export(world, tmp_path, "fiftyone", split=SPLIT)
+    seen = set()
+    for split in ("train", "val"):
+        images = {path.stem: path for path in (tmp_path / split / "data").iterdir()}
+        labels = {path.stem: path for path in (tmp_path / split / "labels").iterdir()}
+        assert images.keys() == labels.keys()
+        for key, path in labels.items():
+            with Image.open(path) as image:
+                assert image.mode == "L"
+                np.testing.assert_array_equal(np.array(image), samples[key]["semantic"])
+            with Image.open(images[key]) as image:
+                np.testing.assert_array_equal(np.array(image), samples[key]["image"])
+        seen |= images.keys()
+    assert seen == set(samples)
+
+
+# --- YOLO ---------------------------------------------------------------------------------------
+
+
+def read_yolo(path: Path, num_classes: int) -> list[tuple[int, np.ndarray]]:
+    """Polygons by the rules that ultralytics' verify_image_label enforces."""
+    rows = [line.split() for line in path.read_text().strip().splitlines() if line]
+    found = []
+    for row in rows:
+        assert len(row) > 6, "a segment, not a box"
+        assert len(row) % 2 == 1
+        points = np.array(row[1:], dtype=np.float32).reshape(-1, 2)
+        assert points.min() >= 0
+        assert points.max() <= 1
+        assert 0 <= int(row[0]) < num_classes
+        found.append((int(row[0]), points.astype(np.float64)))
+    assert len({tuple(row) for row in rows}) == len(rows), "duplicate labels are dropped"
+    return found
+
+
+def test_yolo_lines_give_every_mask_back(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    export(world, tmp_path, "yolo-seg", split=SPLIT)
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data["names"] == dict(enumerate(named(world).values()))
+    assert "path" not in data, "folders are beside the file, wherever it is used from"
+    table = json.loads((tmp_path / "classes.json").read_text())
+    assert {int(number): name for number, name in table.items()} == data["names"]
+    seen = set()
+    for split in ("train", "val"):
+        for image in sorted((tmp_path / data[split]).iterdir()):
+            # ultralytics finds labels by replacing the last /images/ and the suffix
+            left, _, right = str(image).rpartition(f"{os.sep}images{os.sep}")
+            label = Path(f"{left}{os.sep}labels{os.sep}{right}").with_suffix(".txt")
+            sample = samples[image.stem]
+            found = read_yolo(label, 3)
+            expected = instance_masks(sample)
+            assert [data["names"][number] for number, _ in found] == [n for n, _ in expected]
+            for (_, polygon), (_, mask) in zip(found, expected, strict=True):
+                height, width = mask.shape
+                filled = fill(polygon * (width, height), height, width)
+                np.testing.assert_array_equal(filled, mask)
+            seen.add(image.stem)
+    assert seen == set(samples)
+
+
+def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
+    export(bare, tmp_path, "yolo-seg")
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data == {
+        "train": "images/train",
+        "val": "images/train",
+        "names": {0: "mask"},
+    }
+    for sample in open_dataset(bare):
+        found = read_yolo(tmp_path / f"labels/train/{sample['key']}.txt", 1)
+        height, width = sample["mask"].shape
+        masks = [fill(polygon * (width, height), height, width) for _, polygon in found]
+        np.testing.assert_array_equal(np.stack(masks), sample["masks"])
+
+
+# --- Hugging Face -------------------------------------------------------------------------------
+
+
+def test_parquet_is_read_by_datasets(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    out = tmp_path / "out"
+    export(world, out, "hf-parquet", split=SPLIT)
+    loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "val"}
+    seen = set()
+    for split in loaded:
+        features = loaded[split].features
+        assert all(
+            isinstance(features[name], ImageFeature) for name in ("image", "mask", "semantic")
+        )
+        for row in loaded[split]:
+            sample = samples[row["key"]]
+            seen.add(row["key"])
+            np.testing.assert_array_equal(np.array(row["image"]), sample["image"])
+            np.testing.assert_array_equal(np.array(row["mask"]), sample["mask"])
+            np.testing.assert_array_equal(np.array(row["semantic"]), sample["semantic"])
+            assert row["prompt"] == sample["prompt"]
+            rles = [segment["rle"] for segment in row["segments"]]
+            masks = decode_masks(rles, row["height"], row["width"])
+            np.testing.assert_array_equal(masks, sample["masks"])
+            labels = [segment["label"] for segment in row["segments"]]
+            assert labels == [segment["label"] for segment in sample["json"]["segments"]]
+    assert seen == set(samples)
+    streamed = load_dataset(str(out), split="train", streaming=True)
+    first = next(iter(streamed))
+    np.testing.assert_array_equal(np.array(first["image"]), samples[first["key"]]["image"])
+
+
+def test_parquet_of_bare_masks_has_no_semantic_column(bare: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    export(bare, tmp_path, "hf-parquet")
+    columns = pq.read_schema(tmp_path / "data/train-000000.parquet").names
+    assert "semantic" not in columns
+    assert "keep" not in columns
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(head)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
+
+
+# --- what loaders ask for -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segmentation", [None, "rle", "rle-list"])
+def test_every_segmentation_gives_the_masks_and_their_parents_back(
+    segmentation: str | None, world: Path, tmp_path: Path
+) -> None:
+    """Read by transformers' DETR, which takes no compressed run lengths, and by pycocotools."""
+    from transformers import DetrImageProcessor
+
+    export(world, tmp_path, "coco", masks="all", split=SPLIT, segmentation=segmentation)
+    processor, seen = DetrImageProcessor(do_resize=False), 0
+    for split in ("train", "val"):
+        truth = quiet_coco(tmp_path / f"annotations/instances_{split}.json")
+        by_key = {Path(image["file_name"]).stem: image for image in truth.imgs.values()}
+        for sample in open_dataset(world):
+            image = by_key.get(sample["key"])
+            found = truth.imgToAnns[image["id"]] if image else []
+            segments = sample["json"]["segments"] if image else []
+            masks = [truth.annToMask(annotation).astype(bool) for annotation in found]
+            for mask, expected, segment, annotation in zip(
+                masks, sample["masks"] if image else (), segments, found, strict=True
+            ):
+                np.testing.assert_array_equal(mask, expected)
+                number = found[segment["parent"] - 1]["id"] if segment["parent"] else 0
+                assert annotation["parent"] == number
+                name = segment["label"] if segment["label"] in named(world).values() else "mask"
+                assert truth.cats[annotation["category_id"]]["name"] == name
+            if not found or segmentation == "rle":
+                continue
+            target = {"image_id": image["id"], "annotations": found}
+            read = processor(
+                images=Image.fromarray(sample["image"]),
+                annotations=target,
+                return_segmentation_masks=True,
+                return_tensors="pt",
+            )["labels"][0]["masks"]
+            np.testing.assert_array_equal(read.numpy().astype(bool), sample["masks"])
+            seen += 1
+    assert seen > 5 or segmentation == "rle"
+    names = json.loads((tmp_path / "classes.json").read_text())
+    assert {names[str(number)] for number in truth.cats} == {*named(world).values(), "mask"}
+
+
+def test_masks_below_the_least_area_hand_their_children_on(bare: Path, tmp_path: Path) -> None:
+    """The ring's half hangs below the whole image once the ring is left out."""
+    export(bare, tmp_path, "coco", min_area=0.05)
+    truth = quiet_coco(tmp_path / "annotations/instances_train.json")
+    least = 0.05 * 48 * 64
+    for sample in open_dataset(bare):
+        found = truth.imgToAnns[int(sample["key"]) + 1]
+        areas = [int(mask.sum()) for mask in sample["masks"]]
+        assert [item["area"] for item in found] == [area for area in areas if area >= least]
+        assert 0 < len(found) < len(areas)
+        ids = {item["id"] for item in found}
+        assert [item["parent"] for item in found] == [0, *[min(ids)] * (len(found) - 1)]
+
+
+def test_small_objects_join_what_they_border_on_in_every_format(
+    world: Path, samples: dict[str, dict], tmp_path: Path
+) -> None:
+    least = 60.0
+    for name in ("coco", "voc", "coco-panoptic"):
+        export(world, tmp_path / name, name, min_area=least)
+    truth = quiet_coco(tmp_path / "coco/annotations/instances_train.json")
+    left = kept = 0
+    for key, sample in samples.items():
+        folder = tmp_path / "voc/VOCdevkit/VOC2012"
+        semantic = np.array(Image.open(folder / f"SegmentationClass/{key}.png"))
+        objects = np.array(Image.open(folder / f"SegmentationObject/{key}.png"))
+        found = truth.imgToAnns[int(key) + 1]
+        masks = [truth.annToMask(item).astype(bool) for item in found]
+        before = [mask for _, mask in instance_masks(sample)]
+        assert len(found) == sum(mask.sum() >= least for mask in before)
+        left += len(before) - len(found)
+        kept += len(found)
+        for item, mask in zip(found, masks, strict=True):
+            assert item["area"] == mask.sum() >= least
+            assert (semantic[mask] == item["category_id"]).all()
+        # a class's pixels are objects: no specks are left, hence no void but what is ignored
+        np.testing.assert_array_equal((objects > 0) & (objects < 255), np.any(masks, 0))
+        np.testing.assert_array_equal(objects == 255, semantic == 255)
+        changed = semantic != sample["semantic"]
+        large = np.any([mask for mask in before if mask.sum() >= least] or [changed & False], 0)
+        assert not (changed & (large | np.isin(sample["semantic"], (0, 255)))).any()
+        whole = np.array(
+            Image.open(tmp_path / f"coco-panoptic/annotations/panoptic_train/{key}.png")
+        )
+        np.testing.assert_array_equal((whole == 0).all(-1), semantic == 255)
+    assert kept > 5
+    assert left > 5 or len(samples) == 10  # all drawn shapes are large
+
+
+def test_settings_without_effect_are_refused_before_anything_is_written(
+    world: Path, tmp_path: Path
+) -> None:
+    for given, words in (
+        ({"format": "voc", "segmentation": "rle"}, r"segmentation must be given with .* coco\."),
+        ({"segmentation": "rles"}, r"one of polygon, rle, rle-list\. Got 'rles'\. Did you mean"),
+        ({"masks": "everything"}, r"masks must be labeled or all\. Got 'everything'"),
+        ({"min_area": -1.0}, r"min_area must be pixels, or a share .* Got -1"),
+        ({"format": "voc", "masks": "all"}, r"masks=all must be with .* may overlap\. Got voc"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(world, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_polygons_of_one_piece_are_exact_where_a_trainer_fills_them() -> None:
+    """Ultralytics' polygon2mask cuts to whole pixels and fills with the outline (OpenCV)."""
+    cv2 = pytest.importorskip("cv2")
+    from synthgen.export.contours import outline
+    from synthgen.export.yolo import INSET
+
+    rows, columns = np.indices((64, 96))
+    blob = np.hypot(rows - 30, columns - 40) < 20 + 5 * np.sin(columns / 5)
+    for mask in (blob, columns > 90, (rows == 5) & (columns == 7), rows + columns < 30):
+        for scale in (1, 2, 10):
+            size = (mask.shape[1] * scale, mask.shape[0] * scale)
+            shares = np.round(outline(mask, INSET) / mask.shape[::-1], 6).astype(np.float32)
+            filled = np.zeros(size[::-1], dtype=np.uint8)
+            cv2.fillPoly(filled, [(shares * np.float32(size)).astype(np.int32)], 1)
+            np.testing.assert_array_equal(filled, np.kron(mask, np.ones((scale, scale))))
+
+
+def test_fiftyone_carries_prompt_scores_and_verdicts(world: Path, tmp_path: Path) -> None:
+    """Its own importer is not there: FiftyOne is stood for by what its README's lines touch."""
+    data = shutil.copytree(world, tmp_path / "data")
+    add_audit(data, "mine", {"0000000001"})
+    export(data, tmp_path / "out", "fiftyone", audited="mine", keep_only=False)
+    lines = (tmp_path / "out/train/fields.jsonl").read_text().splitlines()
+    rows = {row["key"]: row for row in map(json.loads, lines)}
+    for sample in open_dataset(data, audited="mine", keep_only=False):
+        row = rows.pop(sample["key"])
+        assert row["prompt"] == sample["prompt"]
+        assert row["keep"] == sample["verdict"].keep
+        assert row["reason"] == sample["verdict"].reason
+        height, width = sample["mask"].shape
+        for item, shown in zip(sample["json"]["instances"], row["objects"], strict=True):
+            assert (shown["label"], shown["confidence"]) == (item["label"], item["label_score"])
+            box = np.array(shown["bounding_box"]) * [width, height, width, height]
+            np.testing.assert_allclose(box, item["bbox_xywh"], atol=1e-3)
+    assert not rows

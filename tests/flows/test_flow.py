@@ -1,0 +1,147 @@
+"""The Prefect flow on a real (ephemeral) server: artifacts, reports, a shard that crashes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from synthgen import jobs
+from synthgen.config import Config, load, load_audit
+from synthgen.dataset.verify import verify_dataset
+from synthgen.flows.artifacts import SIDE
+from synthgen.flows.audit import audit
+from synthgen.flows.extend import extend
+from synthgen.flows.generate import generate
+
+prefect_testing = pytest.importorskip("prefect.testing.utilities")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A Prefect server of its own for this module."""
+    with prefect_testing.prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
+    """Four images in two shards on the tiny pipeline."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\na blue <script>alert(1)</script> cup\n")
+    return load(
+        overrides=[
+            f"prompts={prompts}",
+            "num=4",
+            f"model.card={tiny_pipeline}",
+            "generation={num_inference_steps: 2, height: 64, width: 64}",
+            "segmentation.clusters.ks=[2,3]",
+            "segmentation.features.components=2",
+            "dataset.shard_size=2",
+        ]
+    )
+
+
+def artifacts(key: str) -> list[object]:
+    """The artifacts of this server with a key."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        return [artifact.data for artifact in client.read_artifacts(artifact_filter=wanted)]
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = generate(config, str(out))
+    assert manifest["totals"]["samples"] == 4
+    assert (out / "manifest.json").exists()
+    tables = [str(table) for table in artifacts("synthgen-shards")]
+    assert any("train-000001" in table for table in tables)
+    assert "100" in str(artifacts("synthgen-progress"))
+    (page,) = (str(page) for page in artifacts("synthgen-dataset") if str(out) in str(page))
+    assert "samples: 4" in page
+    picture = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split(")")[0])
+    with Image.open(io.BytesIO(picture)) as sheet:  # two samples of the newest shard, in pairs
+        assert sheet.size == (4 * SIDE, SIDE)
+    assert len(picture) < 60_000
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow_audits_and_reports_when_asked_to(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=1"])
+    generate(config, str(out), audit=settings, report=True)
+    (summary,) = out.glob("audit/*/summary.json")
+    assert json.loads(summary.read_text())["totals"]["reasons"] == {"low_agreement": 4}
+    assert "rejected: 4" in str(artifacts("synthgen-audit"))
+    assert "| Top-1 |" in str(artifacts("synthgen-audit"))
+    assert "100" in str(artifacts("synthgen-audit-progress"))
+    assert f"synthgen view {out}" in str(artifacts("synthgen-report"))
+    page = (out / "report" / "index.html").read_text()
+    assert summary.parent.name in page
+    assert "<script>alert(1)" not in page
+
+
+@pytest.mark.usefixtures("server")
+def test_a_failed_audit_fails_its_run_and_stands(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    jobs.generate(config, out)
+    settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=1"])
+    with pytest.raises(RuntimeError, match=r"At most 50% of the samples may be rejected\. Got 4"):
+        audit(str(out), settings, max_failed=0.5)
+    assert list(out.glob("audit/*/summary.json"))
+
+
+@pytest.mark.usefixtures("server")
+def test_the_growth_flow_begins_extends_and_audits_what_is_new(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = load_audit(["auditor.name=halves:load_halves"])
+    planned = [extend(str(out), 1, config, audit=settings)["totals"]["planned"] for _ in range(2)]
+    assert planned == [4, 6]
+    assert verify_dataset(out, deep=True) == []
+    (summary,) = out.glob("audit/*/summary.json")
+    assert json.loads(summary.read_text())["totals"]["samples"] == 6
+    shards = [str(table) for table in artifacts("synthgen-shards")]
+    assert any("train-000002" in t and "train-000001" not in t for t in shards)  # what is new
+
+
+@pytest.mark.usefixtures("server")
+def test_a_retry_after_the_extension_was_published_adds_nothing(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    jobs.generate(config, out)
+    (out / "report").write_text("a file where the report's folder must be")
+    growing = extend.with_options(retries=2, retry_delay_seconds=0)
+    with pytest.raises(OSError, match="writable folder"):
+        growing(str(out), 1, config, report=True)
+    assert jobs.status(out).planned == 6
+    (out / "report").unlink()
+    told = [growing(str(out), 1, report=True)["totals"]["planned"] for _ in range(2)]
+    assert told == [6, 8]  # one that nobody heard of is ended first
+
+
+@pytest.mark.usefixtures("server")
+def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
+    config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    jobs.initialize(config, str(out))
+    blocker = out / "data" / "train-000001.tar"
+    blocker.mkdir(parents=True)  # publishing this shard must fail
+    with pytest.raises(RuntimeError, match="train-000001"):
+        generate(config, str(out))
+    assert not (out / "manifest.json").exists()
+    assert (out / "stats" / "train-000000.json").exists()
+    blocker.rmdir()
+    assert generate(config, str(out))["totals"]["samples"] == 4

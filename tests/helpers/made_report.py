@@ -1,0 +1,158 @@
+"""A small finished dataset with hostile prompts, a failure and an audit, to be reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from made_labels import make_labels
+from tiny_run import vouch_again
+
+from synthgen.dataset.audits import (
+    AuditMarker,
+    AuditRow,
+    audit_marker_bytes,
+    audit_marker_name,
+    summary_name,
+    table_bytes,
+    table_name,
+)
+from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.manifest import read_manifest
+from synthgen.dataset.metadata import Row
+from synthgen.lab.bench.made_dataset import DIGEST, make_sample, write_dataset
+from synthgen.storage.publish import dump_json, open_storage
+from synthgen.types import Verdict
+
+SCRIPT = "<script>window.hacked = 1</script><!-- </script> <img src=x onerror='window.hacked=1'>"
+RTL = "قطة على سجادة \u202eright to left"
+EMOJI = "a 🐈‍⬛ on a \U0001f9f6, \"quoted\" & 'so on'"
+PROMPTS = (SCRIPT, RTL, EMOJI, "without a preview", "an ordinary cat")
+SIZE = (48, 64)
+FAILURE = Row(
+    *("0000010099", "failed", "black_image", f"{SCRIPT} is black", "bad", SCRIPT, (), 0, 1, 0)
+)
+
+
+def write_made(root: Path) -> Path:
+    """Five samples in two shards; the fourth has no preview."""
+    samples = [make_sample(i, prompt, SIZE, preview=i != 3) for i, prompt in enumerate(PROMPTS)]
+    write_dataset(root, samples, len(samples), shard_size=3, failures=[FAILURE])
+    return root
+
+
+CLASS_IDS = {"cat": 1, SCRIPT: 2, "never": 9}
+
+
+def write_labeled(root: Path) -> Path:
+    """Four labeled samples in two shards; the last has no preview; "never" is never found."""
+    samples = [make_sample(i, PROMPTS[i], SIZE, preview=i != 3) for i in range(4)]
+    labeled = []
+    for index, sample in enumerate(samples):
+        names = ("cat", SCRIPT, "never")
+        prompt = replace(sample.record.prompt, class_names=names)
+        record = replace(sample.record, prompt=prompt, class_ids=CLASS_IDS)
+        record = replace(record, labels=make_labels(record, names, seed=index))
+        labeled.append(replace(sample, record=record))
+    write_dataset(root, labeled, len(labeled), shard_size=3)
+    table = {0: "background", 255: "ignore"} | {i: name for name, i in CLASS_IDS.items()}
+    (root / "classes.json").write_text(json.dumps(table))
+    vouch_again(root)
+    return root
+
+
+def verdict(index: int) -> Verdict:
+    """Of the n-th sample: Top-5 rises, the second is rejected, the third has no boundary F."""
+    metrics = {
+        "top_1": 0.9,
+        "top_5": 0.2 * index + 0.05,
+        "chance_top_5": 0.1,
+        "boundary_f": math.nan if index == 2 else 0.5,
+    }
+    return Verdict(index != 1, "low_agreement" if index == 1 else "", metrics)
+
+
+def write_made_audit(root: Path, audit_id: str = "made-audit", hour: int = 12) -> None:
+    """An audit whose auditor sees every third of our masks; its summary is hostile."""
+    finished = f"2026-11-21T{hour:02d}:00:00+00:00"
+    write_audit(root, audit_id, verdict, finished)
+    summary = {"id": audit_id, "note": SCRIPT}
+    (root / "audit" / audit_id / "summary.json").write_text(json.dumps(summary))
+
+
+def write_audit(
+    root: Path,
+    audit_id: str,
+    judged: Callable[[int], Verdict],
+    finished: str,
+    every: int = 3,
+) -> None:
+    """Add a finished audit whose auditor sees every n-th of our own masks.
+
+    Args:
+        root: A dataset of ``write_dataset``.
+        audit_id: Name of the audit.
+        judged: Verdict of the n-th sample; all must have the same metrics.
+        finished: When its tables were done, ISO 8601.
+        every: The n of the masks that the auditor sees.
+    """
+    storage = open_storage(root)
+    rows: dict[str, list[AuditRow]] = {}
+    for number, sample in enumerate(open_dataset(root, masks=False)):
+        seen = _annotations(sample["json"]["segments"][::every], sample["mask"].shape)
+        row = AuditRow(sample["key"], judged(number), seen)
+        rows.setdefault(f"train-{sample['key'][:6]}", []).append(row)
+    manifest = read_manifest(storage)
+    assert manifest is not None, "write_dataset comes first"
+    for listed in (row for row in manifest["shards"] if not row["skipped"]):
+        name = listed["name"].removeprefix("data/").removesuffix(".tar")
+        table = table_bytes(rows[name], list(rows[name][0].verdict.metrics))
+        storage.publish_bytes(table, table_name(audit_id, name))
+        marker = _audit_marker(name, listed["sha256"], table, rows[name], finished)
+        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, name))
+    storage.publish_bytes(dump_json({"id": audit_id}), summary_name(audit_id))
+
+
+def _annotations(
+    segments: Sequence[Mapping[str, Any]], size: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Our own segments as an auditor would describe them."""
+    return [
+        {
+            "id": number,
+            "area": segment["area"],
+            "bbox": [float(side) for side in segment["bbox_xywh"]],
+            "segmentation": segment["rle"],
+            "predicted_iou": 0.9,
+            "stability_score": 0.95,
+            "point_coords": [],
+            "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
+            "label": "",
+        }
+        for number, segment in enumerate(segments, start=1)
+    ]
+
+
+def _audit_marker(
+    name: str, tar_sha256: str, table: bytes, rows: Sequence[AuditRow], finished: str
+) -> AuditMarker:
+    return AuditMarker(
+        name=name,
+        digest=DIGEST,
+        annotations_digest=DIGEST,
+        settings={"annotations": {"auditor": {"name": "made"}}},
+        tar_sha256=tar_sha256,
+        sha256=hashlib.sha256(table).hexdigest(),
+        bytes=len(table),
+        samples=len(rows),
+        reasons=dict(Counter(row.verdict.reason for row in rows if not row.verdict.keep)),
+        annotations_from="",
+        seconds={},
+        created=finished,
+    )

@@ -1,0 +1,43 @@
+"""Planted samples: head outputs whose regions are known, each head separating one pair only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from synthgen.lab.bench.fake_model import planted_heads, regions
+from synthgen.types import HeadFeatures, Prompt, Sample
+
+GRID = 16
+PIXELS = 64
+
+
+def quadrants(size: int) -> np.ndarray:
+    """Four regions, 0..3."""
+    return regions(size, size, size // 2, size // 2)
+
+
+def planted_sample(noise: float = 0.02, seed: int = 0) -> Sample:
+    """Eight heads of the planted backbone; an image of one color, which gives nothing away."""
+    features = planted_heads(quadrants(GRID), noise, torch.Generator().manual_seed(seed))
+    image = np.full((PIXELS, PIXELS, 3), 127, dtype=np.uint8)
+    return Sample(Prompt("planted", "four quadrants"), seed, image, features)
+
+
+def random_sample(
+    grids: tuple[tuple[int, int], ...] = ((4, 4), (8, 8)),
+    size: tuple[int, int] = (32, 32),
+    heads: int = 2,
+    dim: int = 8,
+    seed: int = 0,
+) -> Sample:
+    """Random heads, two layers per grid, and a random image."""
+    generator = torch.Generator().manual_seed(seed)
+    values, shapes = {}, {}
+    for grid in grids:
+        for layer in range(2):
+            name = f"up.{grid[0]}.{layer}"
+            values[name] = torch.randn(heads, grid[0] * grid[1], dim, generator=generator)
+            shapes[name] = grid
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy()
+    return Sample(Prompt("random", "noise"), seed, image, HeadFeatures(values, shapes))

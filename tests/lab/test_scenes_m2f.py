@@ -1,0 +1,187 @@
+"""The recipe of the embedded Mask2Former: corpus, batches, resuming, export, figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthgen.embedded.mask2former import LABELS, build_processor, load_m2f, m2f_weights_dir
+from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
+from synthgen.lab.bench.embedded_m2f import bench_m2f, class_ious, confusion, summarize
+from synthgen.lab.train import checkpoint
+from synthgen.lab.train.latents import image_to_unit
+from synthgen.lab.train.m2f_data import degrade, draw_batch, split_classes
+from synthgen.lab.train.recipe_m2f import M2fSettings, export_m2f, train_m2f
+from synthgen.lab.world.render import render
+from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TruthCorpus:
+    return truth_corpus(tmp_path_factory.mktemp("truth") / "corpus", 5, workers=0)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: TruthCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint folder after two steps at once."""
+    folder = tmp_path_factory.mktemp("work") / "m2f"
+    list(train_m2f(corpus, folder, M2fSettings(steps=2, batch=2)))
+    return folder
+
+
+def test_corpus_holds_the_rendered_scenes(corpus: TruthCorpus) -> None:
+    for row in range(len(corpus)):
+        scene = render(TRAIN_SEEDS.start + row)
+        for name in ("image", "semantic", "instance", "part"):
+            assert (getattr(corpus, name)[row] == getattr(scene, name)).all(), name
+
+
+def test_corpus_is_rendered_once_and_never_short(tmp_path: Path) -> None:
+    first = truth_corpus(tmp_path / "truth", 3, workers=2)
+    stamp = (tmp_path / "truth" / "image.npy").stat().st_mtime_ns
+    assert (truth_corpus(tmp_path / "truth", 2).image == first.image[:2]).all()
+    assert (tmp_path / "truth" / "image.npy").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="must hold 4 scenes"):
+        truth_corpus(tmp_path / "truth", 4)
+    with pytest.raises(ValueError, match="from seed 7"):
+        truth_corpus(tmp_path / "truth", 2, first_seed=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["truth"], "no staging is left"
+
+
+def test_masks_partition_the_image_by_class(corpus: TruthCorpus) -> None:
+    for semantic in corpus.semantic:
+        classes, masks = split_classes(semantic)
+        assert classes.tolist() == sorted(set(semantic.ravel().tolist()))
+        for number, mask in zip(classes.tolist(), masks, strict=True):
+            assert (mask.numpy() == (semantic == number)).all()
+
+
+def test_a_batch_does_not_depend_on_who_draws_it(corpus: TruthCorpus) -> None:
+    whole = draw_batch(corpus, 3, 11, 5)
+    for rank in range(2):
+        part = draw_batch(corpus, 3, 11, 5, slice(rank, None, 2))
+        assert torch.equal(part.images, whole.images[rank::2])
+        for mine, theirs in zip(part.masks, whole.masks[rank::2], strict=True):
+            assert torch.equal(mine, theirs)
+    assert not torch.equal(draw_batch(corpus, 3, 12, 5).images, whole.images)
+    assert not torch.equal(draw_batch(corpus, 4, 11, 5).images, whole.images)
+
+
+def test_truth_is_mirrored_with_its_image(corpus: TruthCorpus) -> None:
+    batch = draw_batch(corpus, 0, 0, 16)
+    plain = image_to_unit(torch.from_numpy(corpus.image.copy()))
+    seen = set()
+    for image, classes, masks in zip(batch.images, batch.classes, batch.masks, strict=True):
+        semantic = (classes[:, None, None] * masks).sum(0).numpy()
+        for row, scene in enumerate(plain):
+            for direction, turned in ((1, scene), (-1, scene.flip(2))):
+                if torch.equal(image, turned):
+                    assert (semantic == corpus.semantic[row][:, ::direction]).all()
+                    seen.add(direction)
+    assert seen == {1, -1}, "both directions are drawn, and some images stay as they are"
+
+
+def test_degrading_is_mild_and_stays_in_range(corpus: TruthCorpus) -> None:
+    image = image_to_unit(torch.from_numpy(corpus.image[:1].copy()))[0]
+    for seed in range(5):
+        got = degrade(image, np.random.default_rng(seed))
+        assert got.shape == image.shape
+        assert got.abs().max() <= 1.0
+        assert 0.0 < (got - image).abs().mean() < 0.35
+
+
+def test_the_processor_gives_what_training_saw(corpus: TruthCorpus) -> None:
+    images = [np.asarray(image) for image in corpus.image[:2]]
+    inputs = build_processor()(
+        images=images, input_data_format="channels_last", return_tensors="pt"
+    )
+    expected = image_to_unit(torch.from_numpy(np.stack(images)))
+    torch.testing.assert_close(inputs["pixel_values"], expected, atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    corpus: TruthCorpus, trained: Path, tmp_path: Path
+) -> None:
+    for steps in (1, 2):
+        list(train_m2f(corpus, tmp_path, M2fSettings(steps=steps, batch=2)))
+    (straight, meta), (resumed, again) = map(checkpoint.load_state, (trained, tmp_path))
+    assert meta["step"] == again["step"] == 2
+    assert straight.keys() == resumed.keys()
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_export_writes_averaged_weights_with_a_card(trained: Path, tmp_path: Path) -> None:
+    export_m2f(trained, tmp_path / "weights")
+    folder = m2f_weights_dir(tmp_path / "weights")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
+    card = json.loads((folder / "card.json").read_text())
+    assert card["name"] == "scenes-m2f"
+    assert card["recipe"]["step"] == 2
+    assert set(card["sha256"]) == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    model, _ = load_m2f(folder)
+    assert model.config.id2label == dict(enumerate(("background", *CLASSES)))
+    averaged = checkpoint.subset(checkpoint.load_state(trained)[0], "ema.")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, averaged[name].half().float()), name
+
+
+def test_export_without_a_checkpoint_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"scenes\.train m2f --steps"):
+        export_m2f(tmp_path / "m2f", tmp_path / "weights")
+
+
+def test_a_changed_file_is_refused(trained: Path, tmp_path: Path) -> None:
+    export_m2f(trained, tmp_path / "weights")
+    (tmp_path / "weights" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json .* must have sha256"):
+        m2f_weights_dir(tmp_path / "weights")
+
+
+def test_ious_equal_those_of_sets_of_pixels() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 6, (2, 4, 9, 7))
+    counts = confusion(truth, predicted, 8)
+    for number, iou in enumerate(class_ious(counts)):
+        true = {i for i, value in enumerate(truth.ravel()) if value == number}
+        said = {i for i, value in enumerate(predicted.ravel()) if value == number}
+        if true | said:
+            assert iou == pytest.approx(len(true & said) / len(true | said))
+        else:
+            assert np.isnan(iou)
+
+
+def test_the_background_does_not_count_in_the_mean() -> None:
+    counts = np.diag([1000, 10, 10, 0])
+    counts[1, 2] = 10
+    figures = summarize(counts)
+    assert figures["miou"] == 0.5  # 10 / 20 and 10 / 20; the class that is never met is left out
+    assert figures["background_iou"] == 1.0
+    assert figures["pixel_accuracy"] == pytest.approx(1020 / 1030, abs=1e-4)
+
+
+def test_figures_of_untrained_weights_are_poor(trained: Path, tmp_path: Path) -> None:
+    export_m2f(trained, tmp_path / "weights")
+    figures = bench_m2f(2, tmp_path / "weights", workers=0)
+    assert 0.0 <= figures["miou"] < 0.5
+    assert len(LABELS) == 13
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_four_scenes_are_learned_by_heart(tmp_path: Path) -> None:
+    corpus = truth_corpus(tmp_path / "truth", 4, workers=0)
+    settings = M2fSettings(steps=240, batch=4, warm_up=20, ema_decay=0.9)
+    seen = list(train_m2f(corpus, tmp_path / "m2f", settings))
+    assert seen[-1].loss < 0.5 * seen[0].loss
+    export_m2f(tmp_path / "m2f", tmp_path / "weights")
+    figures = bench_m2f(4, tmp_path / "weights", workers=0, first=TRAIN_SEEDS.start)
+    assert figures["miou"] > 0.6
