@@ -139,6 +139,7 @@ def execute(
 ) -> dict[str, Any]:
     """Run the plan behind a progress display; returns the manifest with the work that was done."""
     with flow_server(engine) as run_flow:
+        from synthgen import jobs  # seconds of torch and diffusers, which --help does not need
         from synthgen.storage.publish import open_storage
 
         open_storage(out)  # a URL with a secret must not become a parameter of a flow

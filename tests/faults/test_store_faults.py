@@ -14,6 +14,7 @@ from s3_server import BUCKET, KEY_ID, OTHER_ID, RCLONE, Proxy, environment, s3_s
 from tiny_run import tree_hashes
 
 import synthgen
+from synthgen import jobs
 from synthgen.config import Config
 from synthgen.dataset.verify import verify_dataset
 from synthgen.export.push import push

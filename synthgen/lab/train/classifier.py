@@ -39,7 +39,7 @@ class SceneClassifier(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch cls"], Float[Tensor, "batch color"]]:
+    ) -> tuple[Float[Tensor, " batch kind"], Float[Tensor, " batch color"]]:
         """Logits of classes (softmax) and of colors (one sigmoid each).
 
         Args:
@@ -75,7 +75,7 @@ def classify(
 def classifier_loss(
     logits: tuple[Tensor, Tensor],
     classes: Int[Tensor, batch],
-    colors: Float[Tensor, "batch color"],
+    colors: Float[Tensor, " batch color"],
 ) -> Float[Tensor, ""]:
     """Cross entropy of the class plus binary cross entropy of each color."""
     class_logits, color_logits = logits

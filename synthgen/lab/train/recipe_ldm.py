@@ -222,7 +222,7 @@ def timestep_density() -> tuple[Float[Tensor, " timestep"], Float[Tensor, " time
 
 def draw_batch(
     data: LdmData, step: int, settings: LdmSettings
-) -> tuple[Float[Tensor, "batch 4 height width"], Int[Tensor, "batch token"], Tensor, Tensor]:
+) -> tuple[Float[Tensor, "batch 4 height width"], Int[Tensor, " batch token"], Tensor, Tensor]:
     """Latents, caption tokens, timesteps and noise of a step, a function of seed and step."""
     rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + settings.grid * 7_919 + step)
     rows = _draw_rows(data, settings, rng)
