@@ -66,7 +66,7 @@ def load_classifier(folder: Path) -> SceneClassifier:
 @torch.no_grad()
 def classify(
     model: SceneClassifier, images: Float[Tensor, "batch 3 height width"]
-) -> tuple[Int[Tensor, batch], Int[Tensor, batch]]:
+) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Most likely class and most likely color of each image, as indices."""
     pairs = [model(part) for part in torch.split(images, CLASSIFIED_AT_ONCE)]
     return torch.cat([c for c, _ in pairs]).argmax(1), torch.cat([k for _, k in pairs]).argmax(1)
@@ -74,7 +74,7 @@ def classify(
 
 def classifier_loss(
     logits: tuple[Tensor, Tensor],
-    classes: Int[Tensor, batch],
+    classes: Int[Tensor, " batch"],
     colors: Float[Tensor, " batch color"],
 ) -> Float[Tensor, ""]:
     """Cross entropy of the class plus binary cross entropy of each color."""

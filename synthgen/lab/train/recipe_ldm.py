@@ -92,7 +92,7 @@ class LdmData:
     latents: Float[Tensor, "scene 4 height width"]
     single: Bool[Tensor, " scene"]
     tokens: Int[Tensor, "scene token"]
-    null: Int[Tensor, token]
+    null: Int[Tensor, " token"]
 
 
 @dataclass(slots=True)
