@@ -1,4 +1,4 @@
-"""Eight samples of the embedded model are today what they were when their hashes were written down.
+"""Eight samples of the embedded model are what they were when their hashes were written down.
 
 Other processors round differently, so the hashes bind only where they were made; run this file
 as a program to write them anew after a change that is meant to change bytes.
