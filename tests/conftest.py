@@ -15,7 +15,7 @@ import pytest
 from fault_table import faults, pytest_terminal_summary  # noqa: F401
 
 if TYPE_CHECKING:
-    from synthgen.diffusion import Backbone
+    from synthgen.diffusion.backbones import Backbone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of children: bytes depend on threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,6 +60,6 @@ def tiny_dataset(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) 
 def backbone(tiny_pipeline: Path) -> Backbone:
     """The tiny pipeline, loaded."""
     from synthgen.config import ModelConfig
-    from synthgen.diffusion import load_backbone
+    from synthgen.diffusion.backbones import load_backbone
 
     return load_backbone(ModelConfig(card=str(tiny_pipeline)))

@@ -12,21 +12,23 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from synthgen.config import DatasetConfig, FeatureConfig
 from synthgen.dataset.manifest import preview_name
 from synthgen.dataset.records import decode_image
 from synthgen.dataset.shards import read_span, scan, spans
-from synthgen.segmentation.features import feature_blocks, pca_heads, upsampling_error
-from synthgen.segmentation.interpolation import upsample
 from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import Sample, Segmentation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # readers of previews load no torch
 
 _LABELS = re.compile(r"k([0-9]{2,3})\.png")
 
@@ -68,6 +70,8 @@ def preview_members(
         segmentation: Gives the label map of every k.
         config: How features are reduced.
     """
+    from synthgen.segmentation.features import feature_blocks, upsampling_error
+
     members = {
         f"{key}.k{k:02d}.png": _png(labels)
         for k, labels in zip(segmentation.ks, segmentation.labels, strict=True)
@@ -84,6 +88,11 @@ def pca_colors(
     blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The first three principal components of all features as red, green and blue (BL fig. 3)."""
+    import torch
+
+    from synthgen.segmentation.features import pca_heads
+    from synthgen.segmentation.interpolation import upsample
+
     grid = max((block.shape[0], block.shape[1]) for block in blocks)
     stacked = torch.cat([upsample(block, grid) for block in blocks], dim=-1)
     components = torch.unflatten(pca_heads(stacked.flatten(0, 1)[None], 3)[0], 0, grid)

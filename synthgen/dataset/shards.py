@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import webdataset as wds
-
 from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import ByteStream
 
@@ -40,6 +38,8 @@ class ShardWriter:
     """A tar under construction. Only ``close`` completes it; anything else leaves it broken."""
 
     def __init__(self, path: Path) -> None:
+        import webdataset as wds  # it loads torch, which readers of shards do not need
+
         self._stream = path.open("wb")
         # mtime 0 and the writer's fixed owner and mode make the bytes a function of the samples
         self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0)

@@ -1,6 +1,7 @@
 """One batch of planned samples becomes tar members and rows; nothing is written here.
 
-This is the function that a shard consists of and that ``replay`` repeats.
+This is the function that a shard consists of and that ``replay`` repeats. What draws, segments and
+labels is imported where it is called: commands that only look at a dataset load no torch.
 """
 
 from __future__ import annotations
@@ -10,25 +11,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from synthgen.config import ALGORITHM_VERSION, Config
 from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record
-from synthgen.diffusion.backbones import load_backbone
-from synthgen.diffusion.generate import generate
 from synthgen.jobs.identity import environment
-from synthgen.labeling.label import label_sample
-from synthgen.labeling.refine import reads_uncertainty
-from synthgen.segmentation.features import feature_blocks, upsampling_error
-from synthgen.segmentation.segment import segment
 from synthgen.storage.redaction import redact
 from synthgen.types import Failure, LabelMap, PlannedSample, Record, Sample, Segmentation
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _MAX_MESSAGE = 300
+
+
+def out_of_memory() -> tuple[type[Exception], ...]:
+    """What is raised where a device or this machine is too small."""
+    import torch
+
+    return torch.OutOfMemoryError, MemoryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,8 @@ class Recipe:
 
     def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
         """What is needed to make a sample again."""
+        from synthgen.diffusion.backbones import load_backbone
+
         identity = load_backbone(self.config.model).identity
         return {
             "seed": sample.seed,
@@ -101,12 +102,15 @@ def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> I
 
 
 def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
+    from synthgen.diffusion.backbones import load_backbone
+    from synthgen.diffusion.generate import generate
+
     config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     capture = config.capture.model_copy(update={"heatmaps": "none"})  # labels have their own
     try:
         outcomes = generate(model, prompts, seeds, config.generation, capture, config.labeling)
-    except OUT_OF_MEMORY as error:
+    except out_of_memory() as error:
         if recipe.batch_size > 1:
             raise
         return [Failure(batch[0].prompt, batch[0].seed, "out_of_memory", str(error))]
@@ -122,6 +126,8 @@ def _finish(
 ) -> Made:
     if isinstance(outcome, Failure):
         return Made(_failed(planned, number, outcome.reason, outcome.message), None)
+    from synthgen.segmentation.segment import segment
+
     started = time.perf_counter()
     try:
         segmentation = segment(outcome, recipe.config.segmentation)
@@ -138,7 +144,7 @@ def _finish(
         )
         members = encode_record(record, recipe.config.dataset.image_format)
         previews = _previews(recipe.config, planned.key, outcome, segmentation)
-    except OUT_OF_MEMORY as error:
+    except out_of_memory() as error:
         if recipe.batch_size > 1:
             raise
         return Made(_failed(planned, number, "out_of_memory", str(error)), None)
@@ -157,6 +163,10 @@ def _finish(
 
 def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
     """Labels, where they are asked for; refiners that read it learn where features are coarse."""
+    from synthgen.labeling.label import label_sample
+    from synthgen.labeling.refine import reads_uncertainty
+    from synthgen.segmentation.features import feature_blocks, upsampling_error
+
     settings = config.labeling
     if settings.method == "none":
         return None

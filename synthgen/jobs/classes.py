@@ -14,10 +14,7 @@ from typing import Any
 
 from synthgen.config import LABELING_VERSION, Config, LabelConfig
 from synthgen.dataset.records import MAX_ID
-from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.cards import find_card
-from synthgen.diffusion.generate import drawn_text
-from synthgen.diffusion.heatmaps import check_class_tokens
 from synthgen.prompts import PromptList
 from synthgen.prompts.mentions import ALIASES, plurals, spoken
 from synthgen.registry import LABELERS, REFINERS, near_miss, resolve
@@ -34,6 +31,8 @@ def check_labeling(config: Config, prompts: PromptList) -> None:
     settings = config.labeling
     if settings.method == "none":
         return
+    from synthgen.diffusion.backbones import load_backbone
+
     check_methods(settings)
     check_names(config.classes or prompts.class_names)
     warn_of_classes(config, prompts.class_names)
@@ -126,6 +125,10 @@ def check_tokens(config: Config, prompts: Sequence[Prompt]) -> None:
     Raises:
         ValueError: With the first such prompt and class.
     """
+    from synthgen.diffusion.backbones import load_backbone
+    from synthgen.diffusion.generate import drawn_text
+    from synthgen.diffusion.heatmaps import check_class_tokens
+
     tokenizer: Any = load_backbone(config.model).pipeline.tokenizer
     texts = [drawn_text(prompt, config.generation.append_classes) for prompt in prompts]
     check_class_tokens(tokenizer, prompts, texts, config.labeling)

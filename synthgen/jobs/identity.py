@@ -14,14 +14,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from typing_extensions import TypedDict
 
 from synthgen import __version__
-from synthgen.config import Config, digest, parse
+from synthgen.config import Config, ModelConfig, digest, parse
 from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import CONFIG, IDENTITY
-from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.jobs.plan import prompts_of
 from synthgen.storage.publish import Storage, dump_json
 from synthgen.storage.redaction import redact_tree
@@ -60,12 +58,15 @@ def identity_content(config: Config) -> dict[str, Any]:
     return {
         "settings": config.digest_settings(),
         "prompts": {"num": len(prompts), "sha256": prompts.digest},
-        **model_content(load_backbone(config.model)),
+        **model_content(config.model),
     }
 
 
-def model_content(model: Backbone) -> dict[str, Any]:
+def model_content(config: ModelConfig) -> dict[str, Any]:
     """What of a model determines the bytes: its weights, and the defaults of its card."""
+    from synthgen.diffusion.backbones import load_backbone
+
+    model = load_backbone(config)
     scheduler = {k: v for k, v in model.pipeline.scheduler.config.items() if k[0] != "_"}
     content = {
         "model": dict(model.identity),
@@ -77,6 +78,8 @@ def model_content(model: Backbone) -> dict[str, Any]:
 
 def environment(config: Config) -> dict[str, Any]:
     """Versions, device and dtype: equal bytes are promised for equal ones only."""
+    from synthgen.diffusion.backbones import load_backbone
+
     model = load_backbone(config.model)
     return {
         "device": model.device.type,
@@ -91,6 +94,8 @@ def machine(standing: Mapping[str, Any] | None) -> dict[str, Any]:
     Args:
         standing: Identity of the dataset, None where it begins.
     """
+    import torch
+
     threads = None if standing is None else _threads(standing)
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -103,6 +108,8 @@ def keep_threads(standing: Mapping[str, Any]) -> None:
 
     On two threads instead of one, images of one seed differ in single values. Stays in force.
     """
+    import torch
+
     threads = _threads(standing)
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)

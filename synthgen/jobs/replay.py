@@ -14,7 +14,6 @@ from synthgen.dataset.manifest import metadata_name, shard_of, tar_name
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.records import KEY, parse_sample
 from synthgen.dataset.shards import BrokenShardError, read_span, scan, spans
-from synthgen.diffusion.backbones import load_backbone
 from synthgen.jobs.batch import Recipe, make_batch
 from synthgen.jobs.identity import (
     check_drawn,
@@ -104,7 +103,7 @@ def check_model(storage: Storage, config: Config) -> None:
     standing: Any = read_identity(storage)
     keep_threads(standing)
     check_drawn(standing, storage.root)
-    ours = redact_tree(model_content(load_backbone(config.model)))
+    ours = redact_tree(model_content(config.model))
     changed = changed_keys({name: standing["content"].get(name) for name in ours}, ours)
     if changed:
         raise ValueError(

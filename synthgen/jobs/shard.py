@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from synthgen.config import Config
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
@@ -31,7 +29,7 @@ from synthgen.dataset.manifest import (
 from synthgen.dataset.metadata import Row, rows_bytes
 from synthgen.dataset.shards import ShardWriter, scan, span_sha256, spans, whole_tar
 from synthgen.dataset.verify import verify_tar
-from synthgen.jobs.batch import OUT_OF_MEMORY, Made, Recipe, make_batch
+from synthgen.jobs.batch import Made, Recipe, make_batch, out_of_memory
 from synthgen.jobs.estimate import bytes_per_sample
 from synthgen.jobs.identity import check_plan, check_same, environment, keep_threads, read_identity
 from synthgen.jobs.plan import batches
@@ -133,9 +131,11 @@ def _draft_within_memory(
     if recipe.batch_size > 1:
         try:
             return _draft(recipe, spec, folder, count)
-        except OUT_OF_MEMORY as error:
+        except out_of_memory() as error:
             logger.warning("%s: out of memory, again with batch 1 (%s)", spec.name, error)
             progress("samples", count=-done)
+            import torch
+
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     return _draft(replace(recipe, batch_size=1), spec, folder, progress)

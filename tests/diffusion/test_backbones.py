@@ -15,8 +15,9 @@ from drawn_samples import CAPTURE, CAR, DOG, FAST, images, samples
 from safetensors.torch import save_file
 
 from synthgen.config import CaptureConfig, ModelConfig
-from synthgen.diffusion import Backbone, generate, load_backbone
+from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.cards import only_variant
+from synthgen.diffusion.generate import generate
 from synthgen.types import Sample
 
 

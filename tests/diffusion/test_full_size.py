@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from synthgen.config import CaptureConfig, GenerationConfig, SegmentationConfig
-from synthgen.diffusion import Backbone, generate
+from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.cards import load_cards
+from synthgen.diffusion.generate import generate
 from synthgen.lab.bench.capture import SD21_UNET
 from synthgen.segmentation.segment import segment_per_head
 from synthgen.types import Prompt, Sample

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from drawn_samples import CAPTURE, CAR, DOG, FAST, HOUSE, fast, images, samples, spoiled
 
 from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
-from synthgen.diffusion import Backbone, generate
 from synthgen.diffusion.attention import Attribution, record
-from synthgen.diffusion.generate import initial_noise, settle
+from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.generate import generate, initial_noise, settle
 from synthgen.diffusion.schedulers import SCHEDULERS, make_scheduler, sample_generators
 from synthgen.types import Failure, Prompt, Sample
 

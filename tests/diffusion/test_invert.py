@@ -10,8 +10,9 @@ import torch
 from drawn_samples import CAPTURE, CAR, DOG, FAST, samples, spoiled
 
 from synthgen.config import CaptureConfig, GenerationConfig
-from synthgen.diffusion import Backbone, invert
 from synthgen.diffusion.attention import record
+from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.invert import invert
 from synthgen.types import Failure, Prompt, Sample
 
 

@@ -19,8 +19,9 @@ from tiny_run import tiny_config, write_prompts
 
 from synthgen import jobs
 from synthgen.config import CaptureConfig, GenerationConfig
-from synthgen.diffusion import Backbone, generate, invert
-from synthgen.diffusion.generate import initial_noise, settle
+from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.generate import generate, initial_noise, settle
+from synthgen.diffusion.invert import invert
 from synthgen.diffusion.schedulers import FAMILY, sample_generators
 
 CAPTURE = CaptureConfig(layers=("mid_block",))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from synthgen.config import CaptureConfig, GenerationConfig
-from synthgen.diffusion import Backbone
+from synthgen.diffusion.backbones import Backbone
 from synthgen.types import Failure, Prompt, Sample
 
 CAR = Prompt("0", "a photo of a red car", ("car", "aeroplane"))

@@ -22,7 +22,7 @@ from tiny_run import tiny_config, write_prompts
 from synthgen.auditing import judge
 from synthgen.cli import main
 from synthgen.config import AuditorConfig, CaptureConfig, ClusterConfig, Config, SegmentationConfig
-from synthgen.diffusion import load_backbone
+from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.selection import attention_layers, select_layers
 from synthgen.lab.study import study as study_module
 from synthgen.lab.study.captures import (

@@ -80,7 +80,7 @@ def image_size(backbone: Backbone, config: Config, source: Source) -> tuple[int,
     return settings.height, settings.width
 
 
-def images_identity(backbone: Backbone, config: Config, source: Source) -> dict[str, Any]:
+def images_identity(config: Config, source: Source) -> dict[str, Any]:
     """Everything that determines the captures of an image but the layers that are kept."""
     settings = config.digest_settings()
     kept = {name: settings[name] for name in ("seed", "model", "generation", "algorithm_version")}
@@ -94,7 +94,7 @@ def images_identity(backbone: Backbone, config: Config, source: Source) -> dict[
         "version": STUDY_VERSION,
         "images": origin,
         "settings": {**kept, "capture": capture},
-        **model_content(backbone),
+        **model_content(config.model),
         "environment": environment(config),
     }
 

@@ -126,7 +126,7 @@ def prepare(
     loaded = None if auditor.name == TRUTH else load_auditor(auditor)
     backbone = load_backbone(config.model)
     rows, settings, chosen = _plan_rows(names, backbone, config, source)
-    identity = images_identity(backbone, config, source)
+    identity = images_identity(config, source)
     storage = local_storage((scratch or out / "scratch") / digest(identity)[:16])
     sees = {"name": TRUTH} if loaded is None else dict(loaded.identity)
     judged = {"auditor": sees, **_judged(config, source)}
