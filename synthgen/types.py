@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # torch takes seconds to import; axes and dtypes are checked all the same
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+else:
+    Figure = Any
+
 Status = Literal["ok", "failed"]
 
 BACKGROUND, IGNORE = 0, 255
@@ -147,6 +152,21 @@ class MaskSet:
     def __len__(self) -> int:
         return int(self.masks.shape[0])
 
+    def show(self, image: Any | None = None) -> Figure:
+        """A matplotlib figure of the hierarchy, over the image (an RGB array or of PIL) if given.
+
+        Raises:
+            ValueError: If the image has another size.
+        """
+        from synthgen.drawing import show_masks
+
+        return show_masks(self.masks, self.parent, image)
+
+    def _repr_png_(self) -> bytes:
+        from synthgen.drawing import png
+
+        return png(self.show())
+
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
@@ -167,6 +187,21 @@ class LabelMap:
     mask_labels: UInt8[np.ndarray, " mask"]
     mask_scores: Float[np.ndarray, " mask"]
     not_found: tuple[str, ...]
+
+    def show(self, image: Any | None = None) -> Figure:
+        """A matplotlib figure of the classes, over the image (an RGB array or of PIL) if given.
+
+        Raises:
+            ValueError: If the image has another size.
+        """
+        from synthgen.drawing import show_labels
+
+        return show_labels(self.semantic, self.class_names, image)
+
+    def _repr_png_(self) -> bytes:
+        from synthgen.drawing import png
+
+        return png(self.show())
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,22 +303,38 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Segmentation:
-    """What segmenting one image gives.
+class Segmentation(MaskSet):
+    """The masks of one image with the clusters that they were merged from.
 
     Args:
-        mask_set: The merged hierarchy.
         ks: Cluster counts, in the order of ``labels``.
         labels: Label map per k at image resolution, values 0..k-1.
         iterations: Updates that k-means made at the slowest k; 0 for methods without.
         converged: Whether it stood still at every k.
     """
 
-    mask_set: MaskSet
     ks: tuple[int, ...]
     labels: UInt8[np.ndarray, "k height width"]
     iterations: int = 0
     converged: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        mask_set: MaskSet,
+        ks: tuple[int, ...],
+        labels: UInt8[np.ndarray, "k height width"],
+        iterations: int = 0,
+        converged: bool = True,
+    ) -> Segmentation:
+        """Masks with the clusters that they were merged from."""
+        own = (mask_set.masks, mask_set.members, mask_set.parent)
+        return cls(*own, ks, labels, iterations, converged)
+
+    @property
+    def mask_set(self) -> MaskSet:
+        """The masks alone."""
+        return MaskSet(self.masks, self.members, self.parent)
 
 
 @dataclass(frozen=True, slots=True)

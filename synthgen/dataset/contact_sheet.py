@@ -7,77 +7,28 @@ stand there with their names on them, and below them those that were asked for a
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.previews import read_previews
+from synthgen.drawing import ALPHA, boundaries, magnify, overlay, palette
 from synthgen.types import BACKGROUND, IGNORE
 
-ALPHA = 0.65  # share of the color in an overlay; the image stays visible underneath
-MIN_SIDE = 256  # smaller images are magnified, so that one-pixel borders stay thin
 TEXT_HEIGHT = 14
 NAME_HEIGHT = 14
 NAMED_AREA = 0.01  # share of the image from which on every component bears its name
 MARGIN = 2
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-def palette(num: int) -> Float[np.ndarray, "color 3"]:
-    """Distinct colors in [0, 1]; hues step by the golden ratio, lightness alternates.
-
-    >>> palette(3).shape
-    (3, 3)
-    """
-    hues = (0.58 + 0.618033988749895 * np.arange(num)) % 1.0
-    lights = np.tile([0.50, 0.68, 0.36], num // 3 + 1)[:num]
-    rows = [colorsys.hls_to_rgb(h, li, 0.85) for h, li in zip(hues, lights, strict=True)]
-    return np.asarray(rows, dtype=np.float64).reshape(num, 3)
-
-
-def boundaries(ids: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Pixels whose right or lower neighbor has another id.
-
-    >>> boundaries(np.array([[0, 1], [0, 1]])).tolist()
-    [[True, False], [True, False]]
-    """
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    edge[:-1, :] |= ids[:-1, :] != ids[1:, :]
-    return edge
-
-
-def magnify(
-    pixels: Shaped[np.ndarray, "height width *channel"],
-) -> Shaped[np.ndarray, "bigger_height bigger_width *channel"]:
-    """Whole-number magnification until the shorter side is at least ``MIN_SIDE``.
-
-    >>> magnify(np.zeros((128, 100))).shape
-    (384, 300)
-    """
-    factor = -(-MIN_SIDE // min(pixels.shape[:2]))
-    return pixels.repeat(factor, 0).repeat(factor, 1)
-
-
-def overlay(
-    image: UInt8[np.ndarray, "height width 3"], ids: Integer[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
-    """The image tinted with one color per id, borders drawn in white."""
-    image, ids = magnify(image), magnify(ids)
-    colors = palette(int(ids.max()) + 1) * 255.0
-    tinted = ALPHA * colors[ids] + (1.0 - ALPHA) * image
-    tinted[boundaries(ids)] = 255.0
-    return np.asarray(tinted.round(), dtype=np.uint8)
 
 
 def overlay_classes(

@@ -22,8 +22,8 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
 
 from synthgen.config import TOPS
-from synthgen.dataset.contact_sheet import magnify, overlay
 from synthgen.dataset.loader import open_dataset
+from synthgen.drawing import magnify, overlay
 from synthgen.storage.redaction import redact
 
 SHOWN = 8

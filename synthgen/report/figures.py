@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from synthgen.dataset.contact_sheet import magnify, overlay
+from synthgen.drawing import magnify, overlay
 from synthgen.segmentation.features import pca_heads, upsampling_error
 from synthgen.segmentation.masks import pairwise_iou
 from synthgen.types import HeadFeatures, MaskSet, Segmentation

@@ -86,7 +86,7 @@ def _segment(
     if config.refiner == "affinity":
         labels = refine_clusters(labels, clustering.ks, image)
     masks = build_masks(labels, clustering.ks, config.masks)
-    return Segmentation(
+    return Segmentation.of(
         masks, clustering.ks, labels, max(clustering.iterations), clustering.converged
     )
 

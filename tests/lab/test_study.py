@@ -167,7 +167,7 @@ def test_truth_of_a_scene() -> None:
         labels[1] == v for v in np.unique(labels[1])
     ]
     orphans = np.full(len(masks), -1)
-    exact = Segmentation(MaskSet(np.stack(masks), (), orphans), (2, 3), labels)
+    exact = Segmentation.of(MaskSet(np.stack(masks), (), orphans), (2, 3), labels)
     found = truth_scores(scene, exact)
     assert found["class_iou"] == found["part_iou"] == found["ari"] == 1.0
 

@@ -35,7 +35,7 @@ def random_segmentation(seed: int, size: tuple[int, int] = SIZE) -> Segmentation
     rows, columns = size[0] // 4, size[1] // 4
     maps = [np.kron(rng.integers(0, k, (rows, columns)), np.ones((4, 4))) for k in KS]
     labels = np.stack(maps).astype(np.uint8)
-    return Segmentation(build_masks(labels, KS, MaskConfig(min_area=0.0)), KS, labels)
+    return Segmentation.of(build_masks(labels, KS, MaskConfig(min_area=0.0)), KS, labels)
 
 
 def random_evidence(seed: int = 0, num: int = 3) -> Evidence:
@@ -273,7 +273,7 @@ def planted_segmentation(size: int = 64) -> Segmentation:
     """Four quadrants, each a mask, and halves that hold two of them."""
     quarters = quadrants(size)
     labels = np.stack([quarters // 2, quarters]).astype(np.uint8)
-    return Segmentation(build_masks(labels, (2, 4), MaskConfig()), (2, 4), labels)
+    return Segmentation.of(build_masks(labels, (2, 4), MaskConfig()), (2, 4), labels)
 
 
 @pytest.mark.parametrize("method", ["clusters", "argmax", "propagate", "dataset-diffusion", "pcc"])
@@ -306,7 +306,7 @@ def test_a_small_mask_may_disagree_with_the_one_around_it() -> None:
     inner[10:18, 10:18] = True
     masks = MaskSet(np.stack([outer, inner]), (((2, 1),), ((5, 2),)), np.array([-1, 0]))
     labels = np.stack([outer, outer.astype(np.uint8) + inner]).astype(np.uint8)
-    segmentation = Segmentation(masks, (2, 5), labels)
+    segmentation = Segmentation.of(masks, (2, 5), labels)
     heat = planted({"car": outer & ~inner, "wheel": inner}, np.where(outer, 0.1, 0.9))
     config = LabelConfig(method="clusters", **PLAIN)
     found = label_sample(segmentation, heat, None, config, np.zeros((32, 32, 3), np.uint8))
@@ -447,7 +447,7 @@ def test_the_background_is_above_the_geometric_middle() -> None:
     heat = class_heat(Heatmaps(("a", "b"), values, start))
     np.testing.assert_array_equal(heat, torch.cat([start[None], values]).numpy())
     config = LabelConfig(method="argmax", **NO_TESTS)
-    segmentation = Segmentation(
+    segmentation = Segmentation.of(
         MaskSet(np.ones((1, 3, 4), bool), (((2, 0),),), np.array([-1])),
         (2,),
         np.zeros((1, 3, 4), np.uint8),

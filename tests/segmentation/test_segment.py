@@ -23,7 +23,7 @@ from synthgen.types import HeadFeatures, Sample, Segmentation
 def by_brightness(sample: Sample, config: SegmentationConfig) -> Segmentation:
     """A third party's segmenter: two clusters by the mean of the channels."""
     labels = (sample.image.mean(-1) > 127).astype(np.uint8)[None]
-    return Segmentation(build_masks(labels, (2,), config.masks), (2,), labels)
+    return Segmentation.of(build_masks(labels, (2,), config.masks), (2,), labels)
 
 
 def planted_scores(method: str) -> dict[int, float]:

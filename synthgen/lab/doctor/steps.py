@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from synthgen.dataset.contact_sheet import magnify, overlay, sheet
+from synthgen.dataset.contact_sheet import sheet
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import (
     decode_image,
@@ -24,6 +24,7 @@ from synthgen.diffusion.generate import (
     text_to_image,
 )
 from synthgen.diffusion.selection import Layer, attention_layers
+from synthgen.drawing import magnify, overlay
 from synthgen.lab.doctor.findings import Outcome, Table
 from synthgen.lab.doctor.machine import Examination, with_card
 from synthgen.lab.doctor.probe import record_one_step, texts_of
