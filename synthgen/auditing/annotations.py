@@ -18,7 +18,7 @@ from synthgen.dataset.listed import listed_shards
 from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, bbox_xywh, decode_image, encode_image
 from synthgen.dataset.rle import decode_masks, encode_masks
-from synthgen.storage.publish import clear_disk_errors, open_storage
+from synthgen.storage.publish import explain_disk_errors, open_storage
 from synthgen.types import Annotations
 
 NO_POINT = (-1.0, -1.0)
@@ -88,7 +88,8 @@ def export_sa1b(out: str | Path, audit_id: str, folder: str | Path, keep_only: b
     for shard in shards:
         table = parse_table(storage.read(table_name(audit_id, shard.stem)) or b"")
         rows = {row.key: row for row in table}
-        full = clear_disk_errors(open_storage(target), shard.num_bytes, f"images of {shard.stem}")
+        what = f"images of {shard.stem}"
+        full = explain_disk_errors(open_storage(target), shard.num_bytes, what)
         with full, storage.open(shard.name) as stream:
             target.mkdir(parents=True, exist_ok=True)
             samples = ShardSamples(stream, shard)

@@ -29,7 +29,7 @@ from synthgen.dataset.audits import (
 from synthgen.dataset.listed import first_shards, listed_shards
 from synthgen.dataset.manifest import read_manifest
 from synthgen.progress import Progress, report
-from synthgen.storage.publish import clear_disk_errors, open_storage
+from synthgen.storage.publish import explain_disk_errors, open_storage
 from synthgen.storage.seal import sealed_json
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously
@@ -105,7 +105,7 @@ def audit_shard(
         progress("shard", name=shard, planned=listed.samples, reused=True)
         return standing
     needed = _BYTES_PER_SAMPLE * listed.samples
-    with clear_disk_errors(storage, needed, f"the audit of {shard}"):
+    with explain_disk_errors(storage, needed, f"the audit of {shard}"):
         marker = ShardAudit(storage, plan, listed, auditor, content).run(progress)
     progress("shard", name=shard, planned=listed.samples, reused=False)
     return marker

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from synthgen.dataset.changes import changed_keys, list_keys
-from synthgen.storage.publish import Storage, clear_disk_errors
+from synthgen.storage.publish import Storage, explain_disk_errors
 from synthgen.storage.seal import check_sealed, open_seal, parse_sealed, sealed_json
 from synthgen.storage.untrusted import parse_record
 
@@ -151,7 +151,7 @@ class SideFolder:
             self.check_same(name, standing.get("settings", {}), settings)
         tree = {"schema_version": schema_version, "id": name, "settings": settings}
         content = sealed_json(tree)
-        with clear_disk_errors(storage, len(content), f"the {self.folder} {name}"):
+        with explain_disk_errors(storage, len(content), f"the {self.folder} {name}"):
             storage.publish_bytes(content, self.description_name(name))
             storage.clear_stale_staging()
 

@@ -42,7 +42,7 @@ from synthgen.export.source import Selection, Source, describe_origin
 from synthgen.export.statistics import Tally, add_up
 from synthgen.progress import Progress, report
 from synthgen.storage.claim import LookAgain, claimed
-from synthgen.storage.publish import Storage, clear_disk_errors, dump_json, open_storage
+from synthgen.storage.publish import Storage, dump_json, explain_disk_errors, open_storage
 
 EXPORT_SCHEMA_VERSION = 2
 _HASHES = "hashes"
@@ -108,7 +108,7 @@ def export(
             progress("shard", name=shard.stem, planned=shard.samples, reused=True)
         return standing
     with (
-        clear_disk_errors(plan.out, 1_000_000, "an export"),
+        explain_disk_errors(plan.out, 1_000_000, "an export"),
         claimed(plan.out, f"an export as {format}") as look_again,
     ):
         plan.begin()
@@ -190,7 +190,7 @@ class ExportPlan:
         watched = tally.watch(samples, self.source.classes, progress)
         needed = 2 * shard.num_bytes
         with (
-            clear_disk_errors(self.out, needed, f"the export of {shard.stem}"),
+            explain_disk_errors(self.out, needed, f"the export of {shard.stem}"),
             self.out.staging() as folder,
         ):
             for item in self.exporter.shard(shard.stem, watched):
@@ -232,7 +232,7 @@ class ExportPlan:
                 self.out.publish(folder / "file", name)
             written[name] = size, whole.hexdigest()
 
-        with clear_disk_errors(self.out, 0, "the export"):
+        with explain_disk_errors(self.out, 0, "the export"):
             table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
             names = dump_json({str(number): name for number, name in table.items()})
             files = chain([(CLASSES, [names])], self.exporter.finish(self._table))

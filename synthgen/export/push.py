@@ -26,8 +26,8 @@ from synthgen.storage import urls
 from synthgen.storage.claim import LookAgain, claimed
 from synthgen.storage.publish import (
     Storage,
-    clear_disk_errors,
     dump_json,
+    explain_disk_errors,
     open_storage,
     sha256_file,
 )
@@ -174,7 +174,7 @@ def _remove_unequal(target: Storage, found: list[str], standing: Plan, plan: Pla
 
 
 def _send(path: Path, target: Storage, name: str) -> None:
-    with clear_disk_errors(target, path.stat().st_size, name):
+    with explain_disk_errors(target, path.stat().st_size, name):
         target.send(path, name)
     size = target.size(name)
     if size != path.stat().st_size:

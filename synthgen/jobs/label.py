@@ -43,7 +43,7 @@ from synthgen.jobs.batch import Made, Recipe, make_batch
 from synthgen.jobs.identity import keep_threads, read_identity
 from synthgen.jobs.label_plan import BYTES_PER_SAMPLE, LabelPlan, begin
 from synthgen.progress import Progress, report
-from synthgen.storage.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.storage.publish import Storage, explain_disk_errors, open_storage, sha256_file
 from synthgen.storage.seal import sealed_json
 from synthgen.types import PlannedSample
 
@@ -96,7 +96,7 @@ def label_shard(plan: LabelPlan, shard: str, progress: Progress = report) -> Lab
         return standing
     keep_threads(read_identity(storage) or {"environments": []})
     needed = BYTES_PER_SAMPLE * listed.samples
-    with clear_disk_errors(storage, needed, f"the labels of {shard}"):
+    with explain_disk_errors(storage, needed, f"the labels of {shard}"):
         marker = _label(storage, plan, listed, progress)
     progress("shard", name=shard, planned=listed.samples, reused=False)
     return marker

@@ -53,7 +53,7 @@ from synthgen.jobs.shard import make_shard
 from synthgen.progress import Progress, report
 from synthgen.prompts import PromptList
 from synthgen.registry import SEGMENTERS, resolve
-from synthgen.storage.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.storage.publish import Storage, explain_disk_errors, open_storage, sha256_file
 from synthgen.types import shard_name
 
 _TEXT_BYTES = 100_000  # generous for the small files of a dataset
@@ -170,7 +170,7 @@ def initialize(config: Config, out: str | Path, strict: bool = False) -> None:
     """
     storage, prompts, content = _checked(config, out)
     with (
-        clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"),
+        explain_disk_errors(storage, _TEXT_BYTES, "the dataset's description"),
         storage.publishing(),
     ):
         standing = _check_standing(storage, config)
@@ -218,7 +218,7 @@ def finalize(config: Config, out: str | Path) -> dict[str, Any]:
             if again is not None:
                 restored[index] = shard_row(again)
     found = replace(found, rows={**found.rows, **restored})
-    with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
+    with explain_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         models = [standing["content"]["model"]]
         return publish_conclusion(storage, config, standing, found, models)
 

@@ -33,7 +33,7 @@ from synthgen.dataset.shards import read_span, scan, spans, whole_tar
 from synthgen.jobs.merge_plan import MergePlan, Source, describe, finish, plan_merge
 from synthgen.jobs.shard import verify_staged
 from synthgen.progress import Progress, report
-from synthgen.storage.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.storage.publish import Storage, explain_disk_errors, open_storage, sha256_file
 from synthgen.storage.seal import open_vouched, sha256_of
 from synthgen.types import shard_name
 
@@ -61,12 +61,12 @@ def merge(
     """
     plan = plan_merge(sources)
     storage = open_storage(out)
-    with clear_disk_errors(storage, _TEXT_BYTES, "the dataset's description"):
+    with explain_disk_errors(storage, _TEXT_BYTES, "the dataset's description"):
         describe(plan, storage)
         storage.clear_stale_staging()
     for index, item in enumerate(plan.shards):
         merge_shard(plan, item, shard_name(index), storage, progress)
-    with clear_disk_errors(storage, _TEXT_BYTES, "the manifest"):
+    with explain_disk_errors(storage, _TEXT_BYTES, "the manifest"):
         return finish(plan, storage)
 
 
@@ -110,7 +110,7 @@ def merge_shard(
         return
     copy = _Copy(source, stem, name, plan.class_ids)
     with (
-        clear_disk_errors(storage, marker.bytes + _TEXT_BYTES, f"shard {name}"),
+        explain_disk_errors(storage, marker.bytes + _TEXT_BYTES, f"shard {name}"),
         storage.staging() as folder,
     ):
         _publish(storage, copy, marker, plan.digest, folder, progress)

@@ -35,7 +35,7 @@ from synthgen.jobs.identity import check_plan, check_same, environment, keep_thr
 from synthgen.jobs.plan import batches
 from synthgen.jobs.restore import restore_shard
 from synthgen.progress import Progress, report
-from synthgen.storage.publish import Storage, clear_disk_errors, open_storage, sha256_file
+from synthgen.storage.publish import Storage, explain_disk_errors, open_storage, sha256_file
 from synthgen.storage.seal import sha256_of
 from synthgen.types import ShardReport, ShardSpec
 
@@ -71,7 +71,7 @@ def make_shard(
         return standing.report(reused=True)
     needed = bytes_per_sample(config) * len(spec.samples)
     with (
-        clear_disk_errors(storage, needed, f"shard {spec.name}"),
+        explain_disk_errors(storage, needed, f"shard {spec.name}"),
         storage.staging() as folder,
     ):
         ids = class_ids(class_names(storage))

@@ -44,7 +44,7 @@ from synthgen.report.overview import SHARE_EDGES, Histogram, Overview, read_samp
 from synthgen.report.policy import SCRIPT, STYLE, asset, content_security_policy
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE, remember
-from synthgen.storage.publish import Storage, clear_disk_errors, open_storage
+from synthgen.storage.publish import Storage, explain_disk_errors, open_storage
 from synthgen.storage.redaction import redact_tree
 from synthgen.storage.seal import check_vouched, hash_file, open_vouched
 from synthgen.storage.untrusted import one_line
@@ -97,7 +97,7 @@ def write_report(
     storage = open_storage(url)
     content = render_report(storage, audit, num, labels).encode("utf-8")
     if out is not None:
-        with clear_disk_errors(open_storage(out.parent), len(content), "the report"):
+        with explain_disk_errors(open_storage(out.parent), len(content), "the report"):
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_bytes(content)
         return out

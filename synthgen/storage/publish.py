@@ -239,7 +239,7 @@ class Storage:
         """
         if self.read(name) == content:
             return
-        with clear_disk_errors(self, len(content), name), self.staging() as folder:
+        with explain_disk_errors(self, len(content), name), self.staging() as folder:
             staged = folder / "file"
             staged.write_bytes(content)
             self.publish(staged, name)
@@ -411,7 +411,7 @@ def sha256_file(stream: ByteStream) -> str:
 
 
 @contextmanager
-def clear_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterator[None]:
+def explain_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Iterator[None]:
     """Turn a full or read-only disk into one line that says what to do; so with a store.
 
     Args:

@@ -26,7 +26,7 @@ from synthgen.config import CaptureConfig
 from synthgen.diffusion.selection import Layer
 from synthgen.lab.study.images import Batch
 from synthgen.progress import Progress, report
-from synthgen.storage.publish import Storage, clear_disk_errors
+from synthgen.storage.publish import Storage, explain_disk_errors
 from synthgen.types import Failure, HeadFeatures, PlannedSample, Sample
 
 IMAGE = "image"  # no layer is called so
@@ -65,7 +65,7 @@ class Captures:
             self.storage.publish_bytes(json.dumps(reason).encode(), f"{planned.key}.json")
             return
         name, needed = f"{planned.key}.safetensors", outcome.features.num_bytes
-        with clear_disk_errors(self.storage, needed, f"the capture of {planned.key}"):
+        with explain_disk_errors(self.storage, needed, f"the capture of {planned.key}"):
             self.storage.publish_bytes(_encode(outcome), name)
 
     def load(self, planned: PlannedSample, device: torch.device | None = None) -> Sample:
