@@ -51,7 +51,7 @@ DOWNSTREAM_MODELS: Mapping[str, str] = {
 
 EXPORTERS: Mapping[str, str] = {
     "coco": "synthgen.export.coco:CocoExporter",
-    "coco-panoptic": "synthgen.export.panoptic:PanopticExporter",
+    "coco-panoptic": "synthgen.export.coco:PanopticExporter",
     "voc": "synthgen.export.voc:VocExporter",
     "fiftyone": "synthgen.export.folders:FiftyOneExporter",
     "yolo-seg": "synthgen.export.yolo:YoloExporter",

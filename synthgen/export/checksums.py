@@ -2,7 +2,7 @@
 
 ``SHA256SUMS`` is what ``sha256sum -c`` reads; ``export.json``, written last, holds its hash and
 one of itself. Files that are not listed are others' business, unless they are of a listed kind and
-beside listed ones: whoever trains on the folder would take them too.
+in a folder of listed ones: whoever trains on the folder would take them too.
 """
 
 from __future__ import annotations
@@ -54,16 +54,15 @@ def read_summary(storage: Storage) -> dict[str, Any] | None:
     return summary
 
 
-def sizes(storage: Storage) -> dict[str, int]:
-    """Bytes of every plain file by name."""
+def file_sizes(storage: Storage, links: bool = False) -> dict[str, int]:
+    """Bytes of every plain file by name, and of links where they are asked for."""
     storage.fs.invalidate_cache()
     prefix = storage.root.lstrip("/") + "/"
-    find = storage.fs.find
-    found = urls.ask(storage.fs, storage.root, lambda: find(storage.root, detail=True))
+    found = urls.ask(storage.fs, storage.root, lambda: storage.fs.find(storage.root, detail=True))
     return {
-        path.lstrip("/").removeprefix(prefix): int(info["size"])
+        str(path).lstrip("/").removeprefix(prefix): int(info["size"] or 0)
         for path, info in found.items()
-        if not info.get("islink")
+        if links or not info.get("islink")
     }
 
 
@@ -78,16 +77,15 @@ def verify_export(storage: Storage) -> Iterator[Problem]:
     Args:
         storage: Its folder; everything in it may be anybody's.
     """
+    summary = None
     try:
         summary = read_summary(storage)
-    except ValueError as error:
-        yield Problem("unreadable file", EXPORT, f"{error}; {_AGAIN}")
-        summary = None
-    else:
         if summary is None:
             yield Problem("missing file", EXPORT, "the export is not finished; run it again")
-    found = sizes(storage)
-    if SUMS not in found:
+    except ValueError as error:
+        yield Problem("unreadable file", EXPORT, f"{error}; {_AGAIN}")
+    sizes = file_sizes(storage)
+    if SUMS not in sizes:
         yield Problem("missing file", SUMS, f"every export has one; {_AGAIN}")
         return
     listed, whole = set[str](), hashlib.sha256()
@@ -100,17 +98,16 @@ def verify_export(storage: Storage) -> Iterator[Problem]:
                 continue
             sha256, name = match.groups()
             listed.add(name)
-            if name not in found:
+            if name not in sizes:
                 yield Problem("missing file", name, f"{SUMS} lists it; run the export again")
                 continue
             with storage.open(name) as content:
                 if sha256_file(content) != sha256:
-                    size = f"now {found[name]} bytes"
-                    yield Problem("wrong hash", name, f"{size}; {_AGAIN}")
+                    yield Problem("wrong hash", name, f"now {sizes[name]} bytes; {_AGAIN}")
     if summary is not None and summary.get("sha256sums") != whole.hexdigest():
         yield Problem("wrong hash", SUMS, f"{EXPORT} has another; {_AGAIN}")
     kinds = {_kind(name) for name in listed}
-    for name in sorted(found):
+    for name in sorted(sizes):
         if "/" in name and name not in listed and _kind(name) in kinds:
             yield Problem("foreign file", name, f"{SUMS} does not list it; move it away")
 

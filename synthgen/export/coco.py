@@ -1,9 +1,15 @@
-"""COCO instances: ``train/KEY.jpg`` and ``annotations/instances_train.json``.
+"""COCO instances and COCO panoptic: ``train/KEY.jpg`` and a json per split in ``annotations``.
 
-Masks are polygons, which every reader takes and pycocotools fills to the mask, pixel for pixel;
-or run lengths, compressed (``rle``) or as lists (``rle-list``). ``iscrowd`` is 0. Without labels
-every mask is an instance of the one category ``mask``. Masks have a ``parent``: the id of the
-annotation that holds them, 0 at the top. Ids begin at 1; an image's id is its key plus one.
+Instances (``instances_train.json``): masks are polygons, which every reader takes and pycocotools
+fills to the mask, pixel for pixel; or run lengths, compressed (``rle``) or as lists
+(``rle-list``). ``iscrowd`` is 0. Without labels every mask is an instance of the one category
+``mask``. Masks have a ``parent``: the id of the annotation that holds them, 0 at the top. Ids
+begin at 1; an image's id is its key plus one.
+
+Panoptic (``panoptic_train.json``, and a PNG per image beside it): a pixel's segment is
+``R + 256 G + 65536 B``, 0 is void. Objects are things; the background is one segment of a stuff
+class of its own, so that a model can be wrong there. Void are ignored pixels and specks too small
+to be an object.
 """
 
 from __future__ import annotations
@@ -14,17 +20,26 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-from synthgen.dataset.records import bbox_xywh
+from synthgen.dataset.records import bbox_xywh, encode_image
 from synthgen.dataset.rle import encode_masks, run_lengths
 from synthgen.export.contours import polygons
 from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
+from synthgen.export.voc import voc_colors
 from synthgen.registry import near_miss
+from synthgen.types import BACKGROUND
+
+
+def _run_list(mask: np.ndarray) -> dict[str, Any]:
+    rle = encode_masks(mask[None])[0]
+    return {"size": rle["size"], "counts": run_lengths(rle).tolist()}
+
 
 SEGMENTATIONS: Mapping[str, Callable[[np.ndarray], Any]] = {
     "polygon": lambda mask: [polygon.ravel().astype(int).tolist() for polygon in polygons(mask)],
     "rle": lambda mask: encode_masks(mask[None])[0],
-    "rle-list": lambda mask: _run_list(encode_masks(mask[None])[0]),
+    "rle-list": _run_list,
 }
 
 
@@ -36,7 +51,7 @@ class CocoExporter(Exporter):
     """
 
     def __init__(self, context: ExportContext) -> None:
-        self.context = context
+        super().__init__(context)
         segmentation = context.segmentation or "polygon"
         if segmentation not in SEGMENTATIONS:
             raise ValueError(
@@ -49,13 +64,13 @@ class CocoExporter(Exporter):
         """Images as they are stored; a row per image and per instance."""
         for sample in samples:
             yield File(f"{sample.split}/{sample.file_name}", sample.image)
-            yield Row(f"images-{sample.split}", image_entry(sample))
+            yield Row(f"images-{sample.split}", _image_entry(sample))
             for annotation in self._annotations(sample):
                 yield Row(f"annotations-{sample.split}", annotation)
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
         """One json per split, also for an empty one."""
-        head = coco_head(self.context) | {
+        head = _head(self.context) | {
             "categories": [
                 {"id": number, "name": name, "supercategory": "object"}
                 for number, name in sorted(self.context.classes.items())
@@ -72,7 +87,7 @@ class CocoExporter(Exporter):
         """Entries without ids, which count over all shards; parents by position, from 1."""
         for instance in sample.instances:
             entry = {
-                "image_id": image_id(sample.key),
+                "image_id": _image_id(sample),
                 "category_id": instance.class_id,
                 "segmentation": self.encode(instance.mask),
                 "area": int(instance.mask.sum()),
@@ -95,33 +110,97 @@ mask = train.coco.annToMask(annotations[0])
 ```"""
 
 
-def coco_head(context: ExportContext) -> dict[str, Any]:
-    """The fields ``info`` and ``licenses``."""
-    return {
-        "info": {"description": "synthetic, made by synthgen", "version": "1.0"},
-        "licenses": [{"id": 1, "name": context.license, "url": ""}],
-    }
+class PanopticExporter(Exporter):
+    """Every pixel in one segment, or in none."""
+
+    needs_labels = True
+
+    @property
+    def background(self) -> int:
+        """The category id of the background: one more than the largest class."""
+        return max(self.context.classes, default=0) + 1
+
+    def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
+        """Images as they are stored, their segment maps, and a row for each."""
+        for sample in samples:
+            segment_ids, segments = panoptic_segments(sample, self.background)
+            png = encode_image(id_to_rgb(segment_ids), "png")
+            yield File(f"{sample.split}/{sample.file_name}", sample.image)
+            yield File(f"annotations/panoptic_{sample.split}/{sample.key}.png", png)
+            yield Row(f"images-{sample.split}", _image_entry(sample))
+            annotation = {
+                "image_id": _image_id(sample),
+                "file_name": f"{sample.key}.png",
+                "segments_info": segments,
+            }
+            yield Row(f"annotations-{sample.split}", annotation)
+
+    def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """One json per split."""
+        names = dict(self.context.classes) | {self.background: "background"}
+        head = _head(self.context) | {
+            "categories": [
+                {
+                    "id": number,
+                    "name": names[number],
+                    "supercategory": "object" if number != self.background else "background",
+                    "isthing": int(number != self.background),
+                    "color": voc_colors()[number % 256].tolist(),
+                }
+                for number in sorted(names)
+            ]
+        }
+        for split in self.context.splits:
+            lists = {name: tables(f"{name}-{split}") for name in ("images", "annotations")}
+            yield f"annotations/panoptic_{split}.json", stream_json(head, lists)
+
+    def usage(self) -> str:
+        """With Pillow; panopticapi reads the same files."""
+        return f"""Category {self.background} is the background, a stuff class; 0 is void, ignored.
+
+```python
+import json
+import numpy as np
+from PIL import Image
+
+annotations = json.load(open("annotations/panoptic_train.json"))["annotations"]
+png = Image.open("annotations/panoptic_train/" + annotations[0]["file_name"])
+segment_id = np.asarray(png).astype(int) @ (1, 256, 65536)
+```"""
 
 
-def image_entry(sample: ExportSample) -> dict[str, Any]:
-    """An entry of ``images``."""
-    height, width = sample.size
-    return {
-        "id": image_id(sample.key),
-        "file_name": sample.file_name,
-        "height": height,
-        "width": width,
-        "license": 1,
-    }
+def panoptic_segments(
+    sample: ExportSample, background: int
+) -> tuple[Int[np.ndarray, "height width"], list[dict[str, Any]]]:
+    """Segment id of each pixel, and the segments: instances in their order, then background."""
+    masks = [(instance.class_id, instance.mask) for instance in sample.instances]
+    rest = sample.labels == BACKGROUND
+    masks += [(background, rest)] if rest.any() else []
+    ids = np.zeros(sample.size, dtype=np.int64)
+    segments = []
+    for number, (category, mask) in enumerate(masks, start=1):
+        assert not ids[mask].any(), "instances must not overlap"
+        ids[mask] = number
+        segments.append(
+            {
+                "id": number,
+                "category_id": category,
+                "area": int(mask.sum()),
+                "bbox": list(bbox_xywh(mask)),
+                "iscrowd": 0,
+            }
+        )
+    return ids, segments
 
 
-def image_id(key: str) -> int:
-    """COCO's id of an image.
+def id_to_rgb(ids: Int[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Segment ids as colors.
 
-    >>> image_id("0000010003")
-    10004
+    >>> id_to_rgb(np.array([[1, 256 + 2, 3 * 65536]])).tolist()
+    [[[1, 0, 0], [2, 1, 0], [0, 0, 3]]]
     """
-    return int(key) + 1
+    channels = [(ids >> shift) & 255 for shift in (0, 8, 16)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def stream_json(
@@ -142,6 +221,27 @@ def stream_json(
     yield b"}\n"
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _head(context: ExportContext) -> dict[str, Any]:
+    return {
+        "info": {"description": "synthetic, made by synthgen", "version": "1.0"},
+        "licenses": [{"id": 1, "name": context.license, "url": ""}],
+    }
+
+
+def _image_entry(sample: ExportSample) -> dict[str, Any]:
+    height, width = sample.size
+    entry = {"id": _image_id(sample), "file_name": sample.file_name}
+    return {**entry, "height": height, "width": width, "license": 1}
+
+
+def _image_id(sample: ExportSample) -> int:
+    return int(sample.key) + 1
+
+
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Annotations with ids from 1, their parents' too; those of an image stand together."""
     number = 0
@@ -150,11 +250,3 @@ def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(group, start=first + 1):
             above = {"parent": row["parent"] + first} if row.get("parent") else {}
             yield {"id": number, **row, **above}
-
-
-def _run_list(rle: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": rle["size"], "counts": run_lengths(rle).tolist()}
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")

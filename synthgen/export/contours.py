@@ -62,20 +62,18 @@ def trace_rings(
     down = np.lexsort((corners[:, 1], corners[:, 0])).reshape(-1, 2)
     moved = corners.astype(np.float64)
     left, top = corners[across[:, 0]], corners[down[:, 0]]
-    is_below, is_right = (
-        padded[left[:, 1] + 1, left[:, 0] + 1],
-        padded[top[:, 1] + 1, top[:, 0] + 1],
-    )
+    is_below = padded[left[:, 1] + 1, left[:, 0] + 1]
+    is_right = padded[top[:, 1] + 1, top[:, 0] + 1]
     moved[across, 1] += np.where(is_below, inset, -inset)[:, None]
     moved[down, 0] += np.where(is_right, inset, -inset)[:, None]
-    beside, above = _partners(across), _partners(down)
+    in_row, in_column = _partners(across), _partners(down)
     rings, seen = [], set[int]()
     for start in range(len(corners)):
         ring, here = [], start
         while here not in seen:
-            ring += [here, beside[here]]
+            ring += [here, in_row[here]]
             seen.update(ring[-2:])
-            here = above[ring[-1]]
+            here = in_column[ring[-1]]
         rings += [moved[ring]] * bool(ring)
     return sorted(rings, key=lambda ring: -len(ring))
 

@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,21 @@ import numpy as np
 from synthgen import registry
 from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.manifest import CARD, CLASSES
-from synthgen.dataset.split import parse_split, split_names
+from synthgen.dataset.split import split_names
 from synthgen.export.card import readme
-from synthgen.export.checksums import ASKED, EXPORT, SUMS, read_summary, seal, sum_line
-from synthgen.export.checksums import sizes as file_sizes
+from synthgen.export.checksums import (
+    ASKED,
+    EXPORT,
+    SUMS,
+    file_sizes,
+    read_summary,
+    seal,
+    sum_line,
+)
 from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File
-from synthgen.export.settings import check_settings, describe_difference, refuse_foreign
-from synthgen.export.source import Selection, Source, describe_origin
-from synthgen.export.statistics import Tally, add_up
+from synthgen.export.source import ExportSettings, Source, describe_origin
+from synthgen.export.statistics import Tally
 from synthgen.progress import Progress, report
 from synthgen.storage.claim import LookAgain, claimed
 from synthgen.storage.publish import Storage, dump_json, explain_disk_errors, open_storage
@@ -90,86 +97,74 @@ def export(
             needs labels where there are none, or a folder with other files.
         RuntimeError: In one line, if another process exports to that folder.
     """
-    settings = {
-        "format": format,
-        "split": split,
-        "audited": audited,
-        "keep_only": keep_only,
-        "labels": labels,
-        "min_label_score": float(min_label_score),
-        "masks": masks,
-        "min_area": float(min_area),
-        "segmentation": segmentation,
-    }
-    plan = ExportPlan(directory, out, settings)
-    standing = plan.finished()
-    if standing is not None:
-        for shard in plan.source.shards:
+    settings = ExportSettings(
+        format,
+        split,
+        audited,
+        keep_only,
+        labels,
+        float(min_label_score),
+        masks,
+        float(min_area),
+        segmentation,
+    )
+    work = _Export(directory, out, settings)
+    finished = work.read_finished()
+    if finished is not None:
+        for shard in work.source.shards:
             progress("shard", name=shard.stem, planned=shard.samples, reused=True)
-        return standing
+        return finished
     with (
-        explain_disk_errors(plan.out, 1_000_000, "an export"),
-        claimed(plan.out, f"an export as {format}") as look_again,
+        explain_disk_errors(work.out, 1_000_000, "an export"),
+        claimed(work.out, f"an export as {format}") as look_again,
     ):
-        plan.begin()
-        for shard in plan.source.shards:
-            plan.export_shard(shard, look_again, progress)
-        return plan.conclude(look_again)
+        work.begin()
+        for shard in work.source.shards:
+            if shard.stem not in work.done:
+                look_again()
+                work.export_shard(shard, look_again, progress)
+            reused = shard.stem in work.done
+            progress("shard", name=shard.stem, planned=shard.samples, reused=reused)
+        return work.finalize(look_again)
 
 
-class ExportPlan:
-    """An export that was begun; see `export` for its arguments."""
+class _Export:
+    """An export whose settings and target were checked; see `export`."""
 
-    def __init__(
-        self, directory: str | Path, out: str | Path, settings: Mapping[str, Any]
-    ) -> None:
-        check_settings(settings)
-        self.settings, format = settings, settings["format"]
-        shares = parse_split(settings["split"])
-        make_exporter = registry.resolve(format, registry.EXPORTERS, "format")
-        chosen = ("audited", "keep_only", "labels", "min_label_score", "min_area")
-        selection = Selection(
-            **{name: settings[name] for name in chosen},
-            shares=shares,
-            all_masks=settings["masks"] == "all",
-        )
-        self.source = Source(directory, selection)
+    def __init__(self, directory: str | Path, out: str | Path, settings: ExportSettings) -> None:
+        self.settings = settings
+        make_exporter = registry.resolve(settings.format, registry.EXPORTERS, "format")
+        self.source = Source(directory, settings)
         self.out = open_storage(out)
         self.origin = describe_origin(self.source.storage)
-        context = ExportContext(
+        self.context = ExportContext(
             self.source.classes,
-            split_names(shares),
+            split_names(settings.shares),
             self.source.labeled,
             self.origin["license"],
             self.source.overlapping,
-            settings["segmentation"],
+            settings.segmentation,
         )
-        self.splits = context.splits
-        self.exporter: Exporter = make_exporter(context)
-        if not isinstance(self.exporter, Exporter):
-            raise ValueError(
-                f"A format must have the methods shard, finish, usage and metadata; see "
-                f"synthgen.export.format. Got {format!r}."
-            )
+        exporter = make_exporter(self.context)
+        _check_exporter(exporter, settings.format, self.context)
+        self.exporter: Exporter = exporter
         classes = {str(number): name for number, name in self.source.classes.items()}
-        self._asked = {"settings": settings, "source": self.origin, "classes": classes}
+        self._asked = {"settings": asdict(settings), "source": self.origin, "classes": classes}
         self._check_target()
-        sizes = file_sizes(self.out)
-        self._done = {shard.stem for shard in self.source.shards if self._is_done(shard, sizes)}
-        self._sizes = sizes
+        self._sizes = file_sizes(self.out)
+        self.done = {shard.stem for shard in self.source.shards if self._is_done(shard)}
 
-    def finished(self) -> dict[str, Any] | None:
-        """What export.json says, if all that it and the shards list stands there now."""
+    def read_finished(self) -> dict[str, Any] | None:
+        """What export.json says, if all that it and the shards list is there now."""
         try:
-            standing = read_summary(self.out)
+            summary = read_summary(self.out)
         except ValueError:
             return None
-        if standing is None or standing.get("shards") != self._hashes():
+        if summary is None or summary.get("shards") != self._hashes():
             return None
-        files = dict(standing.get("files", ()))
-        stand = all(self._sizes.get(name) == size for name, size in files.items())
-        whole = stand and SUMS in self._sizes and len(self._done) == len(self.source.shards)
-        return standing if whole else None
+        files = {**summary.get("files", {}), SUMS: self._sizes.get(SUMS, -1)}
+        there = all(self._sizes.get(name) == size for name, size in files.items())
+        return summary if there and len(self.done) == len(self.source.shards) else None
 
     def begin(self) -> None:
         """Say what is asked for, once nobody else can."""
@@ -177,20 +172,13 @@ class ExportPlan:
         self.out.publish_bytes(dump_json(self._asked), ASKED)
         self.out.clear_stale_staging()
 
-    def export_shard(
-        self, shard: ListedShard, look_again: LookAgain, progress: Progress = report
-    ) -> None:
-        """Export one shard, or find that it was."""
-        if shard.stem in self._done:
-            progress("shard", name=shard.stem, planned=shard.samples, reused=True)
-            return
-        look_again()
+    def export_shard(self, shard: ListedShard, look_again: LookAgain, progress: Progress) -> None:
+        """Write the files and rows of a shard, and its marker last."""
         tally, rows = Tally(), defaultdict[str, list[bytes]](list)
         samples = self.source.samples(shard, tally.left_out)
         watched = tally.watch(samples, self.source.classes, progress)
-        needed = 2 * shard.num_bytes
         with (
-            explain_disk_errors(self.out, needed, f"the export of {shard.stem}"),
+            explain_disk_errors(self.out, 2 * shard.num_bytes, f"the export of {shard.stem}"),
             self.out.staging() as folder,
         ):
             for item in self.exporter.shard(shard.stem, watched):
@@ -212,17 +200,14 @@ class ExportPlan:
             marker = {"tar_sha256": shard.sha256, "tables": tables, **tally.counts()}
             look_again()
             self.out.publish_bytes(dump_json(marker), _done_name(shard.stem))
-        self._done.add(shard.stem)
-        progress("shard", name=shard.stem, planned=shard.samples, reused=False)
 
-    def conclude(self, look_again: LookAgain) -> dict[str, Any]:
-        """Write what stands over all shards, the card, the hashes, and last export.json."""
+    def finalize(self, look_again: LookAgain) -> dict[str, Any]:
+        """Write the files over all shards, the card, the hashes, and last export.json."""
         look_again()
         self.out.remove(EXPORT)  # it must not vouch for what is replaced below
-        written: dict[str, tuple[int, str]] = {}
 
-        def publish(name: str, chunks: Iterable[bytes]) -> None:
-            """A file over all shards, by way of the disk, and what is to be said of it."""
+        def publish(name: str, chunks: Iterable[bytes]) -> tuple[int, str]:
+            """Publish a file over all shards, by way of the disk; its bytes and sha256."""
             whole, size = hashlib.sha256(), 0
             with self.out.staging() as folder:
                 with (folder / "file").open("wb") as stream:
@@ -230,23 +215,21 @@ class ExportPlan:
                         whole.update(chunk)
                         size += stream.write(chunk)
                 self.out.publish(folder / "file", name)
-            written[name] = size, whole.hexdigest()
+            return size, whole.hexdigest()
 
         with explain_disk_errors(self.out, 0, "the export"):
             table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
             names = dump_json({str(number): name for number, name in table.items()})
-            files = chain([(CLASSES, [names])], self.exporter.finish(self._table))
-            for name, chunks in files:
-                publish(name, chunks)
             card, counts = self._describe()
-            publish(CARD, [card.encode("utf-8")])
+            own = self.exporter.finish(self._table)
+            files = chain([(CLASSES, [names])], own, [(CARD, [card.encode("utf-8")])])
+            written = {name: publish(name, chunks) for name, chunks in files}
             sums = sorted(sum_line(sha256, name) for name, (_, sha256) in written.items())
             rows = (sum_line(row["sha256"], row["name"]) for row in self._table(_FILES))
-            publish(SUMS, chain(sums, rows))
-            _, sums_sha256 = written.pop(SUMS)
+            _, sums_sha256 = publish(SUMS, chain(sums, rows))
             summary = {
                 "schema_version": EXPORT_SCHEMA_VERSION,
-                "settings": self.settings,
+                "settings": asdict(self.settings),
                 "source": self.origin,
                 "counts": counts,
                 "shards": self._hashes(),
@@ -260,13 +243,14 @@ class ExportPlan:
 
     def _describe(self) -> tuple[str, dict[str, Any]]:
         """The card, and the counts that export.json has."""
-        markers = [_read_json(self.out, _done_name(s.stem)) or {} for s in self.source.shards]
-        tally = add_up(markers)
+        tally = Tally()
+        for shard in self.source.shards:
+            tally.add(_read_json(self.out, _done_name(shard.stem)) or {})
         hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
         near = count_near_duplicates(hashes)
-        filled = [split for split in self.splits if tally.splits[split]]
+        filled = [split for split in self.context.splits if tally.splits[split]]
         text = readme(
-            self.settings,
+            asdict(self.settings),
             self.origin,
             list(self.source.classes.values()),
             self.source.labeled,
@@ -280,18 +264,26 @@ class ExportPlan:
 
     def _check_target(self) -> None:
         """Refuse a folder with other files, or the export of another dataset or format."""
-        standing = _read_json(self.out, ASKED)
-        if standing is None:
-            refuse_foreign(self.out)
-        elif standing != self._asked:
-            what = describe_difference(standing, self._asked)
+        existing = _read_json(self.out, ASKED)
+        if existing is None:
+            names = sorted({*self.out.names(), *self.out.folders()} - {".synthgen"})
+            if self.out.local_root is not None and self.out.local_root.is_file():
+                names = [self.out.local_root.name]
+            if names:
+                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                raise ValueError(
+                    f"The output must be a new or empty folder. Got {self.out.root} with "
+                    f"{shown}. Choose another folder."
+                )
+        elif existing != self._asked:
             raise ValueError(
                 f"The output must be a new folder, or one of an export with the same settings "
-                f"and dataset. Got {self.out.root}, {what}. Choose another folder."
+                f"and dataset. Got {self.out.root}, {_difference(existing, self._asked)}. "
+                f"Choose another folder."
             )
 
-    def _is_done(self, shard: ListedShard, sizes: Mapping[str, int]) -> bool:
-        """Whether its marker, its rows and its files stand there."""
+    def _is_done(self, shard: ListedShard) -> bool:
+        """Whether its marker, its rows and its files are there."""
         marker = _read_json(self.out, _done_name(shard.stem))
         if marker is None:
             return False
@@ -301,14 +293,14 @@ class ExportPlan:
                 f"{shard.name}. Choose another folder."
             )
         tables: dict[str, Any] = marker.get("tables", {})
-        for table, (size, _) in tables.items():
-            if sizes.get(_rows_name(shard.stem, table)) != size:
-                return False
+        if any(self._sizes.get(_rows_name(shard.stem, t)) != tables[t][0] for t in tables):
+            return False
         try:
             files = list(self._rows(shard, _FILES))
         except RuntimeError:
             return False
-        return _HASHES in tables and all(sizes.get(row["name"]) == row["bytes"] for row in files)
+        there = all(self._sizes.get(row["name"]) == row["bytes"] for row in files)
+        return there and _HASHES in tables
 
     def _table(self, name: str) -> Iterator[dict[str, Any]]:
         """Rows of a table over all shards, a shard's at a time in memory."""
@@ -324,17 +316,57 @@ class ExportPlan:
         marker = _read_json(self.out, _done_name(shard.stem)) or {}
         if table not in marker.get("tables", {}):
             return
-        content = self.out.read(_rows_name(shard.stem, table)) or b""
+        name = _rows_name(shard.stem, table)
+        content = self.out.read(name) or b""
         if hashlib.sha256(content).hexdigest() != marker["tables"][table][1]:
             self.out.remove(_done_name(shard.stem))
             raise RuntimeError(
-                f"{self.out.path(_rows_name(shard.stem, table))} must hold what was written. Got "
-                f"other bytes; run the same command again, which makes the shard again."
+                f"{self.out.path(name)} must hold what was written. Got other bytes; run the same "
+                f"command again, which makes the shard again."
             )
         yield from (json.loads(line) for line in content.splitlines())
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}
+
+
+def _check_exporter(exporter: object, format: str, context: ExportContext) -> None:
+    """Refuse what is no format, and a dataset that a format of classes has no place for.
+
+    Raises:
+        ValueError: If methods are missing, or labels are, or objects may overlap.
+    """
+    methods = ("shard", "finish", "usage", "metadata")
+    if not all(callable(getattr(exporter, name, None)) for name in methods):
+        raise ValueError(
+            f"A format must have the methods shard, finish, usage and metadata; see "
+            f"synthgen.export.format. Got {format!r}."
+        )
+    if not getattr(exporter, "needs_labels", False):
+        return
+    if not context.labeled:
+        raise ValueError(
+            f"The format {format} must have class labels. Got a dataset without them; run "
+            f"'synthgen label' first, or export coco, yolo-seg or hf-parquet."
+        )
+    if context.overlapping:
+        raise ValueError(
+            f"masks=all must be with a format whose objects may overlap. Got {format}; export "
+            f"coco or yolo-seg, or hf-parquet, which always holds all masks."
+        )
+
+
+def _difference(existing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first thing that differs, in words."""
+    for part, new in asked.items():
+        old = existing.get(part) or {}
+        for name in sorted(new):
+            what = f"class {name}" if part == "classes" else name
+            if name not in old:
+                return f"begun without {what} {new[name]!r:.40}"
+            if old[name] != new[name]:
+                return f"begun with {what} {old[name]!r:.40}, not {new[name]!r:.40}"
+    return "begun with other classes"
 
 
 def _read_json(out: Storage, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Folders of images and of label maps beside them: FiftyOne's and ADE20K's.
+"""Folders of images and folders of label maps: FiftyOne's and ADE20K's.
 
 FiftyOne: ``train/data/KEY.jpg`` and ``train/labels/KEY.png``, pixels as in classes.json, 0
 background and 255 ignore; ``train/fields.jsonl`` holds what else is known of each sample, for no
@@ -17,16 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.dataset.records import bbox_xywh, encode_image
-from synthgen.export.format import (
-    ExportContext,
-    Exporter,
-    ExportSample,
-    File,
-    Row,
-    Tables,
-    jpeg_bytes,
-    require_labels,
-)
+from synthgen.export.format import Exporter, ExportSample, File, Row, Tables
 from synthgen.types import IGNORE
 
 ADE_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -35,16 +26,13 @@ ADE_NAMES = {"train": "training", "val": "validation", "test": "test"}
 class FiftyOneExporter(Exporter):
     """FiftyOne's ImageSegmentationDirectory, one per split."""
 
-    def __init__(self, context: ExportContext) -> None:
-        require_labels(context, "fiftyone")
-        self.context = context
+    needs_labels = True
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Image and label map."""
         for sample in samples:
-            assert sample.semantic is not None
             yield File(f"{sample.split}/data/{sample.file_name}", sample.image)
-            labels = encode_image(sample.semantic, "png")
+            labels = encode_image(sample.labels, "png")
             yield File(f"{sample.split}/labels/{sample.key}.png", labels)
             yield Row(f"fields-{sample.split}", self._fields(sample))
 
@@ -58,16 +46,13 @@ class FiftyOneExporter(Exporter):
         """Values by name; boxes as FiftyOne has them, in shares of the image."""
         height, width = sample.size
         scale = np.array([width, height, width, height])
-        verdict = sample.verdict
-        judged: dict[str, Any] = {}
-        if verdict is not None:
+        fields: dict[str, Any] = {"key": sample.key, "prompt": sample.prompt}
+        fields["prompt_id"] = sample.prompt_id
+        if (verdict := sample.verdict) is not None:
             known = {name: value for name, value in verdict.metrics.items() if value == value}
-            judged = {"keep": verdict.keep, "reason": verdict.reason, "metrics": known}
+            fields |= {"keep": verdict.keep, "reason": verdict.reason, "metrics": known}
         return {
-            "key": sample.key,
-            "prompt": sample.prompt,
-            "prompt_id": sample.prompt_id,
-            **judged,
+            **fields,
             "objects": [
                 {
                     "label": self.context.classes[item.class_id],
@@ -100,17 +85,14 @@ for sample in dataset.iter_samples(autosave=True):  # prompt, verdict, objects w
 class AdeExporter(Exporter):
     """ADE20K's scene parsing folders."""
 
-    def __init__(self, context: ExportContext) -> None:
-        require_labels(context, "ade")
-        self.context = context
+    needs_labels = True
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Image and label map."""
         for sample in samples:
-            assert sample.semantic is not None
             folder = ADE_NAMES[sample.split]
-            yield File(f"images/{folder}/{sample.key}.jpg", jpeg_bytes(sample))
-            labels = encode_image(ade_ids(sample.semantic), "png")
+            yield File(f"images/{folder}/{sample.key}.jpg", sample.jpeg)
+            labels = encode_image(ade_ids(sample.labels), "png")
             yield File(f"annotations/{folder}/{sample.key}.png", labels)
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
@@ -140,5 +122,4 @@ def ade_ids(semantic: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "h
     >>> ade_ids(np.array([[0, 1, 254, 255]], dtype=np.uint8)).tolist()
     [[1, 2, 255, 0]]
     """
-    raised = semantic.astype(np.int64) + 1
-    return np.where(semantic == IGNORE, 0, raised).astype(np.uint8)
+    return np.where(semantic == IGNORE, 0, semantic + 1).astype(np.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -82,6 +82,17 @@ class ExportSample:
         """Name of the image file as it is stored."""
         return f"{self.key}.{self.image_format}"
 
+    @property
+    def jpeg(self) -> bytes:
+        """The image as a JPEG: as it is stored if it is one, else encoded as datasets are."""
+        return self.image if self.image_format == "jpg" else encode_image(self.pixels, "jpg")
+
+    @property
+    def labels(self) -> UInt8[np.ndarray, "height width"]:
+        """The semantic map, which formats with ``needs_labels`` can rely on."""
+        assert self.semantic is not None
+        return self.semantic
+
 
 @dataclass(frozen=True, slots=True)
 class ExportContext:
@@ -130,45 +141,27 @@ class Row:
     content: Mapping[str, Any]
 
 
-@runtime_checkable
-class Exporter(Protocol):
+class Exporter:
     """A format; made by ``EXPORTERS[name](context)``, the same for every shard."""
+
+    needs_labels = False
+    """Whether every sample must have a semantic map, and no two of its objects may overlap."""
+
+    def __init__(self, context: ExportContext) -> None:
+        self.context = context
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Files and rows of a shard's samples, in order; equal samples give equal bytes."""
-        ...
+        raise NotImplementedError
 
     def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Name and content, in chunks, of the files over all shards."""
-        ...
+        return iter(())
 
     def usage(self) -> str:
         """How to load the export: a few lines of Markdown for its card."""
-        ...
+        raise NotImplementedError
 
     def metadata(self, splits: Sequence[str]) -> dict[str, Any]:
         """What the hub reads in the card's head, given the splits that have samples."""
         return {}
-
-
-def jpeg_bytes(sample: ExportSample) -> bytes:
-    """The image as a JPEG: as it is stored if it is one, else encoded as datasets are."""
-    return sample.image if sample.image_format == "jpg" else encode_image(sample.pixels, "jpg")
-
-
-def require_labels(context: ExportContext, name: str) -> None:
-    """Refuse a dataset without labels for a format that has no place for masks that overlap.
-
-    Raises:
-        ValueError: If the samples have no semantic map, or all masks are asked for.
-    """
-    if not context.labeled:
-        raise ValueError(
-            f"The format {name} must have class labels. Got a dataset without them; run "
-            f"'synthgen label' first, or export coco, yolo-seg or hf-parquet."
-        )
-    if context.overlapping:
-        raise ValueError(
-            f"masks=all must be with a format whose objects may overlap. Got {name}; export coco "
-            f"or yolo-seg, or hf-parquet, which always holds all masks."
-        )

@@ -19,28 +19,12 @@ from synthgen.export.format import Instance
 from synthgen.types import BACKGROUND, IGNORE
 
 _EIGHT = np.ones((3, 3), dtype=bool)
-Masks = Bool[np.ndarray, "mask height width"]
-
-
-def class_objects(
-    entries: Sequence[Mapping[str, Any]], masks: Masks, classes: Mapping[int, str]
-) -> tuple[Instance, ...]:
-    """Connected components by class, as a labeled sample lists them.
-
-    Raises:
-        KeyError: If one is of another class.
-    """
-    numbers = {name: number for number, name in classes.items()}
-    return tuple(
-        Instance(numbers[entry["label"]], float(entry["label_score"]), mask)
-        for entry, mask in zip(entries, masks, strict=True)
-        if mask.any()
-    )
+_Map = UInt8[np.ndarray, "height width"]
 
 
 def mask_objects(
     entries: Sequence[Mapping[str, Any]],
-    masks: Masks,
+    masks: Bool[np.ndarray, "mask height width"],
     classes: Mapping[int, str],
     least: float,
     least_score: float,
@@ -69,16 +53,15 @@ def mask_objects(
             above.append(parent)
             continue
         above.append(len(found))
-        score = float(entry["label_score"])
-        known = entry["label"] in numbers and score >= least_score
-        score = score if known else 1.0
-        found.append(Instance(numbers.get(entry["label"], bare), score, mask, parent))
+        label, score = entry["label"], float(entry["label_score"])
+        sure = label in numbers and score >= least_score
+        found.append(Instance(*((numbers[label], score) if sure else (bare, 1.0)), mask, parent))
     return tuple(found)
 
 
 def join_small(
-    semantic: UInt8[np.ndarray, "height width"], instances: tuple[Instance, ...], least: float
-) -> tuple[UInt8[np.ndarray, "height width"], tuple[Instance, ...]]:
+    semantic: _Map, instances: tuple[Instance, ...], least: float
+) -> tuple[_Map, tuple[Instance, ...]]:
     """Objects and specks of fewer than ``least`` pixels join what they border on most.
 
     The smallest first; what has grown to ``least`` pixels by then stays.
@@ -105,18 +88,3 @@ def join_small(
             semantic[region], objects[region] = found[:, counts.argmax()]
     grown = (replace(item, mask=objects == i) for i, item in enumerate(instances, start=1))
     return semantic, tuple(item for item in grown if item.mask.sum() >= max(1.0, least))
-
-
-def ignore_weak(
-    semantic: UInt8[np.ndarray, "height width"], instances: tuple[Instance, ...], least: float
-) -> UInt8[np.ndarray, "height width"]:
-    """A semantic map with 255 where an object's label has a score below ``least``.
-
-    >>> cat = Instance(1, 0.25, np.array([[True, False]]))
-    >>> ignore_weak(np.array([[1, 0]], dtype=np.uint8), (cat,), 0.5).tolist()
-    [[255, 0]]
-    """
-    weak = [item.mask for item in instances if item.score < least]
-    if not weak:
-        return semantic
-    return np.where(np.any(weak, axis=0), np.uint8(IGNORE), semantic)

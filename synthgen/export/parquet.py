@@ -1,6 +1,6 @@
 """Parquet for Hugging Face: one file per shard and split, images and maps as image columns.
 
-Nothing is lost: beside the semantic map stand all masks, overlaps included, with their labels
+Nothing is lost: rows hold the semantic map and all masks, overlaps included, with their labels
 and run-length encodings.
 """
 
@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthgen.dataset.records import encode_image
-from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
+from synthgen.export.format import Exporter, ExportSample, File, Row
 
 _ROW_GROUP = 100  # what the hub's viewer reads at once
 
@@ -22,22 +23,15 @@ _ROW_GROUP = 100  # what the hub's viewer reads at once
 class ParquetExporter(Exporter):
     """Rows of a Hugging Face dataset."""
 
-    def __init__(self, context: ExportContext) -> None:
-        self.context = context
-
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """A file for each split that has samples of the shard."""
         rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for sample in samples:
-            rows[sample.split].append(self._row(sample))
+            rows[sample.split].append(_row(sample))
         for split in self.context.splits:
             if rows[split]:
                 name = f"data/{split}-{stem.removeprefix('train-')}.parquet"
-                yield File(name, self._parquet(rows[split]))
-
-    def finish(self, tables: Tables) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """Nothing over all shards."""
-        return iter(())
+                yield File(name, _parquet(rows[split]))
 
     def usage(self) -> str:
         """With datasets."""
@@ -53,33 +47,33 @@ rows[0]["image"], rows[0]["mask"], rows[0]["segments"]  # and ["semantic"], with
         files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
         return {"configs": [{"config_name": "default", "data_files": files}]}
 
-    def _row(self, sample: ExportSample) -> dict[str, Any]:
-        height, width = sample.size
-        row: dict[str, Any] = {
-            "key": sample.key,
-            "image": _file(sample.file_name, sample.image),
-            "mask": _file(f"{sample.key}.mask.png", encode_image(sample.id_map, "png")),
-            "height": height,
-            "width": width,
-            "prompt": sample.prompt,
-            "prompt_id": sample.prompt_id,
-            "segments": [_segment(segment) for segment in sample.segments],
-        }
-        if sample.semantic is not None:
-            png = encode_image(sample.semantic, "png")
-            row["semantic"] = _file(f"{sample.key}.sem.png", png)
-        if sample.verdict is not None:
-            row |= {"keep": sample.verdict.keep, "reason": sample.verdict.reason}
-        return row
 
-    def _parquet(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
-        import pyarrow as pa
+def _row(sample: ExportSample) -> dict[str, Any]:
+    height, width = sample.size
+    row: dict[str, Any] = {
+        "key": sample.key,
+        "image": _file(sample.file_name, sample.image),
+        "mask": _file(f"{sample.key}.mask.png", encode_image(sample.id_map, "png")),
+        "height": height,
+        "width": width,
+        "prompt": sample.prompt,
+        "prompt_id": sample.prompt_id,
+        "segments": sample.segments,
+    }
+    if sample.semantic is not None:
+        png = encode_image(sample.semantic, "png")
+        row["semantic"] = _file(f"{sample.key}.sem.png", png)
+    if sample.verdict is not None:
+        row |= {"keep": sample.verdict.keep, "reason": sample.verdict.reason}
+    return row
 
-        columns = features(set(rows[0]))
-        table = pa.Table.from_pylist(list(rows), schema=columns.arrow_schema)
-        stream = io.BytesIO()
-        pq.write_table(table, stream, compression="zstd", row_group_size=_ROW_GROUP)
-        return stream.getvalue()
+
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as a file; of a segment, what the schema does not name (``members``) is left out."""
+    table = pa.Table.from_pylist(rows, schema=features(set(rows[0])).arrow_schema)
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd", row_group_size=_ROW_GROUP)
+    return stream.getvalue()
 
 
 def features(columns: set[str]) -> Any:
@@ -112,8 +106,3 @@ def features(columns: set[str]) -> Any:
 
 def _file(name: str, content: bytes) -> dict[str, Any]:
     return {"bytes": content, "path": name}
-
-
-def _segment(segment: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("id", "area", "parent", "bbox_xywh", "label", "label_score")
-    return {**{name: segment[name] for name in names}, "rle": dict(segment["rle"])}

@@ -12,58 +12,69 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+import yaml
 
-from synthgen.dataset.audits import (
-    audit_ids,
-    check_audit_id,
-    is_audited,
-    read_audit_marker,
-    read_verdicts,
-)
+from synthgen.dataset.audits import is_audited, read_audit_marker, read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
-from synthgen.dataset.split import assign_split
-from synthgen.export.card import model_licenses
+from synthgen.dataset.split import assign_split, parse_split
 from synthgen.export.format import ExportSample, Instance
-from synthgen.export.objects import class_objects, ignore_weak, join_small, mask_objects
+from synthgen.export.objects import join_small, mask_objects
+from synthgen.registry import EXPORTERS
 from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import IGNORE, Verdict
 
-BARE = {1: "mask"}
-"""The classes of a dataset without labels: every mask is a mask."""
+BARE = "mask"
+"""Name of the class of masks that have none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which samples are exported, with which labels.
+class ExportSettings:
+    """What is exported and how; `synthgen.export.export.export` says what each one means.
 
-    Args:
-        audited: Id of an audit that is honored; None: of none.
-        keep_only: Leave out the samples that it rejects.
-        labels: Id of labels beside the dataset; None: those in its tars, if any.
-        min_label_score: Objects of a lower score become pixels to ignore.
-        shares: Shares of train, val and test.
-        all_masks: Take every mask instead of the objects by class.
-        min_area: Pixels, or below 1 a share of the image, below which an object joins what it
-            borders on and a mask is left out.
+    Raises:
+        ValueError: In one line, if one is out of range or without effect.
     """
 
+    format: str
+    split: str
     audited: str | None
     keep_only: bool
     labels: str | None
     min_label_score: float
-    shares: tuple[Fraction, ...]
-    all_masks: bool = False
-    min_area: float = 0.0
+    masks: str
+    min_area: float
+    segmentation: str | None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.min_label_score <= 1.0:
+            raise ValueError(f"min_label_score must be 0 to 1. Got {self.min_label_score}.")
+        if not 0.0 <= self.min_area < float("inf"):
+            raise ValueError(
+                f"min_area must be pixels, or a share of the image below 1. Got {self.min_area}."
+            )
+        if self.masks not in ("labeled", "all"):
+            raise ValueError(f"masks must be labeled or all. Got {self.masks!r:.40}.")
+        if self.segmentation is not None and self.format in {*EXPORTERS} - {"coco"}:
+            raise ValueError(
+                f"segmentation must be given with the format coco. Got {self.segmentation!r:.40} "
+                f"with {self.format}; leave it out."
+            )
+        parse_split(self.split)
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Shares of train, val and test."""
+        return parse_split(self.split)
 
 
 class Source:
@@ -71,29 +82,38 @@ class Source:
 
     Args:
         directory: Its folder or URL.
-        selection: What is taken from it.
+        settings: What is taken from it.
 
     Raises:
         ValueError: If it is not finished, or there is no such audit or labels.
     """
 
-    def __init__(self, directory: str | Path, selection: Selection) -> None:
+    def __init__(self, directory: str | Path, settings: ExportSettings) -> None:
         self.storage: Storage = open_storage(directory)
-        self.selection = selection
+        self.settings = settings
         self.shards = listed_shards(self.storage)
         hashes = {shard.stem: shard.sha256 for shard in self.shards}
-        if selection.audited is not None:
-            _check_audited(self.storage, selection.audited, hashes)
+        if (audited := settings.audited) is not None:
+            for stem, sha256 in hashes.items():
+                marker = read_audit_marker(self.storage, audited, stem)
+                if not is_audited(self.storage, audited, marker, sha256):
+                    read_verdicts(self.storage, audited, {stem: sha256})  # says what is missing
         self._reader = None
-        if selection.labels is not None:
-            self._reader = LabelReader(self.storage, selection.labels, hashes)
+        if settings.labels is not None:
+            self._reader = LabelReader(self.storage, settings.labels, hashes)
         self._names = class_names(self.storage)
         self.labeled = self._reader is not None or self._holds_labels()
-        known = class_ids(self._names)
-        self.overlapping = selection.all_masks or not self.labeled
-        self.classes = {known[name]: name for name in known} if self.labeled else dict(BARE)
-        if self.labeled and selection.all_masks:
-            self.classes |= _bare_class(known)
+        self.overlapping = settings.masks == "all" or not self.labeled
+        known = class_ids(self._names) if self.labeled else {}
+        if BARE in known and self.overlapping:
+            raise ValueError(
+                f"masks=all needs the name {BARE!r} for masks without a class. Got a class of "
+                f"that name; rename it."
+            )
+        self.classes = {number: name for name, number in known.items()}
+        if self.overlapping:  # the next free id
+            number = max(self.classes, default=0) + 1
+            self.classes[number + (number == IGNORE)] = BARE
 
     def samples(self, shard: ListedShard, left_out: Counter[str]) -> Iterator[ExportSample]:
         """A shard's samples in order.
@@ -105,12 +125,14 @@ class Source:
         Raises:
             ValueError: If a sample is broken or has a class that is not known.
         """
-        verdicts = self._verdicts(shard)
+        verdicts: Mapping[str, Verdict] = {}
+        if (audited := self.settings.audited) is not None:
+            verdicts = read_verdicts(self.storage, audited, {shard.stem: shard.sha256})[shard.stem]
         with self.storage.open(shard.name) as stream:
             stored = ShardSamples(stream, shard)
             for index, key in enumerate(stored.keys):
                 verdict = verdicts.get(key)
-                if verdict is not None and self.selection.keep_only and not verdict.keep:
+                if verdict is not None and self.settings.keep_only and not verdict.keep:
                     left_out[verdict.reason] += 1
                     continue
                 yield self._sample(key, stored.members(index), verdict)
@@ -123,54 +145,50 @@ class Source:
         decoded = decode_sample(key, members, masks=False)
         if self._reader is not None:
             decoded = with_labels(decoded, self._reader.members(key))
+        semantic = decoded["semantic"] if self.labeled and "semantic" in decoded else None
         if self.labeled:
-            check_ids(key, _semantic(decoded), self._names)
-        suffix = next(name for name in IMAGE_OPTIONS if name in members)
-        split = assign_split(decoded["prompt"], self.selection.shares)
-        return self._convert(decoded, members[suffix], suffix, split, verdict)
-
-    def _convert(
-        self,
-        decoded: Mapping[str, Any],
-        image: bytes,
-        image_format: str,
-        split: str,
-        verdict: Verdict | None,
-    ) -> ExportSample:
-        info, least = decoded["json"], self.selection.min_label_score
-        min_area = self.selection.min_area
-        min_area *= decoded["mask"].size if min_area < 1 else 1
-        found = self._instances(decoded, min_area)
-        semantic = _semantic(decoded) if self.labeled else None
+            if semantic is None:
+                raise ValueError(f"Sample {key} must have labels, as others do. Got none.")
+            check_ids(key, semantic, self._names)
+        least, least_score = self.settings.min_area, self.settings.min_label_score
+        least *= decoded["mask"].size if least < 1 else 1
+        instances = self._instances(decoded, least)
         if semantic is not None and not self.overlapping:
-            if min_area:
-                semantic, found = join_small(semantic, found, min_area)
-            semantic = ignore_weak(semantic, found, least)
-            found = tuple(item for item in found if item.score >= least)
+            if least:
+                semantic, instances = join_small(semantic, instances, least)
+            for item in instances:
+                if item.score < least_score:
+                    semantic = np.where(item.mask, np.uint8(IGNORE), semantic)
+            instances = tuple(item for item in instances if item.score >= least_score)
+        image_format = next(name for name in IMAGE_OPTIONS if name in members)
         return ExportSample(
-            key=decoded["key"],
-            split=split,
-            image=image,
+            key=key,
+            split=assign_split(decoded["prompt"], self.settings.shares),
+            image=members[image_format],
             image_format=image_format,
             pixels=decoded["image"],
             semantic=semantic,
-            instances=found,
+            instances=instances,
             id_map=decoded["mask"],
-            segments=tuple(info["segments"]),
-            prompt_id=str(info["prompt_id"]),
+            segments=tuple(decoded["json"]["segments"]),
+            prompt_id=str(decoded["json"]["prompt_id"]),
             prompt=decoded["prompt"],
             verdict=verdict,
         )
 
-    def _instances(self, decoded: Mapping[str, Any], min_area: float) -> tuple[Instance, ...]:
-        info, (height, width) = decoded["json"], decoded["mask"].shape
+    def _instances(self, decoded: Mapping[str, Any], least: float) -> tuple[Instance, ...]:
         try:
-            entries = info["segments"] if self.overlapping else info["instances"]
-            masks = decode_masks([entry["rle"] for entry in entries], height, width)
+            entries = decoded["json"]["segments" if self.overlapping else "instances"]
+            masks = decode_masks([entry["rle"] for entry in entries], *decoded["mask"].shape)
             if self.overlapping:
-                least_score = self.selection.min_label_score
-                return mask_objects(entries, masks, self.classes, min_area, least_score)
-            return class_objects(entries, masks, self.classes)
+                least_score = self.settings.min_label_score
+                return mask_objects(entries, masks, self.classes, least, least_score)
+            numbers = {name: number for number, name in self.classes.items()}
+            return tuple(
+                Instance(numbers[entry["label"]], float(entry["label_score"]), mask)
+                for entry, mask in zip(entries, masks, strict=True)
+                if mask.any()
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Objects of sample {decoded['key']} must be readable and of classes in "
@@ -182,49 +200,23 @@ class Source:
         with self.storage.open(self.shards[0].name) as stream:
             return "sem.png" in ShardSamples(stream, self.shards[0]).members(0)
 
-    def _verdicts(self, shard: ListedShard) -> Mapping[str, Verdict]:
-        audited = self.selection.audited
-        if audited is None:
-            return {}
-        return read_verdicts(self.storage, audited, {shard.stem: shard.sha256})[shard.stem]
-
 
 def describe_origin(storage: Storage) -> dict[str, str]:
-    """What the dataset says it was made from."""
+    """What the dataset says it was made from, and the license of its models.
+
+    Licenses are read from the file: importing ``synthgen.diffusion`` would load diffusers.
+    """
+    text = resources.files("synthgen").joinpath("diffusion/cards.yaml").read_text("utf-8")
+    licenses = {
+        name: str(card.get("license", "unknown"))
+        for key, card in yaml.safe_load(text).items()
+        for name in (key, card.get("hub_id"))
+    }
     manifest = read_manifest(storage) or {}
     models = [str(model.get("id")) for model in manifest.get("models", ())]
-    known = model_licenses()
-    licenses = sorted({known.get(model, "unknown") for model in models}) or ["unknown"]
+    found = sorted({licenses.get(model, "unknown") for model in models})
     return {
         "digest": str(manifest.get("config", "")),
         "models": ", ".join(models) or "unknown",
-        "license": ", ".join(licenses),
+        "license": ", ".join(found) or "unknown",
     }
-
-
-def _bare_class(known: Mapping[str, int]) -> dict[int, str]:
-    """The class of masks that have none: the next id, which is not 255."""
-    name, number = BARE[1], max(known.values(), default=0) + 1
-    if name in known:
-        raise ValueError(
-            f"masks=all needs the name {name!r} for masks without a class. Got a "
-            f"class of that name; rename it."
-        )
-    return {number + (number == IGNORE): name}
-
-
-def _semantic(decoded: Mapping[str, Any]) -> UInt8[np.ndarray, "height width"]:
-    if "semantic" not in decoded:
-        raise ValueError(f"Sample {decoded['key']} must have labels, as others do. Got none.")
-    semantic: UInt8[np.ndarray, "height width"] = decoded["semantic"]
-    return semantic
-
-
-def _check_audited(storage: Storage, audited: str, hashes: Mapping[str, str]) -> None:
-    """Refuse an audit that is not there or not about every shard, before work begins."""
-    first = dict(list(hashes.items())[:1])
-    if check_audit_id(audited) not in audit_ids(storage):
-        read_verdicts(storage, audited, first)  # says so, and which there are
-    for stem, sha256 in hashes.items():
-        if not is_audited(storage, audited, read_audit_marker(storage, audited, stem), sha256):
-            read_verdicts(storage, audited, {stem: sha256})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from synthgen.export.duplicates import perceptual_hash
 from synthgen.export.format import ExportSample
-from synthgen.progress import report
+from synthgen.progress import Progress, report
+
+_COUNTERS = ("splits", "left_out", "images", "instances", "pixels")
 
 
 @dataclass(slots=True)
@@ -37,14 +37,17 @@ class Tally:
     hashes: list[tuple[str, int]] = field(default_factory=list)
 
     def watch(
-        self, samples: Iterable[ExportSample], classes: Mapping[int, str], progress: Any = report
+        self,
+        samples: Iterable[ExportSample],
+        classes: Mapping[int, str],
+        progress: Progress = report,
     ) -> Iterator[ExportSample]:
         """The samples, counted as they pass."""
         for sample in samples:
             yield sample
             self.hashes.append((sample.key, perceptual_hash(sample.pixels)))
             self.splits[sample.split] += 1
-            self.all_pixels += int(np.prod(sample.size))
+            self.all_pixels += sample.size[0] * sample.size[1]
             self.images.update({classes[item.class_id] for item in sample.instances})
             for item in sample.instances:
                 self.instances[classes[item.class_id]] += 1
@@ -53,20 +56,17 @@ class Tally:
 
     def counts(self) -> dict[str, Any]:
         """The counts as a shard's marker holds them."""
-        names = ("splits", "left_out", "images", "instances", "pixels")
-        counted = {name: dict(sorted(getattr(self, name).items())) for name in names}
+        counted = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
         return {**counted, "all_pixels": self.all_pixels}
 
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """Add the counts of a shard's marker.
 
-def add_up(counts: Sequence[Mapping[str, Any]]) -> Tally:
-    """The tally of all shards from their markers' counts.
-
-    >>> add_up([{"splits": {"val": 1}}, {"splits": {"val": 2}}]).splits["val"]
-    3
-    """
-    total = Tally()
-    for one in counts:
-        for name in ("splits", "left_out", "images", "instances", "pixels"):
-            getattr(total, name).update(one.get(name, {}))
-        total.all_pixels += one.get("all_pixels", 0)
-    return total
+        >>> tally = Tally(splits=Counter(val=1))
+        >>> tally.add({"splits": {"val": 2}})
+        >>> tally.splits["val"]
+        3
+        """
+        for name in _COUNTERS:
+            getattr(self, name).update(counts.get(name, {}))
+        self.all_pixels += counts.get("all_pixels", 0)

@@ -7,24 +7,16 @@ has at most 254 objects; smaller ones beyond that are 255 in the object map and 
 
 from __future__ import annotations
 
+import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from synthgen.dataset.records import bbox_xywh
-from synthgen.export.format import (
-    ExportContext,
-    Exporter,
-    ExportSample,
-    File,
-    Row,
-    Tables,
-    jpeg_bytes,
-    require_labels,
-)
-from synthgen.export.palette import encode_palette
+from synthgen.export.format import Exporter, ExportSample, File, Row, Tables
 from synthgen.types import IGNORE
 
 ROOT = "VOCdevkit/VOC2012"
@@ -34,18 +26,15 @@ MAX_OBJECTS = 254
 class VocExporter(Exporter):
     """Semantic and object maps."""
 
-    def __init__(self, context: ExportContext) -> None:
-        require_labels(context, "voc")
-        self.context = context
+    needs_labels = True
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Four files per sample, and its key for the lists."""
         for sample in samples:
-            assert sample.semantic is not None
             files = {
-                f"JPEGImages/{sample.key}.jpg": jpeg_bytes(sample),
-                f"SegmentationClass/{sample.key}.png": encode_palette(sample.semantic),
-                f"SegmentationObject/{sample.key}.png": encode_palette(object_map(sample)),
+                f"JPEGImages/{sample.key}.jpg": sample.jpeg,
+                f"SegmentationClass/{sample.key}.png": encode_palette(sample.labels),
+                f"SegmentationObject/{sample.key}.png": encode_palette(_object_map(sample)),
                 f"Annotations/{sample.key}.xml": self._xml(sample),
             }
             yield from (File(f"{ROOT}/{name}", content) for name, content in files.items())
@@ -57,11 +46,8 @@ class VocExporter(Exporter):
         sets["trainval"] = tuple(split for split in self.context.splits if split != "test")
         for folder in ("Segmentation", "Main"):
             for name, splits in sets.items():
-                lines = (
-                    f"{row['key']}\n".encode()
-                    for split in splits
-                    for row in tables(f"keys-{split}")
-                )
+                rows = (row for split in splits for row in tables(f"keys-{split}"))
+                lines = (f"{row['key']}\n".encode() for row in rows)
                 yield f"{ROOT}/ImageSets/{folder}/{name}.txt", lines
 
     def usage(self) -> str:
@@ -73,40 +59,51 @@ image, target = VOCSegmentation(".", year="2012", image_set="train")[0]
 ```"""
 
     def _xml(self, sample: ExportSample) -> bytes:
-        root = ET.Element("annotation")
-        ET.SubElement(root, "folder").text = "VOC2012"
-        ET.SubElement(root, "filename").text = f"{sample.key}.jpg"
-        size = ET.SubElement(root, "size")
+        """Boxes count pixels from 1 and include their last one."""
         height, width = sample.size
-        for name, value in (("width", width), ("height", height), ("depth", 3)):
-            ET.SubElement(size, name).text = str(value)
-        ET.SubElement(root, "segmented").text = "1"
+        root = ET.Element("annotation")
+        _add(root, folder="VOC2012", filename=f"{sample.key}.jpg")
+        _add(ET.SubElement(root, "size"), width=width, height=height, depth=3)
+        _add(root, segmented=1)
         for instance in sample.instances[:MAX_OBJECTS]:
-            item = ET.SubElement(root, "object")
-            ET.SubElement(item, "name").text = self.context.classes[instance.class_id]
-            cut = [side.any() for side in (instance.mask[[0, -1]], instance.mask[:, [0, -1]])]
-            ET.SubElement(item, "pose").text = "Unspecified"
-            ET.SubElement(item, "truncated").text = str(int(any(cut)))
-            ET.SubElement(item, "difficult").text = "0"
-            _add_box(item, bbox_xywh(instance.mask))
+            item, mask = ET.SubElement(root, "object"), instance.mask
+            cut = mask[[0, -1]].any() or mask[:, [0, -1]].any()
+            name = self.context.classes[instance.class_id]
+            _add(item, name=name, pose="Unspecified", truncated=int(cut), difficult=0)
+            x, y, w, h = bbox_xywh(mask)
+            _add(ET.SubElement(item, "bndbox"), xmin=x + 1, ymin=y + 1, xmax=x + w, ymax=y + h)
         ET.indent(root)
         return bytes(ET.tostring(root, encoding="utf-8")) + b"\n"
 
 
-def object_map(sample: ExportSample) -> UInt8[np.ndarray, "height width"]:
+def _add(parent: ET.Element, **texts: object) -> None:
+    for name, text in texts.items():
+        ET.SubElement(parent, name).text = str(text)
+
+
+def _object_map(sample: ExportSample) -> UInt8[np.ndarray, "height width"]:
     """Number of the object at each pixel, 0 background, 255 ignore."""
-    assert sample.semantic is not None
-    numbers = np.full(sample.size, IGNORE, dtype=np.uint8)
-    numbers[sample.semantic == 0] = 0
+    numbers = np.where(sample.labels == 0, 0, IGNORE).astype(np.uint8)
     for number, instance in enumerate(sample.instances[:MAX_OBJECTS], start=1):
         numbers[instance.mask] = number
     return numbers
 
 
-def _add_box(item: ET.Element, box_xywh: tuple[int, int, int, int]) -> None:
-    """VOC's boxes count pixels from 1 and include their last one."""
-    x, y, width, height = box_xywh
-    box = ET.SubElement(item, "bndbox")
-    limits = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
-    for name, value in limits.items():
-        ET.SubElement(box, name).text = str(value)
+def voc_colors() -> UInt8[np.ndarray, "256 3"]:
+    """PASCAL VOC's color of every id: its bits, dealt to red, green and blue in turn.
+
+    >>> voc_colors()[[0, 1, 15, 255]].tolist()
+    [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+    """
+    ids = np.arange(256)[:, None] >> np.array([0, 1, 2])
+    channels = sum(((ids >> 3 * place) & 1) << (7 - place) for place in range(3))
+    return np.asarray(channels, dtype=np.uint8)
+
+
+def encode_palette(ids: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A PNG of mode P whose pixels are the ids and whose palette is VOC's."""
+    image = Image.frombytes("P", (ids.shape[1], ids.shape[0]), np.ascontiguousarray(ids).tobytes())
+    image.putpalette(voc_colors().tobytes())
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", compress_level=6)
+    return stream.getvalue()

@@ -17,7 +17,7 @@ import yaml
 
 from synthgen.dataset.manifest import CLASSES
 from synthgen.export.contours import outline
-from synthgen.export.format import ExportContext, Exporter, ExportSample, File, Row, Tables
+from synthgen.export.format import Exporter, ExportSample, File, Row, Tables
 from synthgen.storage.publish import dump_json
 
 DATA = "data.yaml"
@@ -28,9 +28,10 @@ INSET = 0.01
 class YoloExporter(Exporter):
     """Polygons."""
 
-    def __init__(self, context: ExportContext) -> None:
-        self.context = context
-        self.index = {number: index for index, number in enumerate(sorted(context.classes))}
+    @property
+    def index(self) -> dict[int, int]:
+        """Place of each class, counted from 0."""
+        return {number: index for index, number in enumerate(sorted(self.context.classes))}
 
     def shard(self, stem: str, samples: Iterable[ExportSample]) -> Iterator[File | Row]:
         """Image and lines; an image without objects has an empty file."""

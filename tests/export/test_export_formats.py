@@ -198,8 +198,8 @@ def test_panoptic_obeys_the_formats_rules(
 
 
 def test_panoptic_ids_above_255_and_specks_without_a_segment() -> None:
+    from synthgen.export.coco import id_to_rgb, panoptic_segments
     from synthgen.export.format import ExportSample, Instance
-    from synthgen.export.panoptic import id_to_rgb, panoptic_segments
 
     size = (40, 40)
     masks = np.zeros((400, *size), dtype=bool)
@@ -284,7 +284,7 @@ def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
 
 def test_the_palette_is_vocs() -> None:
     """The development kit's own loop, bit by bit."""
-    from synthgen.export.palette import encode_palette
+    from synthgen.export.voc import encode_palette
 
     ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
     with Image.open(io.BytesIO(encode_palette(ids))) as image:

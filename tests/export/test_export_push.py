@@ -20,7 +20,7 @@ from test_export import NameExporter
 
 from synthgen.dataset.loader import open_dataset
 from synthgen.export.export import export
-from synthgen.export.push import LAST, PushReport, local_files, push, push_with_client
+from synthgen.export.push import LAST, PushReport, local_files, push
 from synthgen.progress import Stopped
 from synthgen.storage.claim import CLAIM, claimed
 from synthgen.storage.publish import host_id, open_storage
@@ -174,7 +174,7 @@ def test_the_hub_is_told_of_everything_and_of_the_manifest_last(world: Path) -> 
     from huggingface_hub.utils import filter_repo_objects
 
     hub = RecordingHub()
-    push_with_client(hub, world, "me/scenes")
+    push(world, "hf://datasets/me/scenes", client=hub)
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", "upload_folder"]
     for name, given in hub.calls:  # the real client takes these arguments
         inspect.signature(getattr(HfApi, name)).bind(None, **given)
