@@ -17,13 +17,13 @@ from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.plan import AuditPlan, audit_content
 from synthgen.auditing.shard_audit import ShardAudit
 from synthgen.config import AuditConfig, digest
-from synthgen.dataset.audit_summary import summarize
 from synthgen.dataset.audits import (
     AUDIT_SCHEMA_VERSION,
     AUDITS,
     AuditMarker,
     is_audited,
     read_audit_marker,
+    summarize,
     summary_name,
 )
 from synthgen.dataset.listed import first_shards, listed_shards

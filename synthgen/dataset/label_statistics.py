@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +66,7 @@ def summarize_counts(counts: Iterable[LabelCounts]) -> dict[str, Any]:
         ``images`` and ``pixels`` that show it, ``score`` (mean over those pixels), ``not_found``
         (images that were to show it and do not).
     """
-    one_by_one = (of_one(item) for item in counts)
-    return merge_statistics(one_by_one)
+    return merge_statistics(map(of_one, counts))
 
 
 def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -91,22 +89,20 @@ def sum_statistics(
         parts: Statistics of images or shards.
         before: Sums to go on with, from an earlier call; they are left as they are.
     """
-    totals = {"images": 0, "background": 0, "undecided": 0}
-    classes: defaultdict[str, dict[str, float]] = defaultdict(
-        lambda: {"images": 0, "pixels": 0, "score": 0.0, "not_found": 0}
-    )
-    if before is not None:
-        totals = {name: before[name] for name in totals}
-        classes.update({name: dict(row) for name, row in before["classes"].items()})
+    before = before or {"images": 0, "background": 0, "undecided": 0, "classes": {}}
+    totals = {name: before[name] for name in ("images", "background", "undecided")}
+    classes = {name: dict(row) for name, row in before["classes"].items()}
     for part in parts:
         for name in totals:
             totals[name] += int(part[name])
         for name, row in part["classes"].items():
-            standing = classes[name]
-            standing["score"] += row["score"] * row["pixels"]
+            sums = classes.setdefault(
+                name, {"images": 0, "pixels": 0, "score": 0.0, "not_found": 0}
+            )
+            sums["score"] += row["score"] * row["pixels"]
             for column in ("images", "pixels", "not_found"):
-                standing[column] += row[column]
-    return {**totals, "classes": {name: classes[name] for name in sorted(classes)}}
+                sums[column] += row[column]
+    return {**totals, "classes": dict(sorted(classes.items()))}
 
 
 def rounded_statistics(sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,60 +40,35 @@ from synthgen.dataset.manifest import CLASSES, shard_of
 from synthgen.dataset.records import check_sample, decode_image
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.shards import read_span, scan, spans
-from synthgen.dataset.sidecars import SideFolder, read_side_marker
+from synthgen.dataset.sidecars import SideFolder, SideMarker
 from synthgen.storage.publish import Storage, open_storage, sha256_file
-from synthgen.storage.seal import sealed_json
+from synthgen.storage.seal import sealed_record
 from synthgen.storage.untrusted import parse_object, quote
 from synthgen.types import BACKGROUND, IGNORE
 
 LABELS_SCHEMA_VERSION = 2
 
 
-LABELS = SideFolder("labels", "labels.json", ".tar", "The id of labels")
-check_label_id = LABELS.check_id
-description_name, summary_name = LABELS.description_name, LABELS.summary_name
-labels_tar_name, labels_marker_name = LABELS.file_name, LABELS.marker_name
-is_labeled = LABELS.is_done
-
-
 @dataclass(frozen=True, slots=True)
-class LabelMarker:
+class LabelMarker(SideMarker):
     """The commit marker of a shard's labels.
 
     Args:
-        name: File stem of the shard.
-        digest: Of all that determines the labels but the tar.
-        tar_sha256: Hash of the data tar that was labeled.
-        sha256: Hash of the tar of labels.
-        bytes: Its size.
-        samples: Samples in it.
         statistics: See `synthgen.dataset.label_statistics`.
         seconds: Wall time.
         created: Time of completion, ISO 8601, UTC.
     """
 
-    name: str
-    digest: str
-    tar_sha256: str
-    sha256: str
-    bytes: int
-    samples: int
     statistics: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     created: str = ""
-    schema_version: int = LABELS_SCHEMA_VERSION
 
 
-def labels_marker_bytes(marker: LabelMarker) -> bytes:
-    """The marker as it stands in the folder."""
-    return sealed_json({name: getattr(marker, name) for name in LabelMarker.__slots__})
-
-
-def read_labels_marker(storage: Storage, label_id: str, shard: str) -> LabelMarker | None:
-    """The marker of a shard's labels, None where there is none or it cannot be read."""
-    name = labels_marker_name(label_id, shard)
-    marker: LabelMarker | None = read_side_marker(LabelMarker, storage, name, shard)
-    return marker
+LABELS = SideFolder("labels", "label", ".tar", LabelMarker, "The id of labels")
+check_label_id, is_labeled = LABELS.check_id, LABELS.is_done
+description_name, summary_name = LABELS.description_name, LABELS.summary_name
+labels_tar_name, labels_marker_name = LABELS.file_name, LABELS.marker_name
+read_labels_marker, labels_marker_bytes = LABELS.read_marker, sealed_record
 
 
 def summarize_labels(label_id: str, markers: Sequence[LabelMarker]) -> dict[str, Any]:
@@ -173,20 +148,7 @@ class LabelReader:
     """
 
     def __init__(self, storage: Storage, label_id: str, shards: Mapping[str, str]) -> None:
-        standing = label_ids(storage)
-        if check_label_id(label_id) not in standing:
-            there = ", ".join(standing) or "none"
-            raise ValueError(
-                f"labels must be the id of labels of {storage.root}. Got {label_id!r}; "
-                f"there: {there}."
-            )
-        for shard, tar_sha256 in shards.items():
-            marker = read_labels_marker(storage, label_id, shard)
-            if not is_labeled(storage, label_id, marker, tar_sha256):
-                raise ValueError(
-                    f"The labels {label_id} must be about every shard. Got none of {shard} as "
-                    f"it stands; run 'synthgen label' with the same settings to finish them."
-                )
+        LABELS.read_done(storage, label_id, shards)
         self._storage, self._label_id = storage, label_id
         self._shard = ""
         self._members: dict[str, dict[str, bytes]] = {}
@@ -233,10 +195,15 @@ def with_labels(sample: Mapping[str, Any], members: Mapping[str, bytes]) -> dict
             raise ValueError(f"labels of {quote(given['key'], 40)}")
         info = {**sample["json"], "not_found": given["not_found"], "instances": given["instances"]}
         result = {**sample, "semantic": decode_image(members["sem.png"], "L"), "json": info}
-        if result["semantic"].shape != sample["mask"].shape:
+        height, width = sample["mask"].shape
+        if result["semantic"].shape != (height, width):
             raise ValueError(f"sem.png of {result['semantic'].shape}")
-        if "mask.png" in members:
-            result |= _other_masks(sample, info, given["segments"], members["mask.png"])
+        if "mask.png" in members:  # labels of other ks, which stand on other masks
+            info |= {"num_segments": len(given["segments"]), "segments": given["segments"]}
+            result["mask"] = decode_image(members["mask.png"], "L")
+            if "masks" in sample:
+                rles = [segment["rle"] for segment in given["segments"]]
+                result["masks"] = decode_masks(rles, height, width)
         else:
             info["segments"] = [
                 {**segment, "label": label["label"], "label_score": label["label_score"]}
@@ -246,20 +213,3 @@ def with_labels(sample: Mapping[str, Any], members: Mapping[str, bytes]) -> dict
         return result
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Labels of sample {key} must be readable. Got {error!r:.200}.") from None
-
-
-def _other_masks(
-    sample: Mapping[str, Any],
-    info: Mapping[str, Any],
-    segments: Sequence[Mapping[str, Any]],
-    mask_png: bytes,
-) -> dict[str, Any]:
-    """The masks that labels of other ks stand on, in place of the sample's."""
-    height, width = sample["mask"].shape
-    changed: dict[str, Any] = {
-        "mask": decode_image(mask_png, "L"),
-        "json": {**info, "num_segments": len(segments), "segments": list(segments)},
-    }
-    if "masks" in sample:
-        changed["masks"] = decode_masks([item["rle"] for item in segments], height, width)
-    return changed

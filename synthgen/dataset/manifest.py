@@ -24,15 +24,14 @@ from typing_extensions import TypedDict
 from synthgen.config import parse
 from synthgen.storage.publish import Storage, dump_json
 from synthgen.storage.seal import (
-    check_sealed,
     check_vouched,
-    open_seal,
     parse_sealed,
+    parse_sealed_record,
     seal,
-    sealed_json,
+    sealed_record,
     sha256_of,
 )
-from synthgen.storage.untrusted import check_shape, parse_record, quote
+from synthgen.storage.untrusted import check_shape, quote
 from synthgen.types import ShardReport
 
 SCHEMA_VERSION = 2
@@ -169,9 +168,7 @@ class Marker:
         )
 
 
-def marker_bytes(marker: Marker) -> bytes:
-    """The marker as it stands in ``stats``."""
-    return sealed_json({name: getattr(marker, name) for name in Marker.__slots__})
+marker_bytes = sealed_record
 
 
 def parse_marker(content: bytes, shard: str) -> Marker:
@@ -181,9 +178,7 @@ def parse_marker(content: bytes, shard: str) -> Marker:
         ValueError: If it is not one of this schema version, or another shard's.
     """
     try:
-        body, has_seal = open_seal(content)
-        marker = parse_record(Marker, body)
-        check_sealed(marker.schema_version, has_seal)
+        marker = parse_sealed_record(Marker, content)
     except ValueError as error:
         raise ValueError(f"A marker must be readable. Got {error}.") from None
     if marker.schema_version not in _READABLE:
@@ -209,12 +204,14 @@ def read_marker(storage: Storage, shard: str, there: bool = False) -> Marker | N
 
 
 def is_complete(storage: Storage, marker: Marker, config: str, planned: int) -> bool:
-    """Whether a shard is done: our digest, our planned count, its rows, its tar."""
+    """Whether a shard is done: our digest, our planned count, its tar, rows and previews."""
+    files = [metadata_name(marker.name)] + [preview_name(marker.name)] * bool(
+        marker.previews_sha256
+    )
     return (
         (marker.config, marker.planned) == (config, planned)
         and fits_tar(storage, marker)
-        and storage.size(metadata_name(marker.name), there=True) is not None
-        and has_previews(storage, marker)
+        and all(storage.size(name, there=True) is not None for name in files)
     )
 
 
@@ -222,12 +219,6 @@ def fits_tar(storage: Storage, marker: Marker) -> bool:
     """Whether the tar has the size that the marker says, or is not there as it says."""
     size = storage.size(tar_name(marker.name), there=not marker.skipped)
     return size == (None if marker.skipped else marker.bytes)
-
-
-def has_previews(storage: Storage, marker: Marker) -> bool:
-    """Whether the previews are there that the marker knows of."""
-    name = preview_name(marker.name)
-    return not marker.previews_sha256 or storage.size(name, there=True) is not None
 
 
 def read_markers(storage: Storage, newest: int | None = None) -> list[Marker]:
@@ -264,11 +255,9 @@ def build_manifest(
     times: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest over complete shards, in order."""
+    rows = [shard_row(marker) for marker in markers]
     environments = distinct(dict(marker.environment) for marker in markers)
-    return manifest_of([shard_row(marker) for marker in markers], environments, config) | {
-        "models": [dict(model) for model in models],
-        "times": dict(times),
-    }
+    return {**manifest_of(rows, environments, config), "models": [*models], "times": {**times}}
 
 
 def manifest_of(
@@ -297,13 +286,13 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     files = {name: storage.read(name) for name in (CARD, CONFIG, IDENTITY, CLASSES)}
     hashes = {name: sha256_of(found) for name, found in files.items() if found is not None}
     version = {**manifest, "schema_version": SCHEMA_VERSION}
-    standing = read_manifest(storage)
+    existing = read_manifest(storage)
     if (
-        standing is not None
-        and without_times(standing) == without_times(version)
-        and standing["times"].get("files") == hashes
+        existing is not None
+        and without_times(existing) == without_times(version)
+        and existing["times"].get("files") == hashes
     ):
-        return standing
+        return existing
     newest = max(versions(storage), default=0)
     latest = _read(storage, version_name(newest)) if newest else None
     if latest is not None and without_times(latest) == without_times(version):
@@ -311,7 +300,7 @@ def publish_manifest(storage: Storage, manifest: Mapping[str, Any]) -> dict[str,
     else:
         newest += 1
         storage.publish_bytes(_manifest_bytes(version), version_name(newest))
-    known = {} if standing is None else standing["times"].get("versions", {})
+    known = {} if existing is None else existing["times"].get("versions", {})
     names = map(version_name, versions(storage))
     chain = {name: known.get(name) or sha256_of(storage.read(name) or b"") for name in names}
     manifest = {**version, "times": {**version["times"], "versions": chain, "files": hashes}}
@@ -328,7 +317,7 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> dict[str, Any] | None:
-    """The standing manifest, None where the dataset was never finalized; or an older version.
+    """The manifest, None where the dataset was never finalized; or an older version.
 
     Args:
         storage: The dataset.
@@ -370,11 +359,11 @@ def _read(storage: Storage, name: str) -> dict[str, Any] | None:
         return None
     try:
         tree = parse_sealed(content)
-        if tree.get("schema_version") in _READABLE:
+        if known := tree.get("schema_version") in _READABLE:
             check_shape(_Manifest, tree)
     except ValueError as error:
         raise ValueError(f"{name} must be readable. Got {error}.") from None
-    if tree.get("schema_version") not in _READABLE:
+    if not known:
         raise ValueError(f"{name} must have schema_version {SCHEMA_VERSION}. Got another one.")
     for row in tree["shards"]:  # a manifest is data: it may not send us to other files
         if not TAR_NAME.fullmatch(row["name"]):
@@ -413,15 +402,15 @@ def without_times(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def totals(rows: Iterable[ShardRow]) -> dict[str, Any]:
     """Sums over the rows of shards."""
-    sums, reasons = Counter[str](), Counter[str]()
+    sums = Counter[str](shards=0, planned=0, samples=0, failed=0, bytes=0)
+    reasons = Counter[str]()
     for row in rows:
         sums.update(shards=1, planned=row["planned"], samples=row["samples"], bytes=row["bytes"])
         sums.update(failed=row["planned"] - row["samples"])
         reasons.update(row.get("reasons", {}))
-        sums.update(unconverged=row.get("unconverged", 0))
-    names = ["shards", "planned", "samples", "failed", "bytes"]
-    names += ["unconverged"] * (sums["unconverged"] > 0)
-    return {**{name: sums[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
+        if row.get("unconverged"):
+            sums.update(unconverged=row["unconverged"])
+    return {**sums, "reasons": dict(sorted(reasons.items()))}
 
 
 def distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ Datasets that were made before there was the column ``sha256`` are read without 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -19,54 +18,42 @@ import pyarrow.parquet as pq
 
 from synthgen.dataset.label_statistics import LabelCounts
 from synthgen.dataset.manifest import Marker, marker_name, metadata_name
-from synthgen.dataset.parquet_limits import read_parquet_schema
+from synthgen.dataset.parquet import columns, parquet_bytes, read_parquet_schema, readable_parquet
 from synthgen.storage.publish import Storage
 from synthgen.storage.seal import check_vouched, sha256_of
-from synthgen.storage.untrusted import one_line, quote
+from synthgen.storage.untrusted import quote
 from synthgen.types import Prompt
 
 SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("key", pa.string()),
-            ("status", pa.string()),
-            ("reason", pa.string()),
-            ("message", pa.string()),
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("classes", pa.list_(pa.string())),
-            ("image_index", pa.int64()),
-            ("seed", pa.int64()),
-            ("batch", pa.int32()),
-            ("num_segments", pa.int32()),
-            ("seconds_generate", pa.float64()),
-            ("seconds_segment", pa.float64()),
-            ("byte_offset", pa.int64()),
-            ("byte_size", pa.int64()),
-            ("sha256", pa.string()),
-            ("iterations", pa.int32()),
-            ("converged", pa.bool_()),
-        )
-    ]
+    columns(
+        **dict.fromkeys(("key", "status", "reason", "message"), pa.string()),
+        prompt_id=pa.string(),
+        prompt=pa.string(),
+        classes=pa.list_(pa.string()),
+        image_index=pa.int64(),
+        seed=pa.int64(),
+        batch=pa.int32(),
+        num_segments=pa.int32(),
+        seconds_generate=pa.float64(),
+        seconds_segment=pa.float64(),
+        byte_offset=pa.int64(),
+        byte_size=pa.int64(),
+        sha256=pa.string(),
+        iterations=pa.int32(),
+        converged=pa.bool_(),
+    )
 )
-_ABSENT = ({"sha256"}, {"iterations", "converged"}, {"sha256", "iterations", "converged"})
-"""Columns that older datasets have not."""
-
 LABELS = pa.struct(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("class_names", pa.list_(pa.string())),
-            ("pixels", pa.list_(pa.int64())),
-            ("scores", pa.list_(pa.float64())),
-            ("not_found", pa.list_(pa.string())),
-            ("background", pa.int64()),
-            ("undecided", pa.int64()),
-        )
-    ]
+    columns(
+        class_names=pa.list_(pa.string()),
+        pixels=pa.list_(pa.int64()),
+        scores=pa.list_(pa.float64()),
+        not_found=pa.list_(pa.string()),
+        background=pa.int64(),
+        undecided=pa.int64(),
+    )
 )
-ORIGIN = pa.struct([pa.field(name, pa.string(), nullable=False) for name in ("dataset", "key")])
+ORIGIN = pa.struct(columns(dataset=pa.string(), key=pa.string()))
 
 
 def _schema(labeled: bool, merged: bool) -> pa.Schema:
@@ -74,12 +61,13 @@ def _schema(labeled: bool, merged: bool) -> pa.Schema:
     return pa.schema([*SCHEMA, *extra])
 
 
-_SCHEMAS = [_schema(labeled, merged) for labeled in (False, True) for merged in (False, True)]
-_SCHEMAS += [
-    pa.schema([column for column in schema if column.name not in absent])
-    for schema in _SCHEMAS
-    for absent in _ABSENT
+_KNOWN = [
+    pa.schema([column for column in _schema(labeled, merged) if column.name not in absent])
+    for labeled in (False, True)
+    for merged in (False, True)
+    for absent in ((), ("sha256",), ("iterations", "converged"), (*SCHEMA.names[-3:],))
 ]
+"""Schemas that are read; older datasets have not all columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +141,7 @@ def rows_bytes(rows: Sequence[Row]) -> bytes:
     """The rows as a parquet file."""
     labeled = any(row.labels is not None for row in rows)
     schema = _schema(labeled, any(row.origin is not None for row in rows))
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
-    stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
-    return stream.getvalue()
+    return parquet_bytes([asdict(row) for row in rows], schema)
 
 
 def parse_rows(content: bytes) -> list[Row]:
@@ -165,7 +150,7 @@ def parse_rows(content: bytes) -> list[Row]:
     Raises:
         ValueError: If it is not such a file.
     """
-    with _readable():
+    with readable_parquet("Metadata"):
         _check_schema(content)
         return [_row(row) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
 
@@ -187,7 +172,7 @@ def parse_places(content: bytes) -> list[Place]:
     Raises:
         ValueError: If it is not such a file.
     """
-    with _readable():
+    with readable_parquet("Metadata"):
         if "sha256" not in _check_schema(content).names:
             return []
         columns = ["status", *Place._fields]
@@ -198,19 +183,9 @@ def parse_places(content: bytes) -> list[Place]:
 
 def _check_schema(content: bytes) -> pa.Schema:
     schema = read_parquet_schema(content)
-    if not any(schema.equals(known) for known in _SCHEMAS):
+    if not any(schema.equals(known) for known in _KNOWN):
         raise ValueError(f"columns {quote(schema.names)}")
     return schema
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise ValueError(
-            f"Metadata must be a parquet file of ours. Got {one_line(error)}."
-        ) from None
 
 
 def read_rows(storage: Storage, shard: str, marker: Marker | None = None) -> list[Row]:

@@ -9,49 +9,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.storage.publish import Storage, explain_disk_errors
-from synthgen.storage.seal import check_sealed, open_seal, parse_sealed, sealed_json
-from synthgen.storage.untrusted import parse_record
+from synthgen.storage.seal import SEALED, parse_sealed, parse_sealed_record, sealed_json
 
 MAX_ID = 80
-_NO_WORD = re.compile(r"[^a-z0-9]+")
 _ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
-@runtime_checkable
-class SideMarker(Protocol):
-    """What every marker says: shard, hash of the tar that it is about, size of what was made."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tar_sha256(self) -> str: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-
-def read_side_marker(kind: type[Any], storage: Storage, name: str, shard: str) -> Any:
-    """A shard's marker, None where there is none or it cannot be read.
+@dataclass(frozen=True, slots=True)
+class SideMarker:
+    """What the commit marker of a shard's results says.
 
     Args:
-        kind: Whose marker it is.
-        storage: The dataset.
-        name: Where it lies.
-        shard: What it must be about.
+        name: File stem of the shard.
+        digest: Of everything that determines the results but the tar.
+        tar_sha256: Hash of the data tar that they are about.
+        sha256: Hash of the file that was made.
+        bytes: Its size.
+        samples: Samples in it.
     """
-    try:
-        body, has_seal = open_seal(storage.read(name) or b"")
-        marker = parse_record(kind, body)
-        check_sealed(marker.schema_version, has_seal)
-    except ValueError:
-        return None
-    return marker if marker.schema_version in (1, 2) and marker.name == shard else None
+
+    name: str
+    digest: str
+    tar_sha256: str
+    sha256: str
+    bytes: int
+    samples: int
+    schema_version: int = field(default=SEALED, kw_only=True)
+
+
+AnyMarker = TypeVar("AnyMarker", bound=SideMarker)
 
 
 def read_sealed(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -71,19 +62,21 @@ def read_sealed(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class SideFolder:
+class SideFolder(Generic[AnyMarker]):
     """Where results of one sort stand in a dataset.
 
     Args:
         folder: Name of the folder beside ``data``.
-        description: File that says what the results of an id are; written first.
+        command: That makes them; a file called so says what the results of an id are.
         suffix: Of the file per shard.
+        marker: What the marker of such a file is.
         subject: What error messages call an id.
     """
 
     folder: str
-    description: str
+    command: str
     suffix: str
+    marker: type[AnyMarker]
     subject: str
 
     def check_id(self, name: str) -> str:
@@ -91,9 +84,6 @@ class SideFolder:
 
         Raises:
             ValueError: If it is anything but lower-case words joined by one of ``. _ -``.
-
-        >>> SideFolder("audit", "audit.json", ".parquet", "An audit's id").check_id("sam-0a1b")
-        'sam-0a1b'
         """
         if len(name) > MAX_ID or not _ID.fullmatch(name):
             raise ValueError(
@@ -103,8 +93,8 @@ class SideFolder:
         return name
 
     def description_name(self, name: str) -> str:
-        """Where it is said what the results of an id are."""
-        return f"{self.folder}/{self.check_id(name)}/{self.description}"
+        """Where it is said what the results of an id are; written first."""
+        return f"{self.folder}/{self.check_id(name)}/{self.folder}.json"
 
     def file_name(self, name: str, shard: str) -> str:
         """Where the results of a shard lie."""
@@ -126,10 +116,10 @@ class SideFolder:
     def id_for(self, name: str, digest: str) -> str:
         """The id of results that nobody named: what made them, and the hash of all settings.
 
-        >>> SideFolder("labels", "labels.json", ".tar", "id").id_for("my.mod:Label_2", "0a1b2c3")
-        'my-mod-label-2-0a1b2c3'
+        >>> SideFolder("labels", "label", ".tar", SideMarker, "id").id_for("my.mod:Label_2", "0a1")
+        'my-mod-label-2-0a1'
         """
-        words = _NO_WORD.sub("-", name.lower()).strip("-")[:60].rstrip("-")
+        words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].rstrip("-")
         return f"{words or self.folder}-{digest[:8]}"
 
     def claim(
@@ -146,9 +136,9 @@ class SideFolder:
         Raises:
             ValueError: If the results there are of other settings, or the file is damaged.
         """
-        standing = read_sealed(storage, self.description_name(name))
-        if standing is not None:
-            self.check_same(name, standing.get("settings", {}), settings)
+        existing = read_sealed(storage, self.description_name(name))
+        if existing is not None:
+            self.check_same(name, existing.get("settings", {}), settings)
         tree = {"schema_version": schema_version, "id": name, "settings": settings}
         content = sealed_json(tree)
         with explain_disk_errors(storage, len(content), f"the {self.folder} {name}"):
@@ -164,9 +154,18 @@ class SideFolder:
         changed = changed_keys(old, new)
         if changed:
             raise ValueError(
-                f"The settings must be those of the standing {self.folder} {name}. Got a change "
+                f"The settings must be those of the existing {self.folder} {name}. Got a change "
                 f"of {list_keys(changed)}. Undo it, or choose another --id."
             )
+
+    def read_marker(self, storage: Storage, name: str, shard: str) -> AnyMarker | None:
+        """The marker of a shard's results, None where there is none or it cannot be read."""
+        content = storage.read(self.marker_name(name, shard)) or b""
+        try:
+            marker = parse_sealed_record(self.marker, content)
+        except ValueError:
+            return None
+        return marker if marker.schema_version in (1, SEALED) and marker.name == shard else None
 
     def is_done(
         self, storage: Storage, name: str, marker: SideMarker | None, tar_sha256: str
@@ -177,3 +176,35 @@ class SideFolder:
             and marker.tar_sha256 == tar_sha256
             and storage.size(self.file_name(name, marker.name)) == marker.bytes
         )
+
+    def read_done(
+        self, storage: Storage, name: str, shards: Mapping[str, str]
+    ) -> dict[str, AnyMarker]:
+        """The markers by shard of results that must be about all of some shards.
+
+        Args:
+            storage: The dataset.
+            name: The id.
+            shards: File stem to tar hash of these shards.
+
+        Raises:
+            ValueError: If there are no such results, or not for every one of the shards.
+        """
+        asked, what = ("audited", "an audit") if self.command == "audit" else ("labels", "labels")
+        existing = self.ids(storage)
+        if self.check_id(name) not in existing:
+            there = ", ".join(existing) or f"no {self.command}s"
+            raise ValueError(
+                f"{asked} must be the id of {what} of {storage.root}. Got {name!r}; "
+                f"there: {there}."
+            )
+        found = {}
+        for shard, tar_sha256 in shards.items():
+            marker = self.read_marker(storage, name, shard)
+            if marker is None or not self.is_done(storage, name, marker, tar_sha256):
+                raise ValueError(
+                    f"The {self.folder} {name} must be about every shard. Got none of {shard} as "
+                    f"it stands; run 'synthgen {self.command}' with the same settings to finish."
+                )
+            found[shard] = marker
+        return found

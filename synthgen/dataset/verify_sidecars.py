@@ -6,32 +6,23 @@ What is not finished is no fault: shards without a marker of an audit or of labe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from synthgen.dataset.audit_summary import summarize
-from synthgen.dataset.audits import AUDITS, AuditMarker, read_audit_marker
-from synthgen.dataset.labels import (
-    LABELS,
-    LabelMarker,
-    labels_tar_name,
-    read_labels_marker,
-    summarize_labels,
-)
+from synthgen.dataset.audits import AUDITS, summarize
+from synthgen.dataset.labels import LABELS, summarize_labels
 from synthgen.dataset.manifest import preview_name, read_marker
 from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.records import decode_image
 from synthgen.dataset.shards import read_span, scan, spans
-from synthgen.dataset.sidecars import SideFolder, read_sealed
+from synthgen.dataset.sidecars import AnyMarker, SideFolder, read_sealed
 from synthgen.dataset.verify_samples import Problem, verify_class_ids
-from synthgen.storage.publish import Storage, sha256_file
+from synthgen.storage.publish import Storage
 from synthgen.storage.seal import hash_file
 from synthgen.storage.untrusted import one_line
 
-ReadMarker = Callable[[Storage, str, str], AuditMarker | LabelMarker | None]
 
-
-def verify_beside(
+def verify_sidecars(
     storage: Storage,
     shards: Sequence[str],
     names: Mapping[int, str] | None,
@@ -48,52 +39,65 @@ def verify_beside(
         dataset: Digest that its manifest says; None: not known.
     """
     for audit_id in AUDITS.ids(storage):
-        marked = list(_marked(storage, AUDITS, audit_id, shards))
-        wrong = [
-            problem
-            for shard in marked
-            for problem in _verify_file(storage, AUDITS, audit_id, shard, read_audit_marker)
-        ]
-        yield from wrong
-        yield from _verify_description(storage, AUDITS, audit_id)
-        if deep and marked and not wrong and dataset is not None:
-            done = [read_audit_marker(storage, audit_id, shard) for shard in marked]
-            again = summarize(storage, audit_id, [m for m in done if m is not None], dataset)
+        audited, whole = yield from _verify_files(storage, AUDITS, audit_id, shards)
+        if deep and audited and whole and dataset is not None:
+            again = summarize(storage, audit_id, audited, dataset)
             yield from _verify_summary(storage, AUDITS, audit_id, again)
     for label_id in LABELS.ids(storage):
-        marked = list(_marked(storage, LABELS, label_id, shards))
-        broken = False
-        for shard in marked:
-            wrong = [*_verify_file(storage, LABELS, label_id, shard, read_labels_marker)]
-            yield from wrong
-            broken = broken or bool(wrong)
-            if deep and not wrong:
-                yield from _verify_semantic(storage, label_id, shard, names)
-        yield from _verify_description(storage, LABELS, label_id)
-        if deep and marked and not broken:
-            found = [read_labels_marker(storage, label_id, shard) for shard in marked]
-            again = summarize_labels(label_id, [m for m in found if m is not None])
+        labeled, whole = yield from _verify_files(storage, LABELS, label_id, shards)
+        for marker in labeled if deep else ():
+            name = LABELS.file_name(label_id, marker.name)
+            yield from _verify_semantic(storage, name, names)
+        if deep and labeled and whole:
+            again = summarize_labels(label_id, labeled)
             yield from _verify_summary(storage, LABELS, label_id, again)
     for shard in shards:
         yield from _verify_previews(storage, shard, deep)
 
 
-def _verify_description(storage: Storage, folder: SideFolder, name: str) -> Iterator[Problem]:
-    """Whether what says what results are can be read, and is about them."""
+def _verify_files(
+    storage: Storage, folder: SideFolder[AnyMarker], name: str, shards: Sequence[str]
+) -> Generator[Problem, None, tuple[list[AnyMarker], bool]]:
+    """Description and files of an audit or labels; returns the good markers, and if all are."""
+    markers: list[AnyMarker] = []
+    whole = True
+    for shard in shards:
+        where, file = folder.marker_name(name, shard), folder.file_name(name, shard)
+        if storage.size(where) is None:
+            continue
+        again = f"remove {where} and run 'synthgen {folder.command} --id {name}' again"
+        marker, size = folder.read_marker(storage, name, shard), storage.size(file)
+        problem = None
+        if marker is None:
+            problem = Problem("bad marker", where, f"cannot be read; {again}")
+        elif size is None:
+            problem = Problem("missing file", file, f"has a marker; {again}")
+        elif size != marker.bytes:
+            found = f"{size} bytes, the marker says {marker.bytes}; {again}"
+            problem = Problem("wrong size", file, found)
+        elif (sha256 := hash_file(storage, file) or "") != marker.sha256:
+            found = f"sha256 {sha256[:12]}…, the marker says {marker.sha256[:12]}…; {again}"
+            problem = Problem("wrong hash", file, found)
+        else:
+            markers.append(marker)
+        if problem is not None:
+            whole = False
+            yield problem
     where = folder.description_name(name)
     try:
         if read_sealed(storage, where) is None:
             yield Problem("missing file", where, f"every {folder.folder} folder has one")
     except ValueError as error:
         yield Problem("unreadable file", where, str(error))
+    return markers, whole
 
 
 def _verify_summary(
-    storage: Storage, folder: SideFolder, name: str, derived: Mapping[str, Any]
+    storage: Storage, folder: SideFolder[Any], name: str, derived: Mapping[str, Any]
 ) -> Iterator[Problem]:
     """Whether a summary, where there is one, says what all results together say.
 
-    One of fewer shards is that of results that go on: it is compared as far as it goes.
+    One of fewer shards is that of results that go on, and is passed by.
     """
     where = folder.summary_name(name)
     try:
@@ -105,11 +109,8 @@ def _verify_summary(
         return
     for key, value in derived.items():
         if key != "schema_version" and not _alike(summary.get(key), value):
-            command = "audit" if folder is AUDITS else "label"
-            found = (
-                f"{key} is not what the results say; run 'synthgen {command} --id {name}' again"
-            )
-            yield Problem("wrong summary", where, found)
+            again = f"run 'synthgen {folder.command} --id {name}' again"
+            yield Problem("wrong summary", where, f"{key} is not what the results say; {again}")
 
 
 def _num_shards(summary: Mapping[str, Any]) -> int:
@@ -121,49 +122,15 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether two values are equal but for the last digits of means."""
     if isinstance(other, float):
         return isinstance(one, float) and math.isclose(one, other, rel_tol=1e-9)
-    if isinstance(other, dict):
-        return (
-            isinstance(one, dict)
-            and one.keys() == other.keys()
-            and all(_alike(one[name], value) for name, value in other.items())
-        )
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return all(_alike(one[name], value) for name, value in other.items())
     return bool(one == other)
 
 
-def _marked(
-    storage: Storage, folder: SideFolder, name: str, shards: Sequence[str]
-) -> Iterator[str]:
-    """Those of the shards that have a marker there."""
-    return (s for s in shards if storage.size(folder.marker_name(name, s)) is not None)
-
-
-def _verify_file(
-    storage: Storage, folder: SideFolder, name: str, shard: str, read: ReadMarker
-) -> Iterator[Problem]:
-    """Size and hash of what an audit or labels have of a shard, against its marker."""
-    where, file = folder.marker_name(name, shard), folder.file_name(name, shard)
-    command = "audit" if folder is AUDITS else "label"
-    again = f"remove {where} and run 'synthgen {command} --id {name}' again"
-    marker, size = read(storage, name, shard), storage.size(file)
-    if marker is None:
-        yield Problem("bad marker", where, f"cannot be read; {again}")
-    elif size is None:
-        yield Problem("missing file", file, f"has a marker; {again}")
-    elif size != marker.bytes:
-        yield Problem("wrong size", file, f"{size} bytes, the marker says {marker.bytes}; {again}")
-    else:
-        with storage.open(file) as stream:
-            sha256 = sha256_file(stream)
-        if sha256 != marker.sha256:
-            found = f"sha256 {sha256[:12]}…, the marker says {marker.sha256[:12]}…"
-            yield Problem("wrong hash", file, f"{found}; {again}")
-
-
 def _verify_semantic(
-    storage: Storage, label_id: str, shard: str, names: Mapping[int, str] | None
+    storage: Storage, name: str, names: Mapping[int, str] | None
 ) -> Iterator[Problem]:
-    """Ids of the semantic maps that labels have of a shard."""
-    name = labels_tar_name(label_id, shard)
+    """Ids of the semantic maps in a tar of labels."""
     try:
         with storage.open(name) as stream:
             for span in spans(scan(stream)):

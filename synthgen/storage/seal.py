@@ -11,10 +11,11 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from synthgen.storage.publish import Storage, dump_json, sha256_file
-from synthgen.storage.untrusted import parse_object
+from synthgen.storage.untrusted import T, parse_object, parse_record
 from synthgen.types import ByteStream
 
 SEALED = 2
@@ -44,6 +45,11 @@ def sealed_json(tree: Mapping[str, Any]) -> bytes:
     return seal(content) if tree["schema_version"] >= SEALED else content
 
 
+def sealed_record(record: Any) -> bytes:
+    """A marker, a dataclass with a schema version, as it stands on the disk."""
+    return sealed_json({field.name: getattr(record, field.name) for field in fields(record)})
+
+
 def seal(content: bytes) -> bytes:
     """A JSON object of ours with its seal as the last line.
 
@@ -69,16 +75,6 @@ def open_seal(content: bytes) -> tuple[bytes, bool]:
     return body + b"\n}\n", True
 
 
-def check_sealed(schema_version: object, has_seal: bool) -> None:
-    """Refuse a file without a seal whose schema version has one.
-
-    Raises:
-        ValueError: If it lacks it.
-    """
-    if schema_version == SEALED and not has_seal:
-        raise ValueError("no seal in the last line: it was damaged or changed")
-
-
 def parse_sealed(content: bytes) -> dict[str, Any]:
     """The object that a file of ours is, its seal looked at and left out.
 
@@ -87,8 +83,25 @@ def parse_sealed(content: bytes) -> dict[str, Any]:
     """
     body, has_seal = open_seal(content)
     tree = parse_object(body)
-    check_sealed(tree.get("schema_version"), has_seal)
+    _check_sealed(tree.get("schema_version"), has_seal)
     return tree
+
+
+def parse_sealed_record(kind: type[T], content: bytes) -> T:
+    """What ``sealed_record`` wrote.
+
+    Raises:
+        ValueError: If it is no such record, or not what was sealed.
+    """
+    body, has_seal = open_seal(content)
+    record = parse_record(kind, body)
+    _check_sealed(getattr(record, "schema_version", None), has_seal)
+    return record
+
+
+def _check_sealed(schema_version: object, has_seal: bool) -> None:
+    if schema_version == SEALED and not has_seal:
+        raise ValueError("no seal in the last line: it was damaged or changed")
 
 
 def check_vouched(name: str, found: str, expected: str, by: str) -> None:
