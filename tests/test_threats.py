@@ -70,39 +70,6 @@ MEGABYTE = 2**20
 # --- the table -----------------------------------------------------------------------------------
 
 
-def threats() -> list[list[str]]:
-    """Cells of the rows of ARCHITECTURE's table."""
-    text = (ROOT / "synthgen" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    section = text.split("\n## Threats\n")[1].split("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
-def test_every_test_of_the_table_exists() -> None:
-    for row in threats():
-        assert len(row) == 4, row
-        named = re.findall(r"`(\w+)\.py::(\w+)`", row[3])
-        assert named, f"no test for {row[0]}"
-        for file, name in named:
-            found = [*(ROOT / "tests").rglob(f"{file}.py")]
-            assert len(found) == 1, file
-            functions = {
-                node.name
-                for node in ast.walk(ast.parse(found[0].read_text(encoding="utf-8")))
-                if isinstance(node, ast.FunctionDef)
-            }
-            assert name in functions, f"{file}.py has no {name}"
-
-
-def test_the_table_speaks_of_everything_that_comes_from_outside() -> None:
-    assets = " ".join(row[0] for row in threats()).lower()
-    for word in (
-        *("prompt", "image", "shard", "weights", "configuration", "report", "view", "prefect"),
-        *("credentials", "plug-in", "names", "packages"),
-    ):
-        assert word in assets, word
-
-
 # --- forbidden calls -----------------------------------------------------------------------------
 
 PLANTED = """

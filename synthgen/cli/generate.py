@@ -14,7 +14,7 @@ from synthgen.cli.options import say
 from synthgen.config import AuditConfig, Config, load, load_audit
 
 DEMO_OVERRIDES = (
-    *("num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
+    *("prompts=demo", "num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
     "labeling.method=clusters",
 )
 
@@ -36,7 +36,7 @@ Address = Annotated[
 
 def generate(
     source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: scenes, voc.")
+        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: demo, scenes, voc.")
     ],
     out: Annotated[
         str, typer.Option(help="Output folder or URL (s3://bucket/folder); run again to go on.")
@@ -100,7 +100,8 @@ def demo(
     manifest = execute(config, out, engine, "threads", workers, False, json_logs)
     sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
     say(f"  contact sheet  {sheet}")
-    _audit(out, load_audit(["auditor.name=scenes-sam"]), json_logs)
+    _audit(out, load_audit(["auditor.name=scenes-m2f"]), json_logs)  # judges labels, too
+    _audit(out, load_audit(["auditor.name=scenes-sam"]), json_logs, num=8)  # a second an image
     say(f"Report: {write_report(out)}")
     say(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
     conclude(manifest, out)
@@ -214,11 +215,13 @@ def print_estimate(config: Config, out: str) -> None:
         say(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
 
 
-def _audit(out: str | Path, settings: AuditConfig, json_logs: bool) -> None:
-    """Audit a dataset that was just finished, with the audit's defaults."""
+def _audit(
+    out: str | Path, settings: AuditConfig, json_logs: bool, num: int | None = None
+) -> None:
+    """Audit a dataset that was just finished, or its first samples, with the audit's defaults."""
     from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
 
-    summary = run_audit(out, settings, json_logs=json_logs)
+    summary = run_audit(out, settings, num=num, json_logs=json_logs)
     show_summary(summary, out)
     conclude(summary, MAX_FAILED)
 

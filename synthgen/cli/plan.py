@@ -14,7 +14,7 @@ from synthgen.config import Config
 
 def plan(
     source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: scenes, voc.")
+        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: demo, scenes, voc.")
     ],
     out: Annotated[
         str, typer.Option(help="A dataset that was begun; its shards are the better basis.")

@@ -23,7 +23,7 @@ RETRIES = {  # read in the runs, which are our child processes
 
 def serve(
     source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, or: scenes, voc.")
+        str, typer.Argument(help="A YAML configuration, a prompt file, or: demo, scenes, voc.")
     ],
     out: Annotated[str, typer.Option(help="Output folder or URL (s3://bucket/folder).")],
     cron: Annotated[

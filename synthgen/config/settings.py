@@ -255,7 +255,9 @@ class DatasetConfig(Section):
 class Config(Section):
     """Everything that decides what a dataset contains."""
 
-    prompts: str = Field("scenes", description="Packaged name (scenes, voc) or a prompt file.")
+    prompts: str = Field(
+        "scenes", description="Packaged name (demo, scenes, voc) or a prompt file."
+    )
     classes: dict[str, int] | None = Field(
         None,
         description="Ids by name, or names in the order of their ids: all classes there are, "

@@ -1,6 +1,6 @@
 """Prompt files: from a packaged name, a file or a COCO pair to a list of checked prompts.
 
-    scenes, voc                        packaged with the project
+    demo, scenes, voc                  packaged with the project
     x.jsonl                            one object {id?, prompt, classes?} per line
     x.json                             one list of such objects, or of Dataset Diffusion's
     x.csv, x.tsv, x.parquet            a table whose columns are named like those keys
@@ -36,7 +36,7 @@ from synthgen.registry import near_miss
 from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import Prompt
 
-PACKAGED = ("scenes", "voc")
+PACKAGED = ("demo", "scenes", "voc")
 """Prompt files that come with the project, by name."""
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

@@ -1,9 +1,11 @@
 """Prompts for the embedded model, in which classes, colors and backgrounds come equally often.
 
     python -m synthgen.lab.world.prompt_list > prompts/scenes.jsonl
+    python -m synthgen.lab.world.prompt_list --name demo --num 48 --objects 1 > prompts/demo.jsonl
 
-Half of the prompts name one object, the others two to four of different classes. Every prompt is
-of the renderer's grammar and keeps its rules of which colors go together.
+Half of the prompts name one object, the others two to four of different classes; with
+``--objects 1`` all name one, which is what the model draws best. Every prompt is of the renderer's
+grammar and keeps its rules of which colors go together.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ class _Dealer:
 
 
 def scene_prompts(
-    num: int = 600, seed: int = 0, object_counts: Mapping[int, int] = OBJECT_COUNTS
+    num: int = 600,
+    seed: int = 0,
+    object_counts: Mapping[int, int] = OBJECT_COUNTS,
+    name: str = "scenes",
 ) -> list[Prompt]:
     """Different prompts in the renderer's grammar, with ids ``scenes-0001`` and on.
 
@@ -79,6 +84,7 @@ def scene_prompts(
         num: How many.
         seed: Of the decks and of the wording.
         object_counts: Number of objects to how often prompts name so many.
+        name: What the ids begin with.
     """
     dealer, wording = _Dealer(seed, object_counts), np.random.default_rng(seed)
     meanings: dict[str, CaptionMeaning] = {}
@@ -86,7 +92,7 @@ def scene_prompts(
         meaning = dealer.meaning()
         meanings.setdefault(compose_caption(meaning, wording), meaning)
     return [
-        Prompt(f"scenes-{i:04d}", text, tuple(item.class_name for item in meaning.objects))
+        Prompt(f"{name}-{i:04d}", text, tuple(item.class_name for item in meaning.objects))
         for i, (text, meaning) in enumerate(meanings.items(), start=1)
     ]
 
@@ -102,8 +108,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--num", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--objects", type=int, help="objects per prompt; default: one to four")
+    parser.add_argument("--name", default="scenes", help="what the ids begin with")
     args = parser.parse_args()
-    print(jsonl(scene_prompts(args.num, args.seed)), end="")
+    counts = OBJECT_COUNTS if args.objects is None else {args.objects: 1}
+    print(jsonl(scene_prompts(args.num, args.seed, counts, args.name)), end="")
 
 
 if __name__ == "__main__":
