@@ -135,7 +135,7 @@ def test_export_writes_averaged_weights_with_a_card(trained: Path, tmp_path: Pat
 
 
 def test_export_without_a_checkpoint_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"scenes\.train m2f --steps"):
+    with pytest.raises(FileNotFoundError, match=r"lab\.train m2f --steps"):
         export_m2f(tmp_path / "m2f", tmp_path / "weights")
 
 
