@@ -65,6 +65,24 @@ def overlay(
     return np.asarray(tinted.round(), dtype=np.uint8)
 
 
+def class_colors() -> Float[np.ndarray, "256 3"]:
+    """The colors in [0, 1] of class ids; undecided pixels are gray."""
+    colors = palette(256)
+    colors[IGNORE] = 0.5
+    return colors
+
+
+def tint_classes(
+    image: UInt8[np.ndarray, "height width 3"], semantic: UInt8[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
+    """The image tinted with one color per class; background keeps its pixels."""
+    pixels, ids = magnify(image).astype(np.float64), magnify(semantic)
+    seen = ids != BACKGROUND
+    pixels[seen] = ALPHA * 255 * class_colors()[ids[seen]] + (1.0 - ALPHA) * pixels[seen]
+    pixels[boundaries(ids)] = 255.0
+    return np.asarray(pixels.round(), dtype=np.uint8)
+
+
 def smallest_masks(
     masks: Bool[np.ndarray, "mask height width"],
 ) -> Int[np.ndarray, "height width"]:
@@ -101,14 +119,8 @@ def show_labels(
     """The image and its classes in colors that the legend names; undecided pixels are gray."""
     from matplotlib.patches import Patch
 
-    pixels, colors = _pixels(image, semantic.shape), palette(256)
-    colors[IGNORE] = 0.5
-    colored = magnify(pixels).astype(np.float64)
-    ids = magnify(semantic)
-    seen = ids != BACKGROUND
-    colored[seen] = ALPHA * 255 * colors[ids[seen]] + (1 - ALPHA) * colored[seen]
-    colored[boundaries(ids)] = 255.0
-    picture = np.asarray(colored.round(), dtype=np.uint8)
+    pixels, colors = _pixels(image, semantic.shape), class_colors()
+    picture = tint_classes(pixels, semantic)
     figure = _figure({} if image is None else {"image": magnify(pixels)}, {"classes": picture})
     entries = [(number, name) for number, name in enumerate(names, start=1)]
     handles = [

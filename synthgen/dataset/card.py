@@ -6,11 +6,14 @@ pins the features (inference looks at five samples only, and an empty list has n
 
 from __future__ import annotations
 
+import functools
 import html
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+import jinja2
 import yaml
 
 from synthgen import __version__
@@ -29,51 +32,53 @@ def hub_features(
         versions: Keys of ``provenance.versions``.
         labeled: Whether the samples carry labels.
     """
-    segment = [
-        _scalar("id", "int64"),
-        _scalar("area", "int64"),
-        {"name": "bbox_xywh", "list": "int64"},
-        {"name": "members", "list": {"list": "int64"}},
-        _scalar("parent", "int64"),
-        _scalar("label", "string"),
-        _scalar("label_score", "float64"),
-        _rle(),
-    ]
-    instance = [
-        _scalar("id", "int64"),
-        _scalar("label", "string"),
-        _scalar("label_score", "float64"),
-        _scalar("area", "int64"),
-        {"name": "bbox_xywh", "list": "int64"},
-        _rle(),
-    ]
-    labels = [{"name": "not_found", "list": "string"}, {"name": "instances", "list": instance}]
-    provenance = [
-        *(_scalar(name, "string") for name in ("config", "model", "revision")),
-        *(_scalar(name, "string") for name in ("device", "dtype")),
-        *(_scalar(name, "int64") for name in ("algorithm_version", "batch", "batch_size")),
-        {"name": "versions", "struct": [_scalar(name, "string") for name in versions]},
-    ]
-    content = [
-        _scalar("key", "string"),
-        *(_scalar(name, "int64") for name in ("height", "width")),
-        *(_scalar(name, "string") for name in ("prompt", "prompt_id")),
-        *(_scalar(name, "int64") for name in ("seed", "image_index")),
-        {"name": "classes", "list": "string"},
-        _scalar("num_segments", "int64"),
-        {"name": "segments", "list": segment},
-        *(labels if labeled else []),
-        {"name": "provenance", "struct": provenance},
-    ]
+    rle = {"size": ["int64"], "counts": "string"}
+    label = {"label": "string", "label_score": "float64"}
+    place = {"area": "int64", "bbox_xywh": ["int64"]}
+    segment = {"id": "int64", **place, "members": [["int64"]], "parent": "int64", **label}
+    instances = {
+        "not_found": ["string"],
+        "instances": [{"id": "int64", **label, **place, "rle": rle}],
+    }
+    content = {
+        "key": "string",
+        "height": "int64",
+        "width": "int64",
+        "prompt": "string",
+        "prompt_id": "string",
+        "seed": "int64",
+        "image_index": "int64",
+        "classes": ["string"],
+        "num_segments": "int64",
+        "segments": [{**segment, "rle": rle}],
+        **(instances if labeled else {}),
+        "provenance": {
+            **dict.fromkeys(("config", "model", "revision", "device", "dtype"), "string"),
+            **dict.fromkeys(("algorithm_version", "batch", "batch_size"), "int64"),
+            "versions": dict.fromkeys(versions, "string"),
+        },
+    }
+    semantic = {"sem.png": "image"} if labeled else {}
+    columns = {image_format: "image", "json": content, "mask.png": "image", **semantic}
+    return _features({**columns, **dict.fromkeys(("txt", "__key__", "__url__"), "string")})
+
+
+def _features(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Types in the hub's form: a name is a dtype, a list of one a list, a dictionary a struct."""
     return [
-        _scalar(image_format, "image"),
-        {"name": "json", "struct": content},
-        _scalar("mask.png", "image"),
-        *([_scalar("sem.png", "image")] if labeled else []),
-        _scalar("txt", "string"),
-        _scalar("__key__", "string"),
-        _scalar("__url__", "string"),
+        {"name": name, "dtype": kind}
+        if isinstance(kind, str)
+        else {"name": name, "list": _item(kind[0])}
+        if isinstance(kind, list)
+        else {"name": name, "struct": _features(kind)}
+        for name, kind in columns.items()
     ]
+
+
+def _item(kind: Any) -> Any:
+    if isinstance(kind, list):
+        return {"list": _item(kind[0])}
+    return kind if isinstance(kind, str) else _features(kind)
 
 
 def class_table(names: Iterable[str], pinned: Mapping[str, int] | None = None) -> dict[str, str]:
@@ -139,60 +144,28 @@ def readme(
     # our names need no quotes, and YAML takes half a minute to find that of 100,000 of them
     names = "\n" + "".join(f"    - {name}\n" for name in tars) if tars else " []\n"
     head = yaml.safe_dump(meta, sort_keys=False).replace(" []\n", names, 1)
-    facts = _facts(config, identity, manifest) | _label_facts(config, labels)
-    return f"---\n{head}---\n{_BODY.format(**facts)}"
-
-
-def _facts(
-    config: Config, identity: Mapping[str, Any], manifest: Mapping[str, Any] | None
-) -> dict[str, str]:
-    model = redact_tree(identity["content"]["model"])
-    totals = manifest["totals"] if manifest else {}
-    size = (
-        f"{totals['samples']} samples in {totals['shards']} shards "
-        f"({totals['failed']} of {totals['planned']} planned samples failed"
-        + "".join(f"; {reason}: {count}" for reason, count in totals["reasons"].items())
-        + ")"
-        if totals
-        else f"being made; {config.planned} samples planned"
+    counted = [row["pixels"] for row in labels["classes"].values()] if labels else []
+    body = _template().render(
+        version=__version__,
+        config=config,
+        totals=manifest["totals"] if manifest else None,
+        model=redact_tree(identity["content"]["model"]),
+        digest=identity["digest"],
+        labeled=labeled,
+        counted=labels is not None,
+        labels=labels or {"classes": {}},
+        pixels=max(1, sum(counted) + labels["background"] + labels["undecided"]) if labels else 1,
     )
-    return {
-        "size": size,
-        "model": f"`{model['id']}`"
-        + (f", revision `{model['revision']}`" if model.get("revision") else ""),
-        "method": config.segmentation.method,
-        "ks": ", ".join(str(k) for k in config.segmentation.clusters.ks),
-        "suffix": config.dataset.image_format,
-        "digest": identity["digest"],
-        "version": __version__,
-    }
+    return f"---\n{head}---\n{body}"
 
 
-def _label_facts(config: Config, labels: Mapping[str, Any] | None) -> dict[str, str]:
-    """What the card says of classes; nothing but that there are none, without labels."""
-    if config.labeling.method == "none":
-        return {"labeled": "They have no class labels.", "semantic": "", "classes": ""}
-    refiner = config.labeling.refiner
-    refined = "" if refiner == "none" else f", refined by `{refiner}`"
-    labeled = f"Labels: `{config.labeling.method}`{refined}, from cross-attention; see below."
-    return {"labeled": labeled, "semantic": _SEMANTIC, "classes": _class_section(labels)}
-
-
-def _class_section(labels: Mapping[str, Any] | None) -> str:
-    if labels is None:
-        return _CLASSES.format(rows="| being made | | | | |", background="", undecided="")
-    counted = [row["pixels"] for row in labels["classes"].values()]
-    total = max(1, sum(counted) + labels["background"] + labels["undecided"])
-    rows = [
-        f"| {_plain(name)} | {row['images']} | {row['pixels'] / total:.2%} "
-        f"| {row['score']:.2f} | {row['not_found']} |"
-        for name, row in labels["classes"].items()
-    ]
-    return _CLASSES.format(
-        rows="\n".join(rows),
-        background=f" Background: {labels['background'] / total:.1%} of all pixels.",
-        undecided=f" Undecided: {labels['undecided'] / total:.1%}.",
-    )
+@functools.cache
+def _template() -> jinja2.Template:
+    # Markdown; of what is put in, only class names are foreign, and they are escaped one by one
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)  # noqa: S701
+    environment.filters["plain"] = _plain
+    text = resources.files("synthgen.dataset").joinpath("card.md.j2").read_text("utf-8")
+    return environment.from_string(text)
 
 
 def _plain(name: str) -> str:
@@ -202,74 +175,3 @@ def _plain(name: str) -> str:
     'a\\\\|b&lt;i&gt;'
     """
     return html.escape(name, quote=False).replace("|", "\\|")
-
-
-def _rle() -> dict[str, Any]:
-    """A new tree each time: YAML writes a second use of the same one as a reference."""
-    sizes = {"name": "size", "list": "int64"}
-    return {"name": "rle", "struct": [sizes, _scalar("counts", "string")]}
-
-
-def _scalar(name: str, dtype: str) -> dict[str, str]:
-    return {"name": name, "dtype": dtype}
-
-
-_SEMANTIC = (
-    "| `KEY.sem.png` | 8-bit gray: class of each pixel by `classes.json`, 0 background, "
-    "255 undecided |\n"
-)
-
-_CLASSES = """
-## Classes
-
-`classes.json` maps ids to names. Labels come from the attention of the image to the words of its
-prompt; nobody checked them. Background means: none of the classes that the prompt names. A class
-that was prompted and is not in the image is listed in the json's `not_found`. Each label has a
-score (0 to 1). `instances` are connected components: touching objects of one class are one, an
-object cut in two by another is two.{background}{undecided}
-
-| class | images | pixels | score | prompted, not found |
-|---|---|---|---|---|
-{rows}
-"""
-
-_BODY = """
-# Synthetic segmentation dataset
-
-Images drawn by a diffusion model from text prompts, and masks clustered from the attention of
-that model while it drew them ("Beyond Labels", Stillger et al., VISAPP 2025). Nobody drew or
-checked a mask. Made by synthgen {version}.
-
-- Size: {size}.
-- Model: {model}. Its license and its biases are those of the images.
-- Masks: `{method}`, k in {{{ks}}}, merged into a hierarchy. {labeled}
-- Digest of everything that determines the bytes: `{digest}` (`identity.json`).
-- Screening: **not screened** for unsafe, private or copyrighted content.
-
-## Samples
-
-| member | content |
-|---|---|
-| `KEY.{suffix}` | image |
-| `KEY.mask.png` | 8-bit gray: id of the smallest mask at each pixel, 0 where there is none |
-{semantic}| `KEY.txt` | prompt |
-| `KEY.json` | size, prompt, seed, provenance, and all masks |
-
-Masks overlap and form a hierarchy. Each has an id, area, box, parent (0: none), the pairs
-(k, cluster) it was merged from, and a COCO run-length encoding.
-{classes}
-## Use
-
-```python
-import synthgen
-for sample in synthgen.open_dataset("."):       # key, image, mask, masks, json, prompt
-    ...
-
-from datasets import load_dataset
-rows = load_dataset(".", split="train", streaming=True)
-```
-
-`manifest.json` lists the shards with their sha256, `metadata/` has one row per planned sample,
-also those that failed, with the reason. `synthgen verify .` checks all of it, and
-`synthgen replay . KEY` makes a sample again.
-"""

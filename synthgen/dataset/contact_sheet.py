@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import ceil, floor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -20,7 +21,7 @@ from scipy import ndimage
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.previews import read_previews
-from synthgen.drawing import ALPHA, boundaries, magnify, overlay, palette
+from synthgen.drawing import magnify, overlay, tint_classes
 from synthgen.types import BACKGROUND, IGNORE
 
 TEXT_HEIGHT = 14
@@ -38,16 +39,21 @@ def overlay_classes(
 ) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
     """The image tinted with one color per class, each named on its components.
 
-    Background is left as it is; undecided pixels are gray.
+    Background is left as it is; undecided pixels are gray. No name stands over another: the
+    largest component of a class has it always, others only where there is room.
     """
-    pixels, ids = magnify(image).astype(np.float64), magnify(semantic)
-    colors = palette(256) * 255.0
-    colors[IGNORE] = 128.0
-    shown = ids != BACKGROUND
-    pixels[shown] = ALPHA * colors[ids[shown]] + (1.0 - ALPHA) * pixels[shown]
-    pixels[boundaries(ids)] = 255.0
-    canvas = Image.fromarray(np.asarray(pixels.round(), dtype=np.uint8))
-    write_names(canvas, [(names.get(i, str(i)), again, x, y) for i, again, x, y in places(ids)])
+    canvas, ids = Image.fromarray(tint_classes(image, semantic)), magnify(semantic)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(NAME_HEIGHT)
+    style: Any = {"font": font, "anchor": "mm", "stroke_width": 2}
+    texts, boxes = [], []
+    for number, again, x, y in places(ids):
+        texts.append(names.get(number, str(number)))
+        left, top, right, bottom = draw.textbbox((x, y), texts[-1], **style)
+        boxes.append(((floor(left), floor(top), ceil(right), ceil(bottom)), again))
+    for text, box in zip(texts, lay_out(boxes, canvas.size), strict=True):
+        if box is not None:
+            middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+            draw.text(middle, text, fill="white", stroke_fill="black", **style)
     return np.asarray(canvas)
 
 
@@ -70,26 +76,6 @@ def places(ids: UInt8[np.ndarray, "height width"]) -> list[tuple[int, bool, int,
     return [(number, again, x, y) for again, _, number, x, y in sorted(found)]
 
 
-def write_names(canvas: Image.Image, names: Sequence[tuple[str, bool, int, int]]) -> None:
-    """Write names into the picture, none over another; repeated ones only where there is room.
-
-    Args:
-        canvas: The picture; written on.
-        names: Text, whether it stands there already, x and y of its middle.
-    """
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(NAME_HEIGHT)
-    boxes: list[tuple[Box, bool]] = []
-    for text, again, x, y in names:
-        left, top, right, bottom = draw.textbbox((x, y), text, font, anchor="mm", stroke_width=2)
-        boxes.append(((floor(left), floor(top), ceil(right), ceil(bottom)), again))
-    for (text, *_), box in zip(names, lay_out(boxes, canvas.size), strict=True):
-        if box is not None:
-            middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-            draw.text(
-                middle, text, "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
-            )
-
-
 def lay_out(boxes: Sequence[tuple[Box, bool]], size: tuple[int, int]) -> list[Box | None]:
     """Boxes moved into a picture and up or down until none meets one before it.
 
@@ -104,43 +90,31 @@ def lay_out(boxes: Sequence[tuple[Box, bool]], size: tuple[int, int]) -> list[Bo
     [(0, 0, 9, 9), (0, 10, 9, 18), None]
     """
     taken: list[Box | None] = []
-    for box, optional in boxes:
-        inside = _moved(box, _into(box[0], box[2], size[0]), _into(box[1], box[3], size[1]))
+    for (left, top, right, bottom), optional in boxes:
+        x = max(0, -left) - max(0, right - size[0])
+        y = max(0, -top) - max(0, bottom - size[1])
         steps = [0] if optional else [0, *(s * k for k in range(1, 30) for s in (3, -3))]
-        tries = (_moved(inside, 0, step) for step in steps)
-        free = (new for new in tries if 0 <= new[1] <= new[3] <= size[1] and _is_free(new, taken))
-        taken.append(next(free, None if optional else inside))
+        tries = [(left + x, top + y + step, right + x, bottom + y + step) for step in steps]
+        free = (
+            new
+            for new in tries
+            if 0 <= new[1] <= new[3] <= size[1]
+            and not any(
+                old and new[0] < old[2] and old[0] < new[2] and new[1] < old[3] and old[1] < new[3]
+                for old in taken
+            )
+        )
+        taken.append(next(free, None if optional else tries[0]))
     return taken
 
 
-def _into(low: int, high: int, end: int) -> int:
-    """How far a span must be moved to lie between 0 and end."""
-    return max(0, -low) - max(0, high - end)
-
-
-def _moved(box: Box, right: int, down: int) -> Box:
-    return (box[0] + right, box[1] + down, box[2] + right, box[3] + down)
-
-
-def _is_free(box: Box, taken: Sequence[Box | None]) -> bool:
-    left, top, right, bottom = box
-    return not any(
-        other and left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
-        for other in taken
-    )
-
-
 def inner_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
-    """x and y of the pixel deepest inside the largest component of a mask that is not empty.
+    """x and y of the pixel deepest inside a mask that is not empty.
 
     >>> inner_point(np.array([[1, 0, 1, 1, 1]], dtype=bool))
     (3, 0)
     """
-    components, _ = ndimage.label(mask)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    inside = np.pad(components == sizes.argmax(), 1)
-    depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     rows, columns = np.nonzero(depth == depth.max())
     middle = len(rows) // 2
     return int(columns[middle]), int(rows[middle])
