@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,22 +21,8 @@ DECIDED = (
 )
 """Settings that the rows of a study decide."""
 
-
-class Name(StrEnum):
-    """A study."""
-
-    layers = "layers"
-    components = "components"
-    resolutions = "resolutions"
-    mid = "mid"
-    upsampling = "upsampling"
-
-
-class Images(StrEnum):
-    """Where the images come from."""
-
-    generated = "generated"
-    rendered = "rendered"
+Name = StrEnum("Name", ["layers", "components", "resolutions", "mid", "upsampling"])
+Images = StrEnum("Images", ["generated", "rendered"])
 
 
 def study(
@@ -71,18 +58,11 @@ def study(
     checkpoint: Annotated[
         str | None, typer.Option(help="File or folder of the auditor's weights.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="What the checkpoint's hash must be.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the tables; run again to go on.")] = Path(
         "synthgen-study"
     ),
-    scratch: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of captures and scores, to delete later.", show_default="OUT/scratch"
-        ),
-    ] = None,
     scratch_gb: Annotated[
-        float, typer.Option(min=0.0, help="Most that new captures may take, in GB.")
+        float, typer.Option(min=0.0, help="Most that captures in OUT/scratch may take, in GB.")
     ] = 20.0,
     overrides: Annotated[
         list[str] | None,
@@ -99,7 +79,7 @@ def study(
 
     Every image is captured once and every row is swept over what was captured; run again to go
     on. Each study gives NAME.md, a table with the paper's columns that ends in what it says, and
-    NAME.parquet, all metrics of every row on every image.
+    NAME.parquet, all metrics of every row on every image. OUT/scratch may be deleted.
 
     Examples:
 
@@ -111,52 +91,40 @@ def study(
         --checkpoint sam_vit_l_0b3195.pth
     """
     refuse_unused({"--prompts": prompts}, images is Images.rendered, "with --images rendered")
-    config, judge = _settings(backbone, prompts or "scenes", num, overrides or [], auditor)
-    given = {"checkpoint": checkpoint, "sha256": sha256}
-    judge = judge.model_copy(update={k: v for k, v in given.items() if v is not None})
-    written = _run(names, config, judge, out, images, scratch, scratch_gb, json_logs)
-    for path in written:
+    for key in (assignment.partition("=")[0].strip() for assignment in overrides or []):
+        if any(name == key or name.startswith(f"{key}.") for name in DECIDED):
+            raise ValueError(f"--set {key} must be left out: the rows of a study decide it.")
+    given = {"model.card": backbone, "prompts": prompts or "scenes", "num": num}
+    given |= {"auditor.name": auditor} | ({"auditor.checkpoint": checkpoint} if checkpoint else {})
+    config, judge = read_settings(given, overrides or [])
+
+    from synthgen.lab.study.study import Study
+
+    wanted: list[Any] = [name.value for name in names]
+    source: Any = images.value
+    chosen = Study(wanted, config, judge, out, source, scratch_gb)
+    num, rows = len(chosen.images), len(chosen.settings)
+    with show_progress(num, len(chosen.batches), json_logs, ("images", "batches")):
+        chosen.capture()
+    with show_progress(num * rows, num, json_logs, ("rows", "images")):
+        chosen.score()
+    for path in chosen.finalize():
         typer.echo(path)
 
 
-def _settings(
-    backbone: str, prompts: str, num: int, overrides: list[str], auditor: str
+def read_settings(
+    given: Mapping[str, object], overrides: Sequence[str]
 ) -> tuple[Config, AuditorConfig]:
-    """The two trees that ``--set`` may change: a dataset's configuration, and the auditor."""
-    keys = [assignment.partition("=")[0].strip() for assignment in overrides]
-    for key in keys:
-        if any(name == key or name.startswith(f"{key}.") for name in DECIDED):
-            raise ValueError(f"--set {key} must be left out: the rows of a study decide it.")
-    of_auditor = [text for text in overrides if text.strip().startswith("auditor.")]
-    given = {"model.card": backbone, "prompts": prompts, "num": num}
-    config = load(
-        overrides=[
-            *(f"{key}={json.dumps(value)}" for key, value in given.items()),
-            *(text for text in overrides if text not in of_auditor),
-        ]
-    )
-    audit = load_audit([f"auditor.name={json.dumps(auditor)}", *of_auditor])
-    return config, audit.auditor
+    """The two trees that ``--set`` may change: a dataset's configuration, and the auditor.
 
+    Args:
+        given: Values by key; an auditor's begin with ``auditor.``.
+        overrides: Assignments ``key=value`` that win over them.
 
-def _run(
-    names: list[Name],
-    config: Config,
-    auditor: AuditorConfig,
-    out: Path,
-    images: Images,
-    scratch: Path | None,
-    scratch_gb: float,
-    json_logs: bool,
-) -> list[Path]:
-    """Capture, then sweep, each behind a progress display."""
-    from synthgen.lab.study import study as library
-
-    chosen: list[Any] = [name.value for name in names]
-    prepared = library.prepare(chosen, config, auditor, out, images.value, scratch, scratch_gb)
-    num, rows = len(prepared.images), len(prepared.settings)
-    with show_progress(num, len(prepared.batches), json_logs, ("images", "batches")):
-        library.capture(prepared)
-    with show_progress(num * rows, num, json_logs, ("rows", "images")):
-        library.score(prepared)
-    return library.conclude(prepared)
+    Raises:
+        ValueError: In one line, for an unknown key or a bad value.
+    """
+    every = [*(f"{key}={json.dumps(value)}" for key, value in given.items()), *overrides]
+    of_auditor = [text for text in every if text.strip().startswith("auditor.")]
+    config = load(overrides=[text for text in every if text not in of_auditor])
+    return config, load_audit(of_auditor).auditor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import sys
 import warnings
@@ -29,14 +30,12 @@ from synthgen.lab.study.captures import (
     Captures,
     Progress,
     capture_bytes,
-    capture_images,
     check_scratch,
     local_storage,
 )
 from synthgen.lab.study.images import truth_annotations, truth_scores
 from synthgen.lab.study.settings import Layout, Setting, StudyName, model_layout, study_rows
-from synthgen.lab.study.study import conclude, prepare
-from synthgen.lab.study.sweep import Judge, Scores, score_row, sweep
+from synthgen.lab.study.study import Study, score_row
 from synthgen.lab.world.render import render
 from synthgen.progress import report
 from synthgen.segmentation.segment import segment
@@ -66,10 +65,10 @@ def run_study(
     **options: Any,
 ) -> list[Path]:
     """Studies from beginning to end, or from where they were cut off."""
-    prepared = prepare(names, config, auditor, out, **options)
-    study_module.capture(prepared, progress)
-    study_module.score(prepared, progress)
-    return conclude(prepared)
+    study = Study(names, config, auditor, out, **options)
+    study.capture(progress)
+    study.score(progress)
+    return study.finalize()
 
 
 class HalvesAuditor:
@@ -136,7 +135,7 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     assert not any(name.startswith("chance") for name in found)
 
 
-def test_planted_regions_are_found_and_chance_is_worse() -> None:
+def test_known_regions_are_found() -> None:
     sample = planted_sample()
     features = HeadFeatures(
         {"up_blocks.1.attn1": sample.features.values["up.0"]}, {"up_blocks.1.attn1": (16, 16)}
@@ -194,9 +193,9 @@ def test_captures_come_back_as_they_were(tmp_path: Path) -> None:
     (sample,) = drawn([planned(4)])
     assert isinstance(sample, Sample)
     captures = Captures(local_storage(tmp_path), frozenset(sample.features.values))
-    assert not captures.stands(planned(4).key)
+    assert not captures.has(planned(4).key)
     captures.keep(planned(4), sample)
-    assert captures.stands(planned(4).key)
+    assert captures.has(planned(4).key)
     again = captures.load(planned(4))
     assert (again.prompt, again.seed) == (sample.prompt, sample.seed)
     assert again.image.tobytes() == sample.image.tobytes()
@@ -215,53 +214,44 @@ def test_only_what_is_missing_damaged_or_too_narrow_is_made_again(tmp_path: Path
         made.extend(p.key for p in batch)
         return drawn(batch)
 
-    capture_images(captures, batches, keys[:4], make, lambda *a, **k: None)
+    captures.fill(batches, keys[:4], make, lambda *a, **k: None)
     assert made == keys[:4]  # the last is not wanted
     contents = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     made.clear()
-    capture_images(captures, batches, keys[:4], make, lambda *a, **k: None)
+    captures.fill(batches, keys[:4], make, lambda *a, **k: None)
     assert not made
     (tmp_path / f"{keys[1]}.safetensors").unlink()
     damaged = tmp_path / f"{keys[2]}.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    capture_images(captures, batches, keys[:4], make, lambda *a, **k: None)
+    captures.fill(batches, keys[:4], make, lambda *a, **k: None)
     assert made == keys[:4]  # whole batches, so that their bytes are the same
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")} == contents
     made.clear()
     wider = Captures(local_storage(tmp_path), names | {"mid_block.attn1"})
     with pytest.raises(ZeroDivisionError):
-        capture_images(wider, batches, keys, lambda batch: [1 / 0], lambda *a, **k: None)
+        wider.fill(batches, keys, lambda batch: [1 / 0], lambda *a, **k: None)
 
 
-def test_failures_are_kept_and_left_out(tmp_path: Path) -> None:
-    (sample,) = drawn([planned(1)])
-    assert isinstance(sample, Sample)
-    broken = {name: value.clone() for name, value in sample.features.values.items()}
-    next(iter(broken.values()))[0, 0, 0] = math.nan
-    captures = Captures(local_storage(tmp_path), frozenset(broken))
-    captures.keep(
-        planned(1), replace(sample, features=HeadFeatures(broken, sample.features.grids))
-    )
-    captures.keep(planned(0), Failure(planned(0).prompt, 0, "black_image", "all pixels are 0"))
-    assert captures.failure(planned(1).key) == "nan_latents"
-    assert captures.failure(planned(0).key) == "black_image"
-    assert captures.stands(planned(0).key)
-    storage = local_storage(tmp_path)
-    scores = Scores(storage, "scores")
-    settings = [Setting("none", False, (), 0, False, 16)]
-    judge = Judge(storage, "seen", HalvesAuditor(), False)
-    events: list[str] = []
-    sweep(
-        captures,
-        scores,
-        judge,
-        [planned(0), planned(1)],
-        settings,
-        SegmentationConfig(),
-        lambda event, **fields: events.append(event),
-    )
-    assert events == ["shard", "shard"]
-    assert scores.read(planned(0).key) == {}
+def test_failures_are_kept_and_left_out(
+    tiny_study: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image is black, the second has head outputs that are not finite."""
+    real = study_module.make_images
+
+    def make_images(*args: Any) -> list[Sample | Failure]:
+        made = real(*args)
+        if made[0].prompt.id == "car":
+            values = {name: value.clone() for name, value in made[1].features.values.items()}
+            next(iter(values.values()))[0, 0, 0] = math.nan
+            made[1] = replace(made[1], features=HeadFeatures(values, made[1].features.grids))
+            made[0] = Failure(made[0].prompt, made[0].seed, "black_image", "all pixels are 0")
+        return made
+
+    monkeypatch.setattr(study_module, "make_images", make_images)
+    (path,) = run_study(["layers"], tiny_study, HALVES, tmp_path)
+    assert "(failed: 1 × black_image, 1 × nan_latents)" in path.read_text()
+    found = pq.read_table(tmp_path / "layers.parquet").to_pylist()
+    assert {row["prompt_id"] for row in found} == {"sky"}
 
 
 def test_scratch_is_budgeted_before_anything_is_made(tiny_study: Config, tmp_path: Path) -> None:
@@ -330,7 +320,7 @@ def test_a_finished_study_does_nothing_again(
         raise AssertionError("made again")
 
     monkeypatch.setattr(study_module, "make_images", never)
-    monkeypatch.setattr("synthgen.lab.study.sweep.score_row", never)
+    monkeypatch.setattr(study_module, "score_row", never)
     with pytest.warns(UserWarning, match="Components must be"):
         run_study(NAMES, tiny_study, HALVES, finished)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
@@ -363,7 +353,7 @@ def test_a_study_that_was_cut_off_ends_in_the_same_bytes(
         scored.append((sample.seed, setting.name))
         return score_row(sample, setting, *rest)
 
-    monkeypatch.setattr("synthgen.lab.study.sweep.score_row", counted)
+    monkeypatch.setattr(study_module, "score_row", counted)
     for count in (1, 3, 6, 11):
         with pytest.raises(Cut):
             run_study(["layers"], tiny_study, HALVES, cut, progress=cut_after(count))
@@ -374,29 +364,28 @@ def test_a_study_that_was_cut_off_ends_in_the_same_bytes(
 
 
 def test_more_images_keep_the_others(finished: Path, tiny_study: Config, tmp_path: Path) -> None:
-    scratch = finished / "scratch"
+    out = shutil.copytree(finished, tmp_path / "out")
     two = tiny_study.model_copy(update={"num": 2})
-    prepared = prepare(["layers"], two, HALVES, tmp_path, scratch=scratch)
-    (path,) = conclude(prepared)  # nothing to capture, nothing to score
+    (path,) = Study(["layers"], two, HALVES, out).finalize()  # nothing to capture or to score
     assert "2 drawn" in path.read_text()
 
 
-def test_a_study_is_not_concluded_before_its_rows_are_scored(
+def test_no_table_is_written_before_its_rows_are_scored(
     tiny_study: Config, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="Got 3 images with missing rows, from 0000000000 on"):
-        conclude(prepare(["layers"], tiny_study, HALVES, tmp_path))
+        Study(["layers"], tiny_study, HALVES, tmp_path).finalize()
 
 
 def test_other_settings_have_other_scores(tiny_study: Config, tmp_path: Path) -> None:
-    plain = prepare(["layers"], tiny_study, HALVES, tmp_path)
+    plain = Study(["layers"], tiny_study, HALVES, tmp_path)
     segmentation = tiny_study.segmentation.model_copy(update={"method": "head-average"})
     changed = tiny_study.model_copy(update={"segmentation": segmentation})
-    other = prepare(["layers"], changed, HALVES, tmp_path)
+    other = Study(["layers"], changed, HALVES, tmp_path)
     assert other.captures == plain.captures
     assert other.scores != plain.scores
     drawn_again = tiny_study.model_copy(update={"seed": 12})
-    assert prepare(["layers"], drawn_again, HALVES, tmp_path).captures != plain.captures
+    assert Study(["layers"], drawn_again, HALVES, tmp_path).captures != plain.captures
 
 
 @pytest.fixture(scope="module")
@@ -497,9 +486,3 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert words in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
-
-
-def test_help_teaches_by_example(command: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = command("study", "--help")
-    assert code == 0
-    assert "synthgen study layers mid" in out

@@ -74,25 +74,19 @@ def study_claims(results: Results) -> list[Claim]:
 def _sentence(results: Results, claim: Claim) -> str:
     interval = difference(results, claim, f"top_{claim.n}")
     parts = [f"{claim.text}: **{verdict(interval, claim.margin)}**, Top-{claim.n} {interval}"]
-    paper = paper_difference(results, claim)
-    if paper is not None:
-        parts.append(f"in the paper {round(paper, 2) + 0.0:+.2f}")
-    known = [name for name in TRUTH if name in results.names and claim.n == 5]
+    more, less = (results.published(row, claim.n) for row in (claim.more, claim.less))
+    if more is not None and less is not None:
+        parts.append(f"in the paper {round(more - less, 2) + 0.0:+.2f}")
+    known = [name for name in TRUTH if name in results.metrics and claim.n == 5]
     parts += [f"{TRUTH[name]} {difference(results, claim, name)}" for name in known]
     return "; ".join(parts) + "."
 
 
 def difference(results: Results, claim: Claim, metric: str) -> Interval:
     """How much ``more`` gains over ``less`` in a metric."""
-    values = results.values(metric)
+    values = results.metrics[metric]
     more, less = (results.rows.index(row) for row in (claim.more, claim.less))
     return paired_intervals(values[more : more + 1], values[less])[0]
-
-
-def paper_difference(results: Results, claim: Claim) -> float | None:
-    """The same from the paper's figures, None where it has none."""
-    more, less = (results.published(row, claim.n) for row in (claim.more, claim.less))
-    return None if more is None or less is None else more - less
 
 
 def _pairs(

@@ -8,7 +8,6 @@ choose settings by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -60,16 +59,7 @@ def make_images(
     if source == "generated":
         return generate(backbone, prompts, seeds, config.generation, capture)
     images = np.stack([render(seed).image for seed in seeds])
-    return invert(
-        backbone,
-        images,
-        prompts,
-        seeds,
-        config.generation,
-        capture,
-        strength=STRENGTH,
-        num_inference_steps=STEPS,
-    )
+    return invert(backbone, images, prompts, seeds, config.generation, capture, STRENGTH, STEPS)
 
 
 def image_size(backbone: Backbone, config: Config, source: Source) -> tuple[int, int]:
@@ -118,13 +108,10 @@ def truth_scores(scene: Scene, segmentation: Segmentation) -> dict[str, float]:
     masks = segmentation.mask_set.masks
     values = [value for value in np.unique(scene.instance) if value > 0]
     objects = np.stack([scene.instance == value for value in values])
+    classes, parts = class_iou(scene.semantic, masks), part_iou(scene.part, masks)
     return {
-        "class_iou": _mean(list(class_iou(scene.semantic, masks).values())),
-        "part_iou": _mean(list(part_iou(scene.part, masks).values())),
+        "class_iou": float(np.mean(list(classes.values()))) if classes else float("nan"),
+        "part_iou": float(np.mean(list(parts.values()))) if parts else float("nan"),
         "object_hungarian": hungarian_iou(objects, masks),
         "ari": max(adjusted_rand(scene.semantic, labels) for labels in segmentation.labels),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

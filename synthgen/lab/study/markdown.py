@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from synthgen.config import TOPS
@@ -11,6 +9,7 @@ from synthgen.lab.study.bootstrap import FEW, Interval, paired_intervals
 from synthgen.lab.study.claims import TRUTH, sentences
 from synthgen.lab.study.results import Results
 from synthgen.lab.study.settings import STUDIES, Row, StudyName
+from synthgen.lab.tables import markdown_table
 
 COMPARED = (5, 15)
 """The n whose differences to the reference row are shown: BL's usual one, and the finest."""
@@ -20,27 +19,22 @@ def study_markdown(results: Results) -> str:
     """The whole page of a study."""
     study = STUDIES[results.study]
     claims = "\n".join(f"- {sentence}" for sentence in sentences(results))
-    lines = [
+    parts = [
         f"## Study `{results.study}`: {study.title}",
-        "",
-        *(f"- {name}: {value}" for name, value in _facts(results).items()),
-        "",
-        *_table(results),
-        "",
+        "\n".join(f"- {name}: {value}" for name, value in _facts(results).items()),
+        _table(results),
         "What the figures say:",
-        "",
         claims or "Too few rows are left on this model to compare any.",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
 
 
 def _facts(results: Results) -> dict[str, str]:
     """What must be known to read the table."""
-    num, counts = len(results.images), results.values("num_annotations")[0]
+    num, counts = len(results.images), results.metrics["num_annotations"][0]
     seen = f"{counts.mean():.1f} masks per image, at least 15 in {int((counts >= 15).sum())}"
     failed = ", ".join(f"{n} × {reason}" for reason, n in sorted(results.failures.items()))
-    papers = [row for row in results.rows if row.papers]
+    papers = [paper for row in results.rows for paper in row.papers]
     reference = row_label(results.study, results.rows[results.reference])
     facts = {
         **results.about,
@@ -53,11 +47,9 @@ def _facts(results: Results) -> dict[str, str]:
     }
     if num < FEW:
         facts["Δ"] += f"; with fewer than {FEW} images the intervals are too narrow: hints only"
-    if any(len(row.papers) > 1 for row in papers):
+    if any(len(row.papers) > 1 for row in results.rows):
         facts["ID"] = "rows of the paper that are one setting on this model stand together"
-    if any(
-        paper.table in (6, 7) and paper.layer == "both" for row in papers for paper in row.papers
-    ):
+    if any(paper.table in (6, 7) and paper.layer == "both" for paper in papers):
         facts["Layer"] = (
             "the paper's table names none: its text says up, but its table 6 agrees with table 2 "
             "in 5 of 6 columns of the row that both have if it is both, in 2 if it is up"
@@ -68,36 +60,32 @@ def _facts(results: Results) -> dict[str, str]:
     return facts
 
 
-def _table(results: Results) -> list[str]:
-    """Header, rule and rows; tables 6 and 7 have their settings after the scores."""
+def _table(results: Results) -> str:
+    """Tables 6 and 7 have their settings after the scores, 2 and 8 before them."""
     wide = STUDIES[results.study].wide
+    truth = [name for name in TRUTH if name in results.metrics]
     tops = [f"{results.family} Top-{n}" for n in TOPS]
-    truth = [name for name in TRUTH if name in results.names]
-    deltas = [f"Δ Top-{n}" for n in COMPARED]
     sizes = ["Attention Resolution", "#Principal Components", "Upsample Resolution"]
     about = ["Reweight", "Layer", *(sizes if wide else [])]
     shown = [*tops, *about, "Sample Count"] if wide else [*about, *tops]
-    header = ["ID", *shown, *deltas, *(TRUTH[name] for name in truth), "masks"]
-    rows = [
-        [
-            row_label(results.study, row),
-            *(
-                [*scores, *_setting_cells(row, wide), str(len(results.images))]
-                if wide
-                else [*_setting_cells(row, wide), *scores]
-            ),
-            *delta,
-            *rest,
-        ]
-        for row, scores, delta, rest in zip(
-            results.rows,
-            _score_cells(results),
-            _delta_cells(results),
-            _mean_cells(results, [*truth, "num_masks"]),
-            strict=True,
+    deltas = [f"Δ Top-{n}" for n in COMPARED]
+    means = {name: results.mean(name) for name in (*(f"top_{n}" for n in TOPS), *truth)}
+    masks, intervals = results.mean("num_masks"), [_deltas(results, n) for n in COMPARED]
+    lines = []
+    for i, row in enumerate(results.rows):
+        scores = [_number(means[f"top_{n}"][i]) + _published(results, row, n) for n in TOPS]
+        setting = _setting_cells(row, wide)
+        lines.append(
+            [
+                row_label(results.study, row),
+                *([*scores, *setting, str(len(results.images))] if wide else [*setting, *scores]),
+                *(column[i] for column in intervals),
+                *(_number(means[name][i]) for name in truth),
+                f"{masks[i]:.1f}",
+            ]
         )
-    ]
-    return [_line(header), _line(["---"] * len(header)), *(_line(row) for row in rows)]
+    header = ["ID", *shown, *deltas, *(TRUTH[name] for name in truth), "masks"]
+    return markdown_table(header, lines)
 
 
 def row_label(study: StudyName, row: Row) -> str:
@@ -109,13 +97,12 @@ def row_label(study: StudyName, row: Row) -> str:
     >>> row_label("layers", row), row_label("mid", row)
     ('7', 'T2: 7')
     """
-    listed = [paper for paper in row.papers if paper.table]
     several = len({paper.table for paper in STUDIES[study].papers if paper.table}) > 1
-    tables = dict.fromkeys(paper.table for paper in listed)
-    labels = []
-    for table in tables:
-        ids = ", ".join(str(paper.id) for paper in listed if paper.table == table)
-        labels.append(f"T{table}: {ids}" if several else ids)
+    ids: dict[int, list[str]] = {}
+    for paper in row.papers:
+        if paper.table:
+            ids.setdefault(paper.table, []).append(str(paper.id))
+    labels = (f"{f'T{table}: ' if several else ''}{', '.join(own)}" for table, own in ids.items())
     return "; ".join(labels) or "–"
 
 
@@ -125,57 +112,27 @@ def _setting_cells(row: Row, wide: bool) -> list[str]:
         return ["–", "RGB+XY", *(["–", "–", str(setting.resolution)] if wide else [])]
     position = "all" if setting.mid and setting.layers == "both" else setting.layers
     named = [str(setting.reweight), f"{position}{'+mid' if setting.mid else ''}"]
-    if not wide:
-        return named
     grids = ", ".join(str(side) for side in setting.grids)
-    return [*named, f"[{grids}]", str(setting.components), str(setting.resolution)]
-
-
-def _score_cells(results: Results) -> list[list[str]]:
-    """Top-n of every row, the paper's beside it where the backbone is the paper's."""
-    means = np.stack([results.mean(f"top_{n}") for n in TOPS], axis=1)
-    return [
-        [
-            _number(mean) + (_published(results, row, n) if results.is_sd21 else "")
-            for n, mean in zip(TOPS, line.tolist(), strict=True)
-        ]
-        for row, line in zip(results.rows, means, strict=True)
-    ]
+    sizes = [f"[{grids}]", str(setting.components), str(setting.resolution)]
+    return [*named, *(sizes if wide else [])]
 
 
 def _published(results: Results, row: Row, n: int) -> str:
-    found = results.published(row, n)
+    """The paper's figure in brackets, where the backbone is the paper's."""
+    found = results.published(row, n) if results.is_sd21 else None
     return "" if found is None else f" ({found:.2f})"
 
 
-def _delta_cells(results: Results) -> list[list[str]]:
-    columns = []
-    for n in COMPARED:
-        values = results.values(f"top_{n}")
-        intervals = paired_intervals(values, values[results.reference])
-        columns.append([_delta(interval) for interval in intervals])
-        columns[-1][results.reference] = "reference"
-    return [list(cells) for cells in zip(*columns, strict=True)]
+def _deltas(results: Results, n: int) -> list[str]:
+    values = results.metrics[f"top_{n}"]
+    cells = [_bold(interval) for interval in paired_intervals(values, values[results.reference])]
+    cells[results.reference] = "reference"
+    return cells
 
 
-def _delta(interval: Interval) -> str:
+def _bold(interval: Interval) -> str:
     return f"**{interval}**" if interval.is_real else str(interval)
-
-
-def _mean_cells(results: Results, metrics: Sequence[str]) -> list[list[str]]:
-    columns = [results.mean(name).tolist() for name in metrics]
-    return [
-        [
-            f"{value:.1f}" if name == "num_masks" else _number(value)
-            for name, value in zip(metrics, line, strict=True)
-        ]
-        for line in zip(*columns, strict=True)
-    ]
 
 
 def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""What a study found: a matrix of metrics, and the Parquet file that holds it."""
+"""What a study found: the metrics of every row, and the Parquet file that holds them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from synthgen.lab.study.settings import STUDIES, Row, StudyName
-from synthgen.lab.study.sweep import Metrics
 from synthgen.types import PlannedSample
 
 _KINDS: Mapping[str, Any] = {
@@ -40,26 +39,21 @@ class Results:
         study: Its name.
         rows: Its rows in the order of the table.
         images: Images that every row was scored on.
-        metrics: Per row, per image.
+        metrics: By name, per row and image; NaN where a metric has no meaning.
         failures: Reason to the number of images that could not be made.
         about: What was run, for people: backbone, images, auditor, ks.
         is_sd21: Whether the backbone is the paper's.
-        family: Which of the paper's columns the auditor stands beside.
+        family: Which of the paper's columns the auditor is compared with.
     """
 
     study: StudyName
     rows: tuple[Row, ...]
     images: tuple[PlannedSample, ...]
-    metrics: tuple[tuple[Metrics, ...], ...]
+    metrics: Mapping[str, Float[np.ndarray, "row image"]]
     failures: Counter[str]
     about: Mapping[str, str]
     is_sd21: bool
     family: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the metrics."""
-        return tuple(self.metrics[0][0])
 
     @property
     def reference(self) -> int:
@@ -68,20 +62,10 @@ class Results:
         found = (i for i, row in enumerate(self.rows) if wanted in row.papers)
         return next(found, 0)
 
-    def values(self, metric: str) -> Float[np.ndarray, "row image"]:
-        """One metric, NaN where it has no meaning."""
-        rows = [[metrics[metric] for metrics in images] for images in self.metrics]
-        return np.array(rows, dtype=np.float64)
-
-    def mean(self, metric: str) -> Float[np.ndarray, " row"]:
-        """Mean of a metric over the images that have it; NaN where none has."""
-        values = self.values(metric)
-        known = np.isfinite(values)
-        total = np.where(known, values, 0.0).sum(1)
-        mean: Float[np.ndarray, " row"] = np.where(
-            known.any(1), total / np.maximum(known.sum(1), 1), np.nan
-        )
-        return mean
+    def mean(self, metric: str) -> list[float]:
+        """Mean of a metric per row over the images that have it; NaN where none has."""
+        rows = (values[np.isfinite(values)] for values in self.metrics[metric])
+        return [float(known.mean()) if len(known) else np.nan for known in rows]
 
     def published(self, row: Row, n: int) -> float | None:
         """The paper's Top-n of a row by the kind of auditor that was used here, if it has one.
@@ -94,43 +78,20 @@ class Results:
 
 def results_bytes(results: Results) -> bytes:
     """One row per setting and image: the setting, all metrics; null where one has no meaning."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*_KINDS, *results.names)}
-    for row, scores in zip(results.rows, results.metrics, strict=True):
-        for planned, metrics in zip(results.images, scores, strict=True):
-            for name, value in {**_described(row, planned), **metrics}.items():
-                columns[name].append(None if value != value else value)
+    lines = []
+    for i, row in enumerate(results.rows):
+        ids = " ".join(f"{paper.table}:{paper.id}" for paper in row.papers if paper.table)
+        names = ("layers", "mid", "grids", "components", "reweight", "resolution")
+        setting = {name: getattr(row.setting, name) for name in names}
+        for j, planned in enumerate(results.images):
+            image = {"key": planned.key, "prompt_id": planned.prompt.id, "seed": planned.seed}
+            metrics = {name: float(values[i, j]) for name, values in results.metrics.items()}
+            known = {name: None if np.isnan(value) else value for name, value in metrics.items()}
+            lines.append({**image, "paper_rows": ids, **setting, **known})
     schema = pa.schema(
-        [(name, _KINDS.get(name, pa.float64())) for name in columns],
+        [(name, _KINDS.get(name, pa.float64())) for name in (*_KINDS, *results.metrics)],
         metadata={"synthgen.lab.study": json.dumps({"name": results.study, **results.about})},
     )
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(lines, schema=schema), sink, compression="zstd")
     return sink.getvalue()
-
-
-def paper_ids(row: Row) -> str:
-    """The paper's rows that a row stands for, as table:ID.
-
-    >>> from synthgen.lab.study.settings import Setting
-    >>> from synthgen.lab.study.paper import paper_row
-    >>> up = Setting("up", False, (16, 32, 64), 3, False, 64)
-    >>> paper_ids(Row(up, (paper_row(2, 7),)))
-    '2:7'
-    """
-    return " ".join(f"{paper.table}:{paper.id}" for paper in row.papers if paper.table)
-
-
-def _described(row: Row, planned: PlannedSample) -> dict[str, Any]:
-    setting = row.setting
-    return {
-        "key": planned.key,
-        "prompt_id": planned.prompt.id,
-        "seed": planned.seed,
-        "paper_rows": paper_ids(row),
-        "layers": setting.layers,
-        "mid": setting.mid,
-        "grids": list(setting.grids),
-        "components": setting.components,
-        "reweight": setting.reweight,
-        "resolution": setting.resolution,
-    }

@@ -19,7 +19,8 @@ from typing import Literal
 from synthgen.config import SegmentationConfig
 from synthgen.diffusion.selection import Layer
 from synthgen.lab.study.paper import ALL_GRIDS, TABLES, PaperRow, paper_row
-from synthgen.types import HeadFeatures
+from synthgen.segmentation.segment import segment
+from synthgen.types import HeadFeatures, Sample, Segmentation
 
 StudyName = Literal["layers", "components", "resolutions", "mid", "upsampling"]
 Position = Literal["down", "up", "both", "none"]
@@ -31,15 +32,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Layer position to the parts of the UNet it stands for."""
 
-POSITIONS: Mapping[str, Position] = {
-    "down": "down",
-    "up": "up",
-    "both": "both",
-    "down+mid": "down",
-    "up+mid": "up",
-    "all+mid": "both",
-}
-"""What the tables call a position, to the down and up layers that it has."""
+POSITIONS: Mapping[str, Position] = {"down": "down", "up": "up", "both": "both", "all": "both"}
+"""What the tables call a position, without "+mid", to the down and up layers that it has."""
 
 BETWEEN = (128, 512)
 """Upsampling resolutions that no table has: between the two, and the image itself."""
@@ -79,15 +73,18 @@ class Setting:
         weights = "reweight" if self.reweight else "plain"
         return f"{layers} grids {grids} pc {self.components} {weights} at {self.resolution}"
 
-    def segmentation(self, base: SegmentationConfig) -> SegmentationConfig:
-        """How the row segments: ``base`` with what the row sets."""
+    def segment(self, sample: Sample, base: SegmentationConfig) -> Segmentation:
+        """The masks of a captured sample: ``base`` decides whatever the row does not."""
+        chosen = replace(sample, features=self.select(sample.features))
         wanted = {"components": self.components, "reweight": self.reweight}
         changes = {
             "features": base.features.model_copy(update=wanted),
             "clusters": base.clusters.model_copy(update={"resolution": self.resolution}),
             **({"method": "rgbxy"} if self.layers == "none" else {}),
         }
-        return base.model_copy(update=changes)
+        with warnings.catch_warnings():  # heads of fewer features keep all; `study_rows` says so
+            warnings.filterwarnings("ignore", "features.components must be at most")
+            return segment(chosen, base.model_copy(update=changes))
 
     def select(self, features: HeadFeatures) -> HeadFeatures:
         """The layers of an image that the row clusters; none for color and position."""
@@ -146,12 +143,12 @@ def model_layout(layers: Sequence[Layer], image: tuple[int, int]) -> Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """A study: which of the paper's rows it repeats.
+class Design:
+    """What a study repeats of the paper.
 
     Args:
         title: For people.
-        papers: Its rows in the order of its table.
+        papers: The paper's rows in the order of the study's table.
         reference: The row that the others are compared with.
         wide: Whether it has the columns of tables 6 and 7, otherwise those of 2 and 8.
     """
@@ -169,34 +166,34 @@ def _upsampling_rows() -> tuple[PaperRow, ...]:
     return (*listed, *(replace(made, id=-1, resolution=side) for side in BETWEEN))
 
 
-def _in_both_readings(rows: tuple[PaperRow, ...]) -> tuple[PaperRow, ...]:
+def _in_both_readings(table: int) -> tuple[PaperRow, ...]:
     """Rows of a table that does not name its layers, with up layers and with both (`paper`)."""
-    return (*rows, *(replace(row, layer="both") for row in rows))
+    return (*TABLES[table], *(replace(row, layer="both") for row in TABLES[table]))
 
 
-STUDIES: Mapping[StudyName, Study] = {
-    "layers": Study(
+STUDIES: Mapping[StudyName, Design] = {
+    "layers": Design(
         "reweighting and layer positions (BL table 2)", TABLES[2], paper_row(2, 7), False
     ),
-    "mid": Study(
+    "mid": Design(
         "the middle block (BL table 8, beside table 2)",
         (*TABLES[8], *TABLES[2]),
         paper_row(2, 7),
         False,
     ),
-    "resolutions": Study(
+    "resolutions": Design(
         "attention resolutions and components (BL table 6)",
-        _in_both_readings(TABLES[6]),
+        _in_both_readings(6),
         paper_row(6, 0),
         True,
     ),
-    "components": Study(
+    "components": Design(
         "components at the finer upsampling (BL table 7)",
-        _in_both_readings(TABLES[7]),
+        _in_both_readings(7),
         paper_row(7, 0),
         True,
     ),
-    "upsampling": Study(
+    "upsampling": Design(
         "upsampling resolution (BL table 6 against table 7)",
         _upsampling_rows(),
         paper_row(6, 4),
@@ -219,16 +216,22 @@ def study_rows(study: StudyName, layout: Layout) -> tuple[Row, ...]:
             "The study 'mid' must have a model with self-attention in its middle block. Got "
             "none; choose another --backbone or study."
         )
-    papers = STUDIES[study].papers
-    _warn_of_clamping(papers, layout.head_dim)
+    papers, head_dim = STUDIES[study].papers, layout.head_dim
+    over = sorted({row.components for row in papers if row.components > head_dim}, reverse=True)
+    if over:
+        warnings.warn(
+            f"Components must be at most the head dimension. Got {', '.join(map(str, over))} for "
+            f"heads of {head_dim}; those rows are the row of {head_dim}.",
+            stacklevel=2,
+        )
     merged: dict[Setting, tuple[PaperRow, ...]] = {}
     for paper in papers:
         setting = adapt(paper, layout)
         if setting is not None:
             merged[setting] = (*merged.get(setting, ()), paper)
     sides = sorted({setting.resolution for setting in merged})
-    chance = [Row(Setting("none", False, (), 0, False, side)) for side in sides]
-    return (*(Row(setting, rows) for setting, rows in merged.items()), *chance)
+    baseline = [Row(Setting("none", False, (), 0, False, side)) for side in sides]
+    return (*(Row(setting, rows) for setting, rows in merged.items()), *baseline)
 
 
 def adapt(paper: PaperRow, layout: Layout) -> Setting | None:
@@ -244,7 +247,7 @@ def adapt(paper: PaperRow, layout: Layout) -> Setting | None:
     if max(levels) >= len(layout.grids):
         return None
     return Setting(
-        layers=POSITIONS[paper.layer],
+        layers=POSITIONS[paper.layer.removesuffix("+mid")],
         mid=paper.layer.endswith("+mid"),
         grids=tuple(sorted(layout.grids[level] for level in levels)),
         components=min(paper.components, layout.head_dim, 64),
@@ -253,19 +256,9 @@ def adapt(paper: PaperRow, layout: Layout) -> Setting | None:
     )
 
 
-def needed_layers(rows: Iterable[Row]) -> Literal["up", "both", "all"]:
+def needed_layers(settings: Iterable[Setting]) -> Literal["up", "both", "all"]:
     """What must be captured so that every row can be made."""
-    settings = [row.setting for row in rows]
+    settings = tuple(settings)
     if any(setting.mid for setting in settings):
         return "all"
     return "both" if any(s.layers in ("down", "both") for s in settings) else "up"
-
-
-def _warn_of_clamping(papers: Iterable[PaperRow], head_dim: int) -> None:
-    over = sorted({row.components for row in papers if row.components > head_dim}, reverse=True)
-    if over:
-        warnings.warn(
-            f"Components must be at most the head dimension. Got {', '.join(map(str, over))} for "
-            f"heads of {head_dim}; those rows are the row of {head_dim}.",
-            stacklevel=3,
-        )
