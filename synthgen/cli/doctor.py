@@ -12,10 +12,11 @@ import typer
 from synthgen.cli.display import attached
 from synthgen.cli.generate import Set
 from synthgen.cli.options import refuse_unused
-from synthgen.config import AuditorConfig, Config, load, load_audit
+from synthgen.cli.study import read_settings
+from synthgen.config import AuditorConfig, Config
 
 if TYPE_CHECKING:
-    from synthgen.lab.doctor.findings import Finding, StepReport
+    from synthgen.lab.doctor.install import Finding
 
 CARD = "scenes"
 NUM, MAX_BATCH = 8, 64
@@ -28,26 +29,13 @@ def doctor(
     ] = False,
     card: Annotated[
         str | None,
-        typer.Option(help="Card, local diffusers folder, or hub id.", show_default="scenes"),
+        typer.Option(help="Card, local diffusers folder, or hub id.", show_default=CARD),
     ] = None,
     path: Annotated[
         Path | None, typer.Option(help="Local diffusers folder that holds the card's weights.")
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="SAM's weights, such as sam_vit_h_4b8939.pth.")
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Their hash, where Meta did not publish them.")
-    ] = None,
-    auditor: Annotated[
-        str | None,
-        typer.Option(
-            help="Who sees the images.", show_default="sam with --checkpoint; scenes: its own"
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Prompt file or name.", show_default="voc; scenes: scenes"),
     ] = None,
     num: Annotated[
         int | None, typer.Option(min=1, help="Images; BL took 41 to 50.", show_default=str(NUM))
@@ -81,51 +69,43 @@ def doctor(
       synthgen doctor --card sd21-base --checkpoint sam_vit_h_4b8939.pth --run --out doctor
 
       synthgen doctor --card sd21-base --path models/sd21-base --run \
-        --set model.dtype=bfloat16 --set auditor.generator.points_per_side=16
+        --set model.dtype=bfloat16 --set prompts=my.jsonl --set auditor.name=mask2former
     """
-    from synthgen.lab.doctor.install import examine_installation
-
-    given: dict[str, object]
-    given = {"--card": card, "--path": path, "--checkpoint": checkpoint, "--sha256": sha256}
-    given |= {"--auditor": auditor, "--prompts": prompts, "--out": out, "--set": overrides}
-    given |= {"--num": num, "--max-batch": max_batch}
+    given: dict[str, object] = {"--card": card, "--path": path, "--checkpoint": checkpoint}
+    given |= {"--num": num, "--max-batch": max_batch, "--out": out, "--set": overrides}
     refuse_unused(given, not run, "without --run")
-    if not run:
-        _show_findings(examine_installation(Path()))
-        return
-    name = card or CARD
-    config, judge = settings(
-        name, prompts, num or NUM, overrides or [], auditor, checkpoint, sha256
-    )
-    _examine(name, path, config, judge, out or OUT, max_batch or MAX_BATCH)
+    if run:
+        name = card or CARD
+        config, auditor = settings(name, num or NUM, overrides or [], checkpoint)
+        bad = _examine(name, path, config, auditor, out or OUT, max_batch or MAX_BATCH)
+    else:
+        from synthgen.lab.doctor.install import examine_installation
+
+        bad = _show(examine_installation(Path()))
+    if bad:
+        raise typer.Exit(1)
 
 
 def settings(
-    card: str,
-    prompts: str | None,
-    num: int,
-    overrides: Sequence[str],
-    auditor: str | None,
-    checkpoint: str | None,
-    sha256: str | None,
+    card: str, num: int, overrides: Sequence[str], checkpoint: str | None
 ) -> tuple[Config, AuditorConfig | None]:
     """What is drawn and who looks at it; ``--set auditor.…`` is about the latter.
 
     Raises:
         ValueError: In one line, for a bad setting, or one of an auditor that there is not.
     """
-    of_auditor = [text for text in overrides if text.strip().startswith("auditor.")]
-    others = [text for text in overrides if text not in of_auditor]
-    source = prompts or ("scenes" if card == CARD else "voc")
-    config = load(overrides=[f"num={num}", *others]).model_copy(update={"prompts": source})
-    name = auditor or ("sam" if checkpoint else "scenes-sam" if card == CARD else None)
-    if name is None:
-        if of_auditor or sha256:
-            raise ValueError("settings of an auditor need one. Got none; give --checkpoint FILE.")
-        return config, None
-    judge = load_audit(of_auditor).auditor
-    chosen = {"name": name, "checkpoint": checkpoint, "sha256": sha256}
-    return config, judge.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    own = card == CARD
+    given: dict[str, object] = {"prompts": "scenes" if own else "voc", "num": num}
+    name = "sam" if checkpoint else "scenes-sam" if own else None
+    given |= {"auditor.name": name} if name else {}
+    given |= {"auditor.checkpoint": checkpoint} if checkpoint else {}
+    config, auditor = read_settings(given, overrides)
+    of_auditor = [text.strip() for text in overrides if text.strip().startswith("auditor.")]
+    if name or any(text.startswith("auditor.name=") for text in of_auditor):
+        return config, auditor
+    if of_auditor:
+        raise ValueError("settings of an auditor need one. Got none; give --checkpoint FILE.")
+    return config, None
 
 
 def _examine(
@@ -135,31 +115,25 @@ def _examine(
     auditor: AuditorConfig | None,
     out: Path,
     max_batch: int,
-) -> None:
-    from synthgen.lab.doctor.examine import examine
+) -> bool:
+    """Try everything and say what was found; whether something was not as it should be."""
     from synthgen.lab.doctor.machine import prepare
+    from synthgen.lab.doctor.steps import examine
 
     examination = prepare(card, path, config, auditor, out, max_batch)
     with attached(_StepHandler()):
-        findings, reports, page = examine(examination)
-    for report in reports:
-        typer.echo(f"{report.name:>16}  {report.status:<7}  {report.outcome.text}")
-    typer.echo(f"Send back: {page}" + _picture(reports, page.parent))
-    bad = [report for report in reports if report.status != "ok"]
-    if bad or any(finding.status == "failed" for finding in findings):
-        raise typer.Exit(1)
+        installation, steps, page = examine(examination)
+    bad = _show(steps)
+    pictures = [str(page.parent / found.picture) for found in steps if found.picture]
+    typer.echo(f"Send back: {' and '.join([str(page), *pictures])}")
+    return bad or any(found.status == "failed" for found in installation)
 
 
-def _picture(reports: Sequence[StepReport], folder: Path) -> str:
-    pictures = [report.outcome.picture for report in reports if report.outcome.picture]
-    return "".join(f" and {folder / picture}" for picture in pictures)
-
-
-def _show_findings(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        typer.echo(f"{finding.name:>16}  {finding.status:<6}  {finding.text}")
-    if any(finding.status == "failed" for finding in findings):
-        raise typer.Exit(1)
+def _show(findings: Sequence[Finding]) -> bool:
+    """Print a line each; whether one is bad."""
+    for found in findings:
+        typer.echo(f"{found.name:>16}  {found.status:<7}  {found.text}")
+    return any(found.status in ("failed", "not run") for found in findings)
 
 
 class _StepHandler(logging.Handler):

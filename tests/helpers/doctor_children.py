@@ -26,7 +26,9 @@ def main(out: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     probed = probe_batches(examination)
     again = draw_captured(examination)
-    print(json.dumps({"text": probed.text, "rows": probed.table.rows, "again": again.ok}))
+    print(
+        json.dumps({"text": probed.text, "rows": probed.table[1:], "again": again.status == "ok"})
+    )
 
 
 if __name__ == "__main__":

@@ -13,16 +13,18 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from packaging.requirements import Requirement
 
 from synthgen import __version__
 from synthgen.embedded.card import SHIPPED, read_card, weights_dir
-from synthgen.lab.doctor.findings import Finding, reason, shareable
 from synthgen.prompts.files import PACKAGED, load_prompts
+from synthgen.storage.redaction import redact
 
 EXTRAS = ("ray", "dask", "s3", "opencv")
 """Extras that are judged where they are installed; those for developers are not."""
@@ -52,6 +54,52 @@ QUIET = {
 LEAST_FREE, SCANT_FREE = 1e9, 10e9
 """Bytes: a staged shard of 64 images at 512 px is some 20 MB, SD 2.1's weights are 5.2 GB."""
 
+MAX_REASON = 300
+Status = Literal["ok", "note", "failed", "not run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found, of an installation or by a step of an examination.
+
+    Args:
+        text: In one line, secrets taken out.
+        status: note: works, but should be known; failed: breaks something, or is not as it
+            should be.
+        table: Header and rows of the figures behind it.
+        note: Said below the table.
+        picture: Name of a picture beside the page.
+        name: Of what was looked at; its caller gives it, with the time and memory that it took.
+        seconds: Wall time.
+        peak_bytes: Most memory in use; 0 where nothing tells.
+    """
+
+    text: str
+    status: Status = "ok"
+    table: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
+    picture: str = ""
+    name: str = ""
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def reason(error: BaseException) -> str:
+    """An exception as one line that may be sent away: no secrets, no home folder, not endless.
+
+    >>> reason(ValueError("no good:\\n  password=abc"))
+    'no good: password=***'
+    >>> reason(MemoryError())
+    'MemoryError'
+    """
+    return shareable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def shareable(text: str) -> str:
+    """A line without secrets and without the name of the home folder, cut to a length."""
+    home = str(Path.home())
+    return redact(text.replace(home, "~") if len(home) > 1 else text)[:MAX_REASON]
+
 
 def examine_installation(folder: Path) -> list[Finding]:
     """Everything that can be said without running a model.
@@ -60,34 +108,34 @@ def examine_installation(folder: Path) -> list[Finding]:
         folder: Where datasets would be written.
     """
     places = {"the output folder": folder, "the temporary one": Path(tempfile.gettempdir())}
-    checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
-        ("versions", check_versions),
-        ("torch", check_torch),
-        ("Prefect", check_prefect),
-        ("embedded weights", check_weights),
-        ("package data", check_data),
-        ("disk", lambda: check_disk(places)),
-        ("offline", lambda: check_environment(os.environ)),
-    )
-    return [_guarded(name, check) for name, check in checks]
-
-
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    try:
-        return check()
-    except Exception as error:  # an installation breaks in any way it likes
-        return Finding(name, "failed", f"{type(error).__name__}: {reason(error)}")
+    checks: Mapping[str, Callable[[], Finding]] = {
+        "versions": check_versions,
+        "torch": check_torch,
+        "Prefect": check_prefect,
+        "embedded weights": check_weights,
+        "package data": check_data,
+        "disk": lambda: check_disk(places),
+        "offline": lambda: check_environment(os.environ),
+    }
+    findings = []
+    for name, check in checks.items():
+        try:
+            found = check()
+        except Exception as error:  # an installation breaks in any way it likes
+            found = Finding(f"{type(error).__name__}: {reason(error)}", "failed")
+        findings.append(replace(found, name=name))
+    return findings
 
 
 def check_versions() -> Finding:
     """Installed versions against what ``synthgen`` and ``torchvision`` require."""
-    problems = list(unmet(metadata.requires("synthgen") or (), installed_version))
     pinned = [text for text in metadata.requires("torchvision") or () if text.startswith("torch")]
-    problems += unmet(pinned, installed_version)
-    if problems:
-        return Finding("versions", "failed", "; ".join(problems))
-    text = f"synthgen {__version__}, Python {platform.python_version()}; all within bounds"
-    return Finding("versions", "ok", text)
+    needed = [*(metadata.requires("synthgen") or ()), *pinned]
+    if problems := list(unmet(needed, installed_version)):
+        return Finding("; ".join(problems), "failed")
+    return Finding(
+        f"synthgen {__version__}, Python {platform.python_version()}; all within bounds"
+    )
 
 
 def installed_version(package: str) -> str | None:
@@ -126,13 +174,10 @@ def check_torch() -> Finding:
     """Torch, the CUDA it was built for, and the devices it can use."""
     import torch
 
-    devices = []
+    devices = ["mps"] if torch.backends.mps.is_available() else []
     if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            known = torch.cuda.get_device_properties(index)
-            devices.append(f"{known.name} ({known.total_memory / 1e9:.0f} GB)")
-    elif torch.backends.mps.is_available():
-        devices.append("mps")
+        found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        devices = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in found]
     present = Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     return torch_finding(torch.__version__, torch.version.cuda, devices, present)
 
@@ -151,13 +196,13 @@ def torch_finding(
     >>> torch_finding("2.15.0", "13.0", [], present=True).status
     'failed'
     """
-    cuda = f"CUDA {built_for}" if built_for else "no CUDA"
+    about = f"{version}, {f'CUDA {built_for}' if built_for else 'no CUDA'}"
     if devices:
-        return Finding("torch", "ok", f"{version}, {cuda}; {', '.join(devices)}")
+        return Finding(f"{about}; {', '.join(devices)}")
     if present:
-        text = f"{version}, {cuda}: a GPU is there and cannot be used; compare nvidia-smi's CUDA"
-        return Finding("torch", "failed", text)
-    return Finding("torch", "ok", f"{version}, {cuda}; no GPU, {os.cpu_count()} CPU cores")
+        text = f"{about}: a GPU is there and cannot be used; compare nvidia-smi's CUDA"
+        return Finding(text, "failed")
+    return Finding(f"{about}; no GPU, {os.cpu_count()} CPU cores")
 
 
 def check_prefect() -> Finding:
@@ -166,15 +211,13 @@ def check_prefect() -> Finding:
     version = importlib.import_module("prefect").__version__
     url = os.environ.get("PREFECT_API_URL")
     server = shareable(f"server at {url}") if url else "a server of its own for each run"
-    return Finding("Prefect", "ok", f"{version}; {server}")
+    return Finding(f"{version}; {server}")
 
 
 def check_weights(names: Iterable[str] = WEIGHTS, parent: Path = SHIPPED.parent) -> Finding:
     """Every file of the embedded models against its sha256."""
-    files = 0
-    for name in names:
-        files += len(read_card(weights_dir(parent / name))["sha256"])
-    return Finding("embedded weights", "ok", f"{files} files have their sha256")
+    files = sum(len(read_card(weights_dir(parent / name))["sha256"]) for name in names)
+    return Finding(f"{files} files have their sha256")
 
 
 def check_data() -> Finding:
@@ -187,9 +230,7 @@ def check_data() -> Finding:
     if not templates:
         raise ValueError(f"{TEMPLATES} must hold templates. Got none; reinstall synthgen.")
     prompts = ", ".join(f"{len(load_prompts(name)):,} prompts in {name}" for name in PACKAGED)
-    return Finding(
-        "package data", "ok", f"{len(DATA)} tables, {len(templates)} templates, {prompts}"
-    )
+    return Finding(f"{len(DATA)} tables, {len(templates)} templates, {prompts}")
 
 
 def check_disk(places: Mapping[str, Path]) -> Finding:
@@ -198,8 +239,8 @@ def check_disk(places: Mapping[str, Path]) -> Finding:
     shown = ", ".join(f"{size / 1e9:.1f} GB free in {name}" for name, size in free.items())
     least = min(free.values())
     if least < LEAST_FREE:
-        return Finding("disk", "failed", f"{shown}; at least {LEAST_FREE / 1e9:.0f} GB is needed")
-    return Finding("disk", "ok" if least >= SCANT_FREE else "note", shown)
+        return Finding(f"{shown}; at least {LEAST_FREE / 1e9:.0f} GB is needed", "failed")
+    return Finding(shown, "ok" if least >= SCANT_FREE else "note")
 
 
 def check_environment(environment: Mapping[str, str]) -> Finding:
@@ -214,8 +255,8 @@ def check_environment(environment: Mapping[str, str]) -> Finding:
         name for name, off in QUIET.items() if _is_on(environment.get(name, off)) != _is_on(off)
     ]
     if loud:
-        return Finding("offline", "note", f"{hub}; telemetry is on by {', '.join(loud)}")
-    return Finding("offline", "ok", f"{hub}; telemetry is off")
+        return Finding(f"{hub}; telemetry is on by {', '.join(loud)}", "note")
+    return Finding(f"{hub}; telemetry is off")
 
 
 def _is_on(value: str) -> bool:

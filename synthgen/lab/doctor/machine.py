@@ -19,8 +19,8 @@ from synthgen.config import AuditorConfig, Config
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.cards import Card, find_card, load_cards
 from synthgen.jobs.plan import batches, plan
-from synthgen.lab.bench.capture import peak_bytes, reset_peak
-from synthgen.lab.doctor.findings import Outcome, Status, StepReport, reason
+from synthgen.lab.doctor.install import Finding, reason
+from synthgen.lab.memory import peak_bytes, reset_peak
 from synthgen.progress import report
 from synthgen.registry import AUDITORS, near_miss, resolve
 from synthgen.types import PlannedSample, Sample, Segmentation
@@ -77,19 +77,8 @@ class Examination:
         return list(batches(self.samples, self.batch))
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to try.
-
-    Args:
-        name: For people, and for the steps that need it.
-        run: Does it; what it finds wrong it says or raises.
-        needs: Steps without whose results it makes no sense.
-    """
-
-    name: str
-    run: Callable[[Examination], Outcome]
-    needs: tuple[str, ...] = ()
+Step = tuple[str, Callable[[Examination], Finding], tuple[str, ...]]
+"""Name, what is done, and the steps without whose results it makes no sense."""
 
 
 def prepare(
@@ -100,7 +89,7 @@ def prepare(
     out: Path,
     max_batch: int,
 ) -> Examination:
-    """Settle what can be settled before the model is loaded.
+    """Check what can be checked before the model is loaded.
 
     Args:
         card: Row of ``cards.yaml``, local folder, or hub id.
@@ -114,24 +103,21 @@ def prepare(
         ValueError: In one line, for what the user must correct.
     """
     known = load_cards().get(card) or find_card(card)[0]
+    source = card if path is None else str(path.resolve())
     if path is not None:
         if not path.is_dir():
             raise ValueError(f"--path must be a folder in diffusers' layout. Got {path}.")
-        find_card(str(path.resolve()))
+        find_card(source)
     if auditor is not None:
         _check_auditor(auditor)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder. Got the file {out}.")
-    source = card if path is None else str(path.resolve())
-    settings = config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"card": source}),
-            "capture": config.capture.model_copy(update={"memory_budget_mb": UNLIMITED_MB}),
-        }
-    )
-    samples = tuple(sample for spec in plan(settings) for sample in spec.samples)
+    model = config.model.model_copy(update={"card": source})
+    capture = config.capture.model_copy(update={"memory_budget_mb": UNLIMITED_MB})
+    config = config.model_copy(update={"model": model, "capture": capture})
+    samples = tuple(sample for spec in plan(config) for sample in spec.samples)
     out.mkdir(parents=True, exist_ok=True)
-    return Examination(known, settings, auditor, out, max_batch, samples)
+    return Examination(known, config, auditor, out, max_batch, samples)
 
 
 def _check_auditor(auditor: AuditorConfig) -> None:
@@ -140,11 +126,10 @@ def _check_auditor(auditor: AuditorConfig) -> None:
         resolve(auditor.name, AUDITORS, "auditor")
     given = auditor.checkpoint
     if given is None and auditor.name == "sam":
-        raise ValueError("--auditor sam needs weights. Got none; give --checkpoint FILE.")
+        raise ValueError("The auditor sam needs weights. Got none; give --checkpoint FILE.")
     if given is None or Path(given).expanduser().exists() or auditor.revision is not None:
         return
-    folder = Path(given).expanduser().parent
-    near = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+    near = sorted(path.name for path in Path(given).expanduser().parent.glob("*"))
     raise ValueError(
         f"--checkpoint must be an existing file or folder. Got {given}."
         f"{near_miss(Path(given).name, near)}"
@@ -154,56 +139,33 @@ def _check_auditor(auditor: AuditorConfig) -> None:
 def run_steps(
     examination: Examination,
     steps: Sequence[Step],
-    show: Callable[[Sequence[StepReport]], object],
-) -> list[StepReport]:
+    show: Callable[[Sequence[Finding]], object],
+) -> list[Finding]:
     """Run the steps in order.
 
     Args:
         examination: What they work on.
         steps: Which.
-        show: Called with the reports so far, after every step.
-
-    Returns:
-        One report per step.
+        show: Called with what was found so far, after every step.
     """
-    reports: list[StepReport] = []
+    done: list[Finding] = []
     broken: set[str] = set()
-    for number, step in enumerate(steps, 1):
-        report("step", name=step.name, number=number, of=len(steps), state="begun")
-        missing = [name for name in step.needs if name in broken]
-        done = _not_run(step, missing) if missing else _run(step, examination, broken)
+    for number, (name, run, needs) in enumerate(steps, 1):
+        report("step", name=name, number=number, of=len(steps), state="begun")
+        reset_peak(examination.on_gpu)
+        started = time.perf_counter()
+        try:
+            missing = [need for need in needs if need in broken]
+            found = (
+                Finding(f"needs {', '.join(missing)}", "not run") if missing else run(examination)
+            )
+        except Exception as error:  # whatever it is, the other steps go on
+            missing, found = [name], Finding(reason(error), "failed")
         if missing:
-            broken.add(step.name)
-        reports.append(done)
-        show(reports)
-        about = {"state": done.status, "text": done.outcome.text}
-        report("step", name=step.name, seconds=round(done.seconds, 1), **about)
-    return reports
-
-
-def _not_run(step: Step, missing: Sequence[str]) -> StepReport:
-    return StepReport(step.name, "not run", Outcome(f"needs {', '.join(missing)}", ok=False))
-
-
-def _run(step: Step, examination: Examination, broken: set[str]) -> StepReport:
-    """One step, timed, its memory watched; ``broken`` gets its name if it raises."""
-    reset_peak(examination.on_gpu)
-    started = time.perf_counter()
-    try:
-        outcome = step.run(examination)
-    except Exception as error:  # whatever it is, the other steps go on
-        broken.add(step.name)
-        outcome = Outcome(reason(error), ok=False)
-    seconds = time.perf_counter() - started
-    status: Status = "ok" if outcome.ok else "failed"
-    return StepReport(step.name, status, outcome, seconds, peak_bytes(examination.on_gpu))
-
-
-def with_card(backbone: Backbone, card: Card) -> Backbone:
-    """A backbone under the card that is examined: a local folder may hold any card's weights."""
-    own = backbone.card
-    if own.name != "local" or card.name == "local":
-        return backbone
-    return replace(
-        backbone, card=card.model_copy(update={"sha256": {**card.sha256, **own.sha256}})
-    )
+            broken.add(name)
+        seconds, peak = time.perf_counter() - started, peak_bytes(examination.on_gpu)
+        done.append(replace(found, name=name, seconds=seconds, peak_bytes=peak))
+        show(done)
+        about = {"state": found.status, "text": found.text}
+        report("step", name=name, seconds=round(seconds, 1), **about)
+    return done

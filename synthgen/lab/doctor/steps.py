@@ -1,4 +1,4 @@
-"""The steps that load a card, count its heads, draw, compare and segment.
+"""The steps of an examination: load a card, count its heads, draw, compare, segment, judge.
 
 Images are drawn twice from the same seeds in the same batches: by diffusers' pipeline with
 nothing of ours attached, and with capture. They must be equal, bit for bit.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,9 +27,11 @@ from synthgen.diffusion.generate import (
 )
 from synthgen.diffusion.selection import Layer, attention_layers
 from synthgen.drawing import magnify, overlay
-from synthgen.lab.doctor.findings import Outcome, Table
-from synthgen.lab.doctor.machine import Examination, with_card
-from synthgen.lab.doctor.probe import record_one_step, texts_of
+from synthgen.lab.doctor.agreement import compare_with_auditor
+from synthgen.lab.doctor.install import Finding, examine_installation
+from synthgen.lab.doctor.machine import Examination, Step, run_steps
+from synthgen.lab.doctor.page import write_page
+from synthgen.lab.doctor.probe import probe_batches, record_one_step, texts_of
 from synthgen.progress import report
 from synthgen.segmentation.masks import id_map
 from synthgen.segmentation.segment import segment
@@ -60,43 +64,64 @@ EXPECTED: Mapping[str, Mapping[str, Mapping[int, int]]] = {
 SHEET_SIDE, SHEET_ROWS = 256, 8  # pixels per tile: a picture that can be sent
 
 
-def load(examination: Examination) -> Outcome:
-    """Load the weights; hub weights are checked against the card before they are read."""
-    found = load_backbone(examination.config.model)
-    examination.backbone = with_card(found, examination.card)
+def examine(examination: Examination) -> tuple[list[Finding], list[Finding], Path]:
+    """Look at the installation, run every step, write the page.
+
+    Returns:
+        What was found of the installation and by the steps, and the page.
+    """
+    steps = STEPS if examination.auditor is not None else STEPS[:-1]
+    installation = examine_installation(examination.out)
+
+    def show(done: Sequence[Finding]) -> Path:
+        return write_page(examination, installation, done, len(steps))
+
+    done = run_steps(examination, steps, show)
+    return installation, done, show(done)
+
+
+def load(examination: Examination) -> Finding:
+    """Load the weights; hub weights are checked against the card before they are read.
+
+    A local folder may hold any card's weights: they stand under the card that is examined.
+    """
+    found, card = load_backbone(examination.config.model), examination.card
+    if found.card.name == "local" and card.name != "local":
+        hashes = {**card.sha256, **found.card.sha256}
+        found = replace(found, card=card.model_copy(update={"sha256": hashes}))
+    examination.backbone = found
     dtype = str(found.dtype).removeprefix("torch.")
-    return Outcome(f"{examination.model.card.name} on {found.device} in {dtype}")
+    return Finding(f"{found.card.name} on {found.device} in {dtype}")
 
 
-def check_hashes(examination: Examination) -> Outcome:
+def check_hashes(examination: Examination) -> Finding:
     """The sha256 of every weight file against the first digits that the card names."""
-    found = examination.model.identity["sha256"]
-    expected = examination.model.card.sha256
-    weights = {n: digits for n, digits in expected.items() if n.endswith(".safetensors")}
-    others = [n for n in weights if not str(found.get(n, "")).startswith(weights[n])]
-    wrong = [n for n in others if n in found or "/" in n]
-    rows = tuple(
-        (name, str(sha), _verdict(weights.get(name), str(sha))) for name, sha in found.items()
-    )
-    table = Table(("file", "sha256", "card"), rows)
+    found = {name: str(sha) for name, sha in examination.model.identity["sha256"].items()}
+    weights = {
+        name: digits
+        for name, digits in examination.model.card.sha256.items()
+        if name.endswith(".safetensors")
+    }
+    differ = [name for name in weights if not found.get(name, "").startswith(weights[name])]
+    wrong = [name for name in differ if name in found or "/" in name]
+    rows = [("file", "sha256", "card")]
+    for name, sha in found.items():
+        verdict = f"differs ({weights[name]}…)" if name in differ else "equal"
+        rows.append((name, sha, verdict if name in weights else "–"))
     if wrong:
         first = wrong[0]
         text = f"{first} must have sha256 {weights[first]}…, got {str(found.get(first))[:12]}…"
-        return Outcome(f"{len(wrong)} of {len(weights)} files differ: {text}", False, table)
-    if not weights:
-        return Outcome(
-            f"{len(found)} files hashed; the card names nothing to compare", True, table
-        )
-    return Outcome(f"{len(found)} files, as the card says", True, table)
+        text = f"{len(wrong)} of {len(weights)} files differ: {text}"
+        return Finding(text, "failed", tuple(rows))
+    text = (
+        f"{len(found)} files, as the card says"
+        if weights
+        else f"{len(found)} files hashed; the card names nothing to compare"
+    )
+    return Finding(text, table=tuple(rows))
 
 
-def _verdict(expected: str | None, found: str) -> str:
-    if expected is None:
-        return "–"
-    return "equal" if found.startswith(expected) else f"differs ({expected}…)"
-
-
-def count_heads(examination: Examination) -> Outcome:
+def count_heads(examination: Examination) -> Finding:
     """Heads and grids of one real capture of every layer, against what the card must give."""
     backbone = examination.model
     recording = record_one_step(examination, examination.samples[:1], "all")[0]
@@ -104,80 +129,57 @@ def count_heads(examination: Examination) -> Outcome:
     settings = settle(backbone, examination.config.generation)
     size = (settings.height, settings.width)
     layers = attention_layers(backbone.pipeline.unet, backbone.latent_size(*size))
-    counted = heads_by_grid(layers)
-    expected = EXPECTED.get(examination.card.name) if size == backbone.native_size else None
-    finite = all(bool(torch.isfinite(value).all()) for value in features.values.values())
-    same = all(
-        features.values[x.name].shape[0] == x.heads and features.grids[x.name] == x.grid
-        for x in layers
-    )
-    total = sum(layer.heads for layer in layers)
-    parts = ", ".join(f"{sum(g.values())} {part}" for part, g in counted.items())
-    text = f"{total} heads ({parts}) in {len(layers)} layers; {features.num_bytes / 1e6:.1f} MB"
-    table = Table(("part", "grid", "layers", "heads", "features per head"), _head_rows(layers))
-    if expected is not None and counted != expected:
-        wanted = sum(sum(grids.values()) for grids in expected.values())
-        return Outcome(f"{text}; {wanted} on the card's grids must be there", False, table)
-    if not (finite and same):
-        return Outcome(f"{text}; captures must be finite and of every layer", False, table)
-    return Outcome(f"{text}{', as expected' if expected else ''}", True, table)
-
-
-def heads_by_grid(layers: Sequence[Layer]) -> dict[str, dict[int, int]]:
-    """Part of the UNet (down, mid, up) to shorter side of the grid to number of heads.
-
-    >>> layers = [Layer("up_blocks.1.attn1", 5, 64, (8, 8)), Layer("mid_block.a", 2, 4, (4, 6))]
-    >>> heads_by_grid(layers)
-    {'up': {8: 5}, 'mid': {4: 2}}
-    """
-    counted: dict[str, dict[int, int]] = {}
-    for layer in layers:
-        grids = counted.setdefault(layer.name.split("_")[0], {})
-        grids[min(layer.grid)] = grids.get(min(layer.grid), 0) + layer.heads
-    return counted
-
-
-def _head_rows(layers: Sequence[Layer]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[str, tuple[int, int]], list[Layer]] = defaultdict(list)
     for layer in layers:
         groups[layer.name.split("_")[0], layer.grid].append(layer)
-    return tuple(
-        (
-            part,
-            f"{grid[0]} × {grid[1]}",
-            str(len(found)),
-            str(sum(layer.heads for layer in found)),
-            ", ".join(sorted({str(layer.dim) for layer in found})),
-        )
-        for (part, grid), found in groups.items()
+    counted: dict[str, dict[int, int]] = defaultdict(dict)
+    rows = [("part", "grid", "layers", "heads", "features per head")]
+    for (part, grid), own in groups.items():
+        counted[part][min(grid)] = heads = sum(layer.heads for layer in own)
+        dims = ", ".join(sorted({str(layer.dim) for layer in own}))
+        rows.append((part, f"{grid[0]} × {grid[1]}", str(len(own)), str(heads), dims))
+    parts = ", ".join(f"{sum(grids.values())} {part}" for part, grids in counted.items())
+    text = (
+        f"{sum(layer.heads for layer in layers)} heads ({parts}) in {len(layers)} layers; "
+        f"{features.num_bytes / 1e6:.1f} MB"
     )
+    expected = EXPECTED.get(examination.card.name) if size == backbone.native_size else None
+    sound = all(bool(value.isfinite().all()) for value in features.values.values()) and all(
+        features.values[x.name].shape[0] == x.heads and features.grids[x.name] == x.grid
+        for x in layers
+    )
+    if expected is not None and counted != expected:
+        wanted = sum(sum(grids.values()) for grids in expected.values())
+        text = f"{text}; {wanted} on the card's grids must be there"
+    elif not sound:
+        text = f"{text}; captures must be finite and of every layer"
+    else:
+        return Finding(f"{text}{', as expected' if expected else ''}", table=tuple(rows))
+    return Finding(text, "failed", tuple(rows))
 
 
-def draw_plain(examination: Examination) -> Outcome:
+def draw_plain(examination: Examination) -> Finding:
     """All images by diffusers' pipeline alone."""
-    backbone, config = examination.model, examination.config
-    settings = settle(backbone, config.generation)
+    backbone, generation = examination.model, examination.config.generation
+    settings = settle(backbone, generation)
     started = time.perf_counter()
     examination.plain.clear()
     for batch in examination.batches():
         texts, seeds = texts_of(examination, batch), [sample.seed for sample in batch]
         with backbone.lock, torch.no_grad():
-            run = text_to_image(
-                backbone, texts, seeds, settings, config.generation.negative_prompt
-            )
-            latents = run.run()
-            examination.plain += [decode_image(backbone, row) for row in latents.chunk(len(batch))]
+            run = text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
+            latents = run.run().chunk(len(batch))
+            examination.plain += [decode_image(backbone, row) for row in latents]
         report("samples", count=len(batch))
     examination.seconds["drawn"] = time.perf_counter() - started
     failed = sum(image is None for image in examination.plain)
     if failed:
-        return Outcome(f"{failed} of {len(examination.plain)} images are not finite", ok=False)
-    return Outcome(
-        f"{_rate(examination, 'drawn')} without capture, batches of {examination.batch}"
-    )
+        return Finding(f"{failed} of {len(examination.plain)} images are not finite", "failed")
+    rate = _rate(examination, "drawn")
+    return Finding(f"{rate} without capture, batches of {examination.batch}")
 
 
-def draw_captured(examination: Examination) -> Outcome:
+def draw_captured(examination: Examination) -> Finding:
     """The same images with capture, compared with those drawn without."""
     config = examination.config
     started = time.perf_counter()
@@ -188,16 +190,16 @@ def draw_captured(examination: Examination) -> Outcome:
         report("samples", count=len(batch))
     examination.seconds["captured"] = time.perf_counter() - started
     examination.captured = [result for result in results if isinstance(result, Sample)]
-    for result in results:
-        if isinstance(result, Failure) and not examination.captured:
-            raise RuntimeError(f"no image could be used: {result.reason}, {result.message}")
+    if not examination.captured:
+        first = next(result for result in results if isinstance(result, Failure))
+        raise RuntimeError(f"no image could be used: {first.reason}, {first.message}")
     rate = _rate(examination, "captured")
     if not examination.plain:
-        return Outcome(f"{rate} with capture; nothing to compare with", ok=False)
+        return Finding(f"{rate} with capture; nothing to compare with", "failed")
     pairs = zip(examination.plain, results, strict=True)
     equal = sum(_is_equal(image, result) for image, result in pairs)
     text = f"{equal} of {len(results)} images bit-identical with and without capture; {rate}"
-    return Outcome(text, equal == len(results))
+    return Finding(text, "ok" if equal == len(results) else "failed")
 
 
 def _is_equal(
@@ -209,40 +211,35 @@ def _is_equal(
     return image is not None and bool(np.array_equal(image, result.image))
 
 
-def segment_all(examination: Examination) -> Outcome:
+def segment_all(examination: Examination) -> Finding:
     """Masks of every image; images per second with and without."""
     started = time.perf_counter()
     examination.segmentations.clear()
     for sample in examination.captured:
         examination.segmentations.append(segment(sample, examination.config.segmentation))
         report("samples", count=1)
-    examination.seconds["masks"] = time.perf_counter() - started
     seconds, num = examination.seconds, len(examination.samples)
+    seconds["masks"] = seconds["captured"] + time.perf_counter() - started
     stages = {
         "drawn by diffusers alone": seconds.get("drawn"),
         "drawn with capture": seconds["captured"],
-        "with capture and masks": seconds["captured"] + seconds["masks"],
+        "with capture and masks": seconds["masks"],
     }
-    rows = tuple(
-        (name, f"{spent / num:.2f}", f"{num / spent:.3f}")
-        for name, spent in stages.items()
-        if spent
-    )
+    rows = [("images", "seconds per image", "images/s")]
+    rows += [(name, f"{s / num:.2f}", f"{num / s:.3f}") for name, s in stages.items() if s]
     counts = [len(found.mask_set) for found in examination.segmentations]
-    rate = num / (seconds["captured"] + seconds["masks"])
-    text = f"{rate:.3f} images/s with masks, {np.mean(counts):.0f} masks per image"
-    return Outcome(text, True, Table(("images", "seconds per image", "images/s"), rows))
+    text = f"{_rate(examination, 'masks')} with masks, {np.mean(counts):.0f} masks per image"
+    return Finding(text, table=tuple(rows))
 
 
-def draw_sheet(examination: Examination) -> Outcome:
+def draw_sheet(examination: Examination) -> Finding:
     """The contact sheet: image, clusters at each k, hierarchy."""
     pairs = list(zip(examination.captured, examination.segmentations, strict=True))[:SHEET_ROWS]
     rows = [(sample.prompt.text[:120], "", _tiles(sample, found)) for sample, found in pairs]
     header = ["image", *(f"k = {k}" for k in pairs[0][1].ks), "merged hierarchy"]
     path = examination.out / "contact-sheet.png"
     sheet(rows, header).save(path)
-    text = f"{path.name}, {len(rows)} images"
-    return Outcome(text, picture=path.name)
+    return Finding(f"{path.name}, {len(rows)} images", picture=path.name)
 
 
 def _tiles(sample: Sample, found: Segmentation) -> list[UInt8[np.ndarray, "_height _width 3"]]:
@@ -258,3 +255,16 @@ def _tiles(sample: Sample, found: Segmentation) -> list[UInt8[np.ndarray, "_heig
 
 def _rate(examination: Examination, name: str) -> str:
     return f"{len(examination.samples) / examination.seconds[name]:.3f} images/s"
+
+
+STEPS: tuple[Step, ...] = (
+    ("load", load, ()),
+    ("hashes", check_hashes, ("load",)),
+    ("heads and grids", count_heads, ("load",)),
+    ("batch sizes", probe_batches, ("load",)),
+    ("images", draw_plain, ("load",)),
+    ("capture", draw_captured, ("load",)),
+    ("masks", segment_all, ("capture",)),
+    ("contact sheet", draw_sheet, ("masks",)),
+    ("Top-n", compare_with_auditor, ("masks",)),  # where there is an auditor
+)
