@@ -1,7 +1,7 @@
 """What the audits of a dataset say, as far as a page needs it.
 
-Several audits may stand in a dataset; without a wish the page shows the one that was finished
-last. Metrics and verdicts are read for all samples, the auditor's masks only for those shown.
+A dataset may have several audits; without a wish the page shows the one that was finished last.
+Metrics and verdicts are read for all samples, the auditor's masks only for those shown.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float
-
 from synthgen.dataset.audits import (
-    AuditRow,
     audit_ids,
     audit_marker_name,
     is_audited,
     parse_table,
     read_audit_marker,
+    read_verdicts,
     summary_name,
     table_name,
 )
@@ -28,22 +28,28 @@ from synthgen.dataset.rle import mask_ious
 from synthgen.dataset.sidecars import read_sealed
 from synthgen.storage.publish import Storage
 from synthgen.storage.seal import check_vouched, sha256_of
+from synthgen.types import Verdict
+
+_RENAMED = {"chance_": "color_baseline_", "others_": "shuffled_masks_"}
+"""How metrics of two baselines begin in the tables of datasets, and in the page."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """An audit as it stands in a dataset.
+@dataclass(frozen=True)
+class Audit:
+    """An audit of a dataset as it is now.
 
     Args:
+        storage: The dataset.
         id: Name of its folder.
-        shards: File stems of the shards that it is about, as they are now.
+        shards: File stem to tar hash of the shards that it is about.
         total: Shards with samples in the dataset.
         created: When its last table was done, ISO 8601, UTC.
         summary: Content of its summary.json; empty while it is unfinished.
     """
 
+    storage: Storage
     id: str
-    shards: tuple[str, ...]
+    shards: Mapping[str, str]
     total: int
     created: str
     summary: Mapping[str, Any]
@@ -64,47 +70,68 @@ class Standing:
             tree = tree.get(name) if isinstance(tree, Mapping) else None
         return str(tree or "")
 
+    @cached_property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """Verdict of every audited sample by key, in order.
 
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """Verdicts and metrics of every audited sample.
+        Raises:
+            ValueError: If one of its tables cannot be read.
+        """
+        found = read_verdicts(self.storage, self.id, self.shards)
+        return {key: verdict for rows in found.values() for key, verdict in rows.items()}
 
-    Args:
-        standing: Which audit it is.
-        keys: Samples, in order.
-        keep: Whether each is kept.
-        reasons: Why not; empty where kept.
-        metrics: Values by name; NaN where a metric has no meaning.
-    """
-
-    standing: Standing
-    keys: tuple[str, ...]
-    keep: Bool[np.ndarray, " sample"]
-    reasons: tuple[str, ...]
-    metrics: Mapping[str, Float[np.ndarray, " sample"]]
-
-    def of(self, name: str) -> Mapping[str, float]:
-        """One metric by key; samples without it are left out."""
-        values = self.metrics.get(name, np.full(len(self.keys), np.nan))
-        return {
-            key: float(value)
-            for key, value in zip(self.keys, values, strict=True)
-            if np.isfinite(value)
-        }
+    @cached_property
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Values of every metric by key; samples for which one has no meaning are left out."""
+        found: dict[str, dict[str, float]] = {}
+        for key, verdict in self.verdicts.items():
+            for name, value in verdict.metrics.items():
+                for old, new in _RENAMED.items():
+                    name = name.replace(old, new, 1) if name.startswith(old) else name
+                values = found.setdefault(name, {})
+                if isfinite(value):
+                    values[key] = value
+        return found
 
     def mean(self, name: str) -> float | None:
         """Mean of a metric over the samples that have it, None if none has."""
-        values = list(self.of(name).values())
-        return float(np.mean(values)) if values else None
+        values = self.metrics.get(name)
+        return fmean(values.values()) if values else None
 
     @property
     def rejected(self) -> Counter[str]:
         """Samples not kept, per reason."""
-        pairs = zip(self.keep.tolist(), self.reasons, strict=True)
-        return Counter(reason for keep, reason in pairs if not keep)
+        return Counter(v.reason for v in self.verdicts.values() if not v.keep)
+
+    def ious(
+        self, shard: str, segments: Mapping[str, list[Mapping[str, Any]]]
+    ) -> dict[str, list[float]]:
+        """Best IoU of each of our masks with any mask of the auditor.
+
+        Args:
+            shard: Stem of the shard.
+            segments: Our segments (with their ``rle``) by key.
+
+        Returns:
+            By key one number per segment, for the samples whose annotations are there.
+        """
+        if shard not in self.shards or not segments:
+            return {}
+        name, marker = table_name(self.id, shard), read_audit_marker(self.storage, self.id, shard)
+        content, expected = self.storage.read(name) or b"", marker.sha256 if marker else ""
+        check_vouched(name, sha256_of(content), expected, audit_marker_name(self.id, shard))
+        found = {}
+        for row in parse_table(content, keys=list(segments)):
+            ours = segments[row.key]
+            if row.annotations and ours:
+                height, width = ours[0]["rle"]["size"]
+                seen = [record["segmentation"] for record in row.annotations]
+                rles = [segment["rle"] for segment in ours]
+                found[row.key] = mask_ious(rles, seen, height, width).max(1).tolist()
+        return found
 
 
-def standing_audits(storage: Storage, tars: Mapping[str, str]) -> list[Standing]:
+def existing_audits(storage: Storage, tars: Mapping[str, str]) -> list[Audit]:
     """The audits that are about at least one shard: the one finished last first.
 
     Unfinished ones (no summary) follow; of equal times the first name comes first.
@@ -113,100 +140,33 @@ def standing_audits(storage: Storage, tars: Mapping[str, str]) -> list[Standing]
         storage: The dataset.
         tars: File stem to tar hash of its shards with samples.
     """
-    found = [_stand(storage, audit_id, tars) for audit_id in audit_ids(storage)]
-    some = [standing for standing in found if standing.shards]
-    return sorted(some, key=lambda s: (bool(s.summary), s.created), reverse=True)  # stable
+    found = []
+    for audit_id in audit_ids(storage):
+        markers = [read_audit_marker(storage, audit_id, shard) for shard in tars]
+        done = [
+            marker
+            for marker, sha256 in zip(markers, tars.values(), strict=True)
+            if marker is not None and is_audited(storage, audit_id, marker, sha256)
+        ]
+        if done:
+            shards = {marker.name: tars[marker.name] for marker in done}
+            created = max(str(marker.created) for marker in done)
+            summary = read_sealed(storage, summary_name(audit_id)) or {}
+            found.append(Audit(storage, audit_id, shards, len(tars), created, summary))
+    return sorted(found, key=lambda a: (bool(a.summary), a.created), reverse=True)  # stable
 
 
-def pick_audit(standing: Sequence[Standing], audit_id: str | None) -> Standing | None:
+def pick_audit(audits: Sequence[Audit], audit_id: str | None) -> Audit | None:
     """The audit asked for; without an id the first one, or none.
 
     Raises:
         ValueError: If the one asked for does not exist; those that do are named.
     """
     if audit_id is None:
-        return standing[0] if standing else None
-    for item in standing:
-        if item.id == audit_id:
-            return item
-    names = ", ".join(item.id for item in standing)
+        return audits[0] if audits else None
+    for audit in audits:
+        if audit.id == audit_id:
+            return audit
+    names = ", ".join(audit.id for audit in audits)
     have = f"It has {names}." if names else "It has none: see 'synthgen audit'."
     raise ValueError(f"audit must be one of the dataset's audits. Got {audit_id!r:.60}. {have}")
-
-
-def read_audit(storage: Storage, standing: Standing) -> Audit:
-    """All verdicts and metrics of an audit.
-
-    Raises:
-        ValueError: If one of its tables cannot be read.
-    """
-    parts = [_rows(storage, standing.id, shard) for shard in standing.shards]
-    names = sorted({name for rows in parts for row in rows[:1] for name in row.verdict.metrics})
-    rows = [row for part in parts for row in part]
-    return Audit(
-        standing=standing,
-        keys=tuple(row.key for row in rows),
-        keep=np.array([row.verdict.keep for row in rows], dtype=bool),
-        reasons=tuple(row.verdict.reason for row in rows),
-        metrics={
-            name: np.array([row.verdict.metrics.get(name, np.nan) for row in rows])
-            for name in names
-        },
-    )
-
-
-def auditor_ious(
-    storage: Storage, audit: Audit, shard: str, segments: Mapping[str, list[Mapping[str, Any]]]
-) -> dict[str, list[float]]:
-    """Best IoU of each of our masks with any mask of the auditor.
-
-    Args:
-        storage: The dataset.
-        audit: The audit.
-        shard: Stem of the shard.
-        segments: Our segments (with their ``rle``) by key.
-
-    Returns:
-        By key one number per segment, for the samples whose annotations are there.
-    """
-    if shard not in audit.standing.shards or not segments:
-        return {}
-    found = {}
-    for row in _rows(storage, audit.standing.id, shard, wanted=list(segments)):
-        ours = segments[row.key]
-        if row.annotations and ours:
-            height, width = ours[0]["rle"]["size"]
-            seen = [record["segmentation"] for record in row.annotations]
-            ious = mask_ious([segment["rle"] for segment in ours], seen, height, width)
-            found[row.key] = ious.max(1).tolist()
-    return found
-
-
-def _stand(storage: Storage, audit_id: str, tars: Mapping[str, str]) -> Standing:
-    markers = [
-        marker
-        for shard, tar_sha256 in tars.items()
-        for marker in [read_audit_marker(storage, audit_id, shard)]
-        if marker is not None and is_audited(storage, audit_id, marker, tar_sha256)
-    ]
-    created = max((str(marker.created) for marker in markers), default="")
-    names = tuple(marker.name for marker in markers)
-    return Standing(audit_id, names, len(tars), created, _summary(storage, audit_id))
-
-
-def _rows(
-    storage: Storage, audit_id: str, shard: str, wanted: Sequence[str] | None = None
-) -> list[AuditRow]:
-    """Rows of a table: all without annotations, or those of the wanted keys with them."""
-    name, marker = table_name(audit_id, shard), read_audit_marker(storage, audit_id, shard)
-    content = storage.read(name) or b""
-    try:
-        expected = marker.sha256 if marker is not None else ""
-        check_vouched(name, sha256_of(content), expected, audit_marker_name(audit_id, shard))
-        return parse_table(content, wanted is not None, keys=wanted)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error} Run 'synthgen audit' again.") from None
-
-
-def _summary(storage: Storage, audit_id: str) -> dict[str, Any]:
-    return read_sealed(storage, summary_name(audit_id)) or {}

@@ -1,78 +1,64 @@
-"""Geometry of the page's charts; ``templates/chart.svg.j2`` draws them as inline SVG.
+"""The page's charts: what their bars stand for; ``templates/chart.svg.j2`` draws them as SVG.
 
-SVG made here rather than by matplotlib: text stays text, colors follow the page's theme through
-CSS variables, and a chart takes 3 kB instead of 30. Every chart says in words what it shows.
+SVG of our own rather than matplotlib's: the page's policy forbids the style attributes that the
+latter is made of, text stays text, colors follow the page's theme, and a chart takes 3 kB instead
+of 30. Every chart says in words what it shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from synthgen.report.overview import Histogram
+from synthgen.config import TOPS
+from synthgen.report.audits import Audit
+from synthgen.report.overview import SHARE_EDGES, Histogram, Overview
 
-WIDTH, HEIGHT = 380, 222  # as in the template's viewBox
-LEFT, RIGHT, TOP, BOTTOM = 46, 24, 24, 44
+_SERIES = {
+    "our masks": "",
+    "color baseline (RGB+XY)": "color_baseline_",
+    "other images' masks": "shuffled_masks_",
+}
+"""Whose Top-n is shown, and how their metrics begin."""
 
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A rectangle of a chart.
-
-    Args:
-        x: Left edge.
-        y: Upper edge.
-        width: Of the rectangle.
-        height: Of the rectangle.
-        series: Index of its series; decides the color.
-        text: What it stands for, in words.
-    """
-
-    x: float
-    y: float
-    width: float
-    height: float
-    series: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on an axis: where, and what it says."""
-
-    at: float
-    text: str
+_PER_K = re.compile(r"top_5_k([0-9]+)")
+_DECADES = {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"}
+_SHARES = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}
+_PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
+_SECONDS = {0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 100.0: "100 s"}
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """All that the template draws.
+    """Groups of bars from left to right, in each a bar per series.
 
     Args:
         title: What is shown.
         summary: The same in words, for those who do not see it.
         x_label: Under the horizontal axis.
         y_label: Above the vertical axis.
-        bars: Rectangles.
-        x_ticks: Marks of the horizontal axis.
-        y_ticks: Marks of the vertical axis, with grid lines.
-        series: Names for the legend; none where there is one series.
+        names: Of the series.
+        groups: Each in words, and its values; None or 0 leaves a bar out.
+        x_ticks: Marks of the horizontal axis: how many groups from the left, and the text.
+        y_ticks: Marks of the vertical axis: value and text.
+        highest: Value at the top of the vertical axis.
+        gap: Share of a group's width that is left free between it and its neighbors.
+        digits: After the decimal point of values.
     """
 
     title: str
     summary: str
     x_label: str
     y_label: str
-    bars: tuple[Bar, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    series: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """The bars as table rows."""
-        return [tuple(bar.text.rsplit(": ", 1)) for bar in self.bars]
+    names: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[float | None, ...]], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    highest: float = 1.0
+    gap: float = 0.0
+    digits: int = 0
 
 
 def histogram_chart(
@@ -91,31 +77,26 @@ def histogram_chart(
         series: Histograms by name.
         ticks: Text at edges of bins.
     """
-    histograms = list(series.values())
-    edges = histograms[0].edges
-    highest = max(1, *(int(h.counts.max()) for h in histograms))
-    slot = (WIDTH - LEFT - RIGHT) / (len(edges) - 1)
-    bars = [
-        _bar(
-            LEFT + slot * (index + number / len(histograms)),
-            slot / len(histograms),
-            int(histogram.counts[index]) / highest,
-            number,
-            f"{edges[index]:.3g} to {edges[index + 1]:.3g}: {int(histogram.counts[index])}",
-        )
-        for number, histogram in enumerate(histograms)
-        for index in range(len(edges) - 1)
-        if histogram.counts[index]
-    ]
-    places = {float(edge): LEFT + slot * index for index, edge in enumerate(edges)}
-    marks = tuple(
-        Tick(places[min(places, key=lambda edge: abs(edge - at))], text)
-        for at, text in ticks.items()
+    edges = next(iter(series.values())).edges.tolist()
+    counts = [list(map(float, histogram.counts)) for histogram in series.values()]
+    highest = int(max(1.0, *map(max, counts)))
+    groups = zip(edges[:-1], edges[1:], zip(*counts, strict=True), strict=True)
+    steps = (base * 10**power for power in range(10) for base in (1, 2, 5))
+    step = next(step for step in steps if highest / step <= 4)  # at most five round marks
+    return Chart(
+        title,
+        "; ".join(f"{name}: {histogram.words}" for name, histogram in series.items()),
+        x_label,
+        y_label,
+        tuple(series),
+        tuple((f"{low:.3g} to {high:.3g}", values) for low, high, values in groups),
+        tuple(
+            (float(min(range(len(edges)), key=lambda i: abs(edges[i] - at))), text)
+            for at, text in ticks.items()
+        ),
+        tuple((float(count), f"{count:,}") for count in range(0, highest + 1, step)),
+        float(highest),
     )
-    names = tuple(series) if len(series) > 1 else ()
-    summary = "; ".join(_in_words(name, histogram) for name, histogram in series.items())
-    axis = _counts_axis(highest)
-    return Chart(title, summary, x_label, y_label, tuple(bars), marks, axis, names)
 
 
 def grouped_chart(
@@ -129,46 +110,61 @@ def grouped_chart(
         groups: Values of all series by group; None leaves a bar out.
         names: Names of the series.
     """
-    slot = (WIDTH - LEFT - RIGHT) / max(len(groups), 1)
-    bars, ticks = [], []
-    for index, (group, values) in enumerate(groups.items()):
-        left = LEFT + slot * (index + 0.15)
-        ticks.append(Tick(LEFT + slot * (index + 0.5), group))
-        for number, value in enumerate(values):
-            if value is not None and isfinite(value):
-                width = slot * 0.7 / len(names)
-                text = f"{group}, {names[number]}: {value:.3f}"
-                bars.append(_bar(left + number * width, width, value, number, text))
-    axis = tuple(Tick(_y(step / 5), f"{step / 5:.1f}") for step in range(6))
-    summary = "; ".join(bar.text for bar in bars) or "no values"
-    legend = tuple(names) if len(names) > 1 else ()
-    return Chart(title, summary, x_label, "mean", tuple(bars), tuple(ticks), axis, legend)
-
-
-def _bar(x: float, width: float, share: float, series: int, text: str) -> Bar:
-    top, bottom = _y(min(max(share, 0.0), 1.0)), _y(0.0)
-    return Bar(
-        round(x + 0.5, 2), round(top, 2), round(width - 1, 2), round(bottom - top, 2), series, text
+    finite = {
+        group: tuple(v if v is not None and isfinite(v) else None for v in values)
+        for group, values in groups.items()
+    }
+    words = [
+        f"{group}, {name}: {value:.3f}"
+        for group, values in finite.items()
+        for name, value in zip(names, values, strict=True)
+        if value is not None
+    ]
+    ticks = tuple((index + 0.5, group) for index, group in enumerate(finite))
+    axis = tuple((step / 5, f"{step / 5:.1f}") for step in range(6))
+    summary = "; ".join(words) or "no values"
+    bars = tuple(finite.items())
+    return Chart(
+        title, summary, x_label, "mean", tuple(names), bars, ticks, axis, gap=0.3, digits=3
     )
 
 
-def _y(share: float) -> float:
-    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-
-def _counts_axis(highest: int) -> tuple[Tick, ...]:
-    """Round counts at a distance that gives at most five marks."""
-    steps = (base * 10**power for power in range(10) for base in (1, 2, 5))
-    step = next(step for step in steps if highest / step <= 4)
-    return tuple(Tick(_y(n / highest), f"{n:,}") for n in range(0, highest + 1, step))
-
-
-def _in_words(name: str, histogram: Histogram) -> str:
-    """One sentence on a histogram: how many values, and where the most common bin is."""
-    if not histogram.total:
-        return f"{name}: no values"
-    peak, edges = int(histogram.counts.argmax()), histogram.edges
-    return (
-        f"{name}: {histogram.total:,} values, most often {edges[peak]:.3g} to "
-        f"{edges[peak + 1]:.3g} ({int(histogram.counts[peak]):,})"
+def dataset_charts(overview: Overview, audit: Audit | None) -> list[Chart]:
+    """All charts of the page: those of the audit first, where there is one."""
+    counts = {float(edge): f"{edge:.0f}" for edge in overview.num_masks.edges[::5]}
+    share = "share of the image"
+    rows = (
+        ("Masks per image", "masks", "images", overview.num_masks, counts),
+        ("Coverage", f"{share} in any mask", "images", overview.coverage, _PERCENT),
+        ("Mask areas", f"{share} (log)", "masks", overview.areas, _DECADES),
+        ("Time per sample", "seconds (log)", "samples", overview.seconds, _SECONDS),
     )
+    counted = [
+        histogram_chart(title, label, unit, {unit: histogram}, ticks)
+        for title, label, unit, histogram, ticks in rows
+    ]
+    return [*(_audit_charts(audit) if audit else ()), *counted]
+
+
+def _audit_charts(audit: Audit) -> Iterator[Chart]:
+    series = {
+        name: prefix
+        for name, prefix in _SERIES.items()
+        if any(audit.mean(f"{prefix}top_{n}") is not None for n in TOPS)
+    }
+    tops = {
+        f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in series.values()] for n in TOPS
+    }
+    yield grouped_chart("Top-n (eq. 4)", "largest masks of the auditor", tops, tuple(series))
+    per_k = {int(match[1]): name for name in audit.metrics if (match := _PER_K.fullmatch(name))}
+    alone = {f"k = {k}": [audit.mean(per_k[k])] for k in sorted(per_k)}
+    if any(value is not None for (value,) in alone.values()):
+        yield grouped_chart("Top-5 of each k alone", "number of clusters", alone, ("our masks",))
+    histograms = {}
+    for name, prefix in series.items():
+        values = audit.metrics.get(f"{prefix}top_5")
+        if values:
+            histograms[name] = Histogram(SHARE_EDGES)
+            histograms[name].add(values.values())
+    if histograms:
+        yield histogram_chart("Top-5 per sample", "mean best IoU", "samples", histograms, _SHARES)

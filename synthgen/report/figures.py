@@ -2,17 +2,17 @@
 
 BL figure 3 (each head's principal components as colors), 5 (clusters over k), 6 and 7 (a
 reference's largest masks above those of ours that match them best), 10 (upsampling error, eq. 6),
-and the hierarchy where there is no reference. Figures know no display: they are drawn by Agg.
+and the hierarchy where there is no reference. Figures need no display.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from synthgen.types import HeadFeatures, MaskSet, Segmentation
 
 BLUE = (0, 114, 178)  # Okabe-Ito; BL figures 6 and 7 show masks in blue
 Picture = UInt8[np.ndarray, "_height _width 3"]
+_Image = UInt8[np.ndarray, "height width 3"]
 
 
 def head_pictures(
@@ -45,25 +46,21 @@ def head_pictures(
 def head_gallery(features: HeadFeatures) -> Figure:
     """One row per layer in the order of the UNet, one picture per head (BL fig. 3)."""
     columns = max(value.shape[0] for value in features.values.values())
-    figure = _figure(columns, len(features.values), 0.85)
+    figure, grid = _grid(len(features.values), columns, 0.85)
     for row, (name, value) in enumerate(features.values.items()):
-        pictures = head_pictures(value, features.grids[name])
-        for column, picture in enumerate(pictures):
-            axes = figure.add_subplot(len(features.values), columns, row * columns + column + 1)
-            _show(axes, picture, f"head {column}" if row == 0 else "")
-            if column == 0:
-                height, width = features.grids[name]
-                axes.set_ylabel(f"{_short(name)}\n{height} x {width}", fontsize=6)
+        height, width = features.grids[name]
+        for column, picture in enumerate(head_pictures(value, (height, width))):
+            _show(grid[row, column], picture, f"head {column}" if row == 0 else "")
+        for empty in grid[row, value.shape[0] :]:
+            empty.remove()
+        grid[row, 0].set_ylabel(f"{_short(name)}\n{height} x {width}", fontsize=6)
     return figure
 
 
-def cluster_strip(
-    image: UInt8[np.ndarray, "height width 3"], segmentation: Segmentation
-) -> Figure:
+def cluster_strip(image: _Image, segmentation: Segmentation) -> Figure:
     """The image and its clusters at each k (BL fig. 5)."""
-    tiles = [magnify(image)]
-    tiles += [overlay(image, labels) for labels in segmentation.labels]
-    return panel(tiles, ["image", *(f"k = {k}" for k in segmentation.ks)], len(tiles))
+    tiles = [magnify(image), *(overlay(image, labels) for labels in segmentation.labels)]
+    return _panel(tiles, ["image", *(f"k = {k}" for k in segmentation.ks)], len(tiles))
 
 
 def match_masks(
@@ -86,44 +83,42 @@ def match_masks(
 
 
 def matched_masks(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: _Image,
     references: Bool[np.ndarray, "reference height width"],
     masks: Bool[np.ndarray, "mask height width"],
 ) -> Figure:
     """Top: the largest masks of a reference. Bottom: our masks that match them (BL fig. 6, 7)."""
     matches = match_masks(references, masks)
     if not matches:
-        return panel([magnify(image)], ["no masks to match"], 1)
+        return _panel([magnify(image)], ["no masks to match"], 1)
     tiles = [highlight(image, references[index]) for index, _, _ in matches]
     tiles += [highlight(image, masks[index]) for _, index, _ in matches]
     titles = [f"reference {position + 1}" for position in range(len(matches))]
     titles += [f"mask {index + 1}, IoU {iou:.2f}" for _, index, iou in matches]
-    return panel(tiles, titles, len(matches))
+    return _panel(tiles, titles, len(matches))
 
 
-def hierarchy(image: UInt8[np.ndarray, "height width 3"], mask_set: MaskSet) -> Figure:
+def hierarchy(image: _Image, mask_set: MaskSet) -> Figure:
     """Every mask, largest first, with its ks and its parent."""
     if not len(mask_set):
-        return panel([magnify(image)], ["no masks"], 1)
+        return _panel([magnify(image)], ["no masks"], 1)
     titles = []
     for index, (members, parent) in enumerate(zip(mask_set.members, mask_set.parent, strict=True)):
         ks = ", ".join(str(k) for k in sorted({k for k, _ in members}))
         inside = f" in mask {parent + 1}" if parent >= 0 else ""
         titles.append(f"mask {index + 1}{inside}\nk = {ks}")
-    return panel([highlight(image, mask) for mask in mask_set.masks], titles, columns=8)
+    return _panel([highlight(image, mask) for mask in mask_set.masks], titles, columns=8)
 
 
 def error_maps(
     blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]], size: tuple[int, int]
 ) -> Figure:
     """Upsampling error (eq. 6) of each grid and of all together (BL fig. 10)."""
-    maps = [upsampling_error([block], size).cpu().numpy() for block in blocks]
-    titles = [f"{block.shape[0]} x {block.shape[1]}" for block in blocks]
-    maps.append(upsampling_error(blocks, size).cpu().numpy())
-    figure = _figure(len(maps), 1, 2.4)
-    for position, (values, title) in enumerate(zip(maps, [*titles, "all"], strict=True)):
-        axes = figure.add_subplot(1, len(maps), position + 1)
-        drawn = axes.imshow(values, cmap="viridis", interpolation="nearest")
+    parts = {f"{block.shape[0]} x {block.shape[1]}": [block] for block in blocks}
+    figure, grid = _grid(1, len(parts) + 1, 2.4)
+    for axes, (title, part) in zip(grid[0], [*parts.items(), ("all", blocks)], strict=True):
+        error = upsampling_error(part, size).cpu().numpy()
+        drawn = axes.imshow(error, cmap="viridis", interpolation="nearest")
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
         figure.colorbar(drawn, ax=axes, shrink=0.75).ax.tick_params(labelsize=6)
@@ -131,7 +126,7 @@ def error_maps(
 
 
 def highlight(
-    image: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+    image: _Image, mask: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "bigger_height bigger_width 3"]:
     """The image in gray with a mask in blue.
 
@@ -144,28 +139,28 @@ def highlight(
     return magnify(np.asarray(tinted.round(), dtype=np.uint8))
 
 
-def panel(tiles: Sequence[Picture], titles: Sequence[str], columns: int) -> Figure:
+def _panel(tiles: Sequence[Picture], titles: Sequence[str], columns: int) -> Figure:
     """Pictures in rows, each under its title."""
     columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    figure = _figure(columns, rows, 1.6)
-    for position, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-        _show(figure.add_subplot(rows, columns, position + 1), tile, title)
+    figure, grid = _grid(-(-len(tiles) // columns), columns, 1.6)
+    for axes, tile, title in zip(grid.flat, tiles, titles, strict=False):
+        _show(axes, tile, title)
+    for empty in grid.flat[len(tiles) :]:
+        empty.remove()
     return figure
 
 
-def _figure(columns: int, rows: int, side: float) -> Figure:
-    """An empty figure on an Agg canvas; sides in inches per picture."""
+def _grid(rows: int, columns: int, side: float) -> tuple[Figure, Any]:
+    """A figure and its axes by row and column; sides in inches per picture."""
     figure = Figure(figsize=(max(columns * side, 2.0), rows * side + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _show(axes: object, picture: Integer[np.ndarray, "height width 3"], title: str) -> None:
-    axes.imshow(picture, interpolation="nearest")  # type: ignore[attr-defined]
-    axes.set(xticks=[], yticks=[])  # type: ignore[attr-defined]
-    axes.set_title(title, fontsize=7)  # type: ignore[attr-defined]
-    for spine in axes.spines.values():  # type: ignore[attr-defined]
+def _show(axes: Any, picture: Picture, title: str) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7)
+    for spine in axes.spines.values():
         spine.set_visible(False)
 
 

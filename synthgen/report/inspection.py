@@ -5,18 +5,16 @@ An image is fitted to the size that the model was trained at; `dataset.photos` r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from synthgen.config import AuditorConfig, CaptureConfig, Config
 from synthgen.dataset.photos import SUFFIXES, read_photo
-from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate, is_one_color
 from synthgen.diffusion.invert import invert
 from synthgen.registry import AUDITORS, resolve
@@ -49,17 +47,31 @@ def inspect_sample(
         ValueError: For an image that cannot be read, a prompt that cannot be drawn, or a file
             where the folder should be; all but the second before the model is loaded.
     """
-    _check_folder(out)
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out must be a folder. Got {str(out)!r}, and {existing} is a file.")
     sample = _record(source, config)
     capture = load_backbone(config.model).settle_capture(config.capture)
-    segmented = replace(sample, features=segmented_features(sample.features, capture))
+    features = segmented_features(sample.features, capture)
+    segmentation = segment(replace(sample, features=features), config.segmentation)
+    image, masks = sample.image, segmentation.mask_set
+    if auditor is None:
+        shown = figures.hierarchy(image, masks)
+    else:
+        seen = resolve(auditor.name, AUDITORS, "auditor")(auditor).annotate([image])[0]
+        shown = figures.matched_masks(image, seen.masks, masks.masks)
+    blocks = feature_blocks(features, config.segmentation.features)
+    drawn = {
+        "heads": figures.head_gallery(sample.features),
+        "clusters": figures.cluster_strip(image, segmentation),
+        "masks": shown,
+        "error": figures.error_maps(blocks, (image.shape[0], image.shape[1])),
+    }
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "image.png"]
-    Image.fromarray(sample.image).save(paths[0])
-    for name, figure in _draw(sample, segmented, config, auditor).items():
-        paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-    return paths
+    Image.fromarray(image).save(out / "image.png")
+    for name, figure in drawn.items():
+        figure.savefig(out / f"{name}.png", dpi=150)
+    return [out / f"{name}.png" for name in ("image", *drawn)]
 
 
 def read_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
@@ -95,12 +107,6 @@ def image_path(source: str) -> Path | None:
         return None
 
 
-def _check_folder(out: Path) -> None:
-    standing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not standing.is_dir():
-        raise ValueError(f"--out must be a folder. Got {str(out)!r}, and {standing} is a file.")
-
-
 def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFeatures:
     """The part of all captured layers that the masks are made of."""
     asked = "up" if capture.layers is None else capture.layers
@@ -117,50 +123,25 @@ def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFe
 
 
 def _record(source: str, config: Config) -> Sample:
-    """The sample with the outputs of all layers."""
+    """The sample with the outputs of all layers: a prompt drawn, or an image inverted.
+
+    Inversion is that of BL section 5: strength .05 of 40 steps, an empty prompt.
+    """
     capture = config.capture.model_copy(update={"layers": "all", "grids": None})
     path = image_path(source)
     if path is not None:
         read_image(path, (8, 8))  # a mistake is told before the model is loaded
     elif not source.strip():
         raise ValueError("A prompt or the path of an image must be given. Got an empty text.")
-    backbone = load_backbone(config.model)
+    backbone, generation = load_backbone(config.model), config.generation
     if path is not None:
-        outcome = _invert(path, backbone, config, capture)
+        height, width = backbone.native_size
+        image = read_image(path, (generation.height or height, generation.width or width))
+        empty = [Prompt("inspect", "")]
+        outcome = invert(backbone, image[None], empty, [config.seed], generation, capture)[0]
     else:
-        prompt = Prompt("inspect", source)
-        outcome = generate(backbone, [prompt], [config.seed], config.generation, capture)[0]
+        asked = [Prompt("inspect", source)]
+        outcome = generate(backbone, asked, [config.seed], generation, capture)[0]
     if isinstance(outcome, Failure):
         raise ValueError(f"The sample could not be made: {outcome.reason}, {outcome.message}")
     return outcome
-
-
-def _invert(
-    path: Path, backbone: Backbone, config: Config, capture: CaptureConfig
-) -> Sample | Failure:
-    """BL section 5: strength .05 of 40 steps, an empty prompt."""
-    height, width = backbone.native_size
-    size = (config.generation.height or height, config.generation.width or width)
-    image = read_image(path, size)
-    prompt = Prompt("inspect", "")
-    return invert(backbone, image[None], [prompt], [config.seed], config.generation, capture)[0]
-
-
-def _draw(
-    sample: Sample, segmented: Sample, config: Config, auditor: AuditorConfig | None
-) -> Mapping[str, Figure]:
-    image = sample.image
-    segmentation = segment(segmented, config.segmentation)
-    masks = segmentation.mask_set
-    if auditor is None:
-        shown = figures.hierarchy(image, masks)
-    else:
-        seen = resolve(auditor.name, AUDITORS, "auditor")(auditor).annotate([image])[0]
-        shown = figures.matched_masks(image, seen.masks, masks.masks)
-    blocks = feature_blocks(segmented.features, config.segmentation.features)
-    return {
-        "heads": figures.head_gallery(sample.features),
-        "clusters": figures.cluster_strip(image, segmentation),
-        "masks": shown,
-        "error": figures.error_maps(blocks, (image.shape[0], image.shape[1])),
-    }

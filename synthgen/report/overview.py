@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from synthgen.dataset.label_statistics import summarize_counts
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import decode_image, parse_sample
-from synthgen.report.labels import Labels, is_labeled, relabel
+from synthgen.report.labels import Labels
 
 MAX_FAILURES = 200  # rows of the table; all are counted
 MASK_EDGES = np.arange(0.0, 66.0, 3.0)
@@ -48,17 +48,20 @@ class Histogram:
 
         >>> histogram = Histogram(np.array([0.0, 1.0, 2.0]))
         >>> histogram.add([0.5, 7.0, float("nan")])
-        >>> histogram.counts.tolist()
-        [1, 1]
+        >>> histogram.counts.tolist(), histogram.words
+        ([1, 1], '2 values, most often 0 to 1 (1)')
         """
         array = np.asarray(list(values), dtype=np.float64)
         kept = np.clip(array[np.isfinite(array)], self.edges[0], self.edges[-1])
         self.counts += np.histogram(kept, self.edges)[0]
 
     @property
-    def total(self) -> int:
-        """Values counted."""
-        return int(self.counts.sum())
+    def words(self) -> str:
+        """How many values, and where the most common bin is."""
+        total, peak = int(self.counts.sum()), int(self.counts.argmax())
+        low, high = self.edges[peak : peak + 2]
+        common = f"most often {low:.3g} to {high:.3g} ({int(self.counts[peak]):,})"
+        return f"{total:,} values, {common}" if total else "no values"
 
 
 @dataclass(slots=True)
@@ -97,7 +100,7 @@ class Overview:
         for row in rows:
             if row.status == "ok":
                 made.append(row)
-                self.classes.update(set(row.classes))
+                self.classes.update(dict.fromkeys(row.classes, 1))
             else:
                 self.reasons[row.reason] += 1
                 if len(self.failures) < MAX_FAILURES:
@@ -107,18 +110,14 @@ class Overview:
         self.num_masks.add(float(row.num_segments) for row in made)
         self.seconds.add(row.seconds_generate + row.seconds_segment for row in made)
 
-    def add_sample(self, info: Mapping[str, Any], coverage: float) -> None:
-        """Count the masks of a sample.
-
-        Args:
-            info: Content of its json.
-            coverage: Share of its pixels in any mask.
-        """
-        pixels = info["height"] * info["width"]
+    def add_sample(self, sample: ReadSample) -> None:
+        """Count the masks of a sample, and whether it shows a class of its prompt."""
+        info, pixels = sample.info, sample.info["height"] * sample.info["width"]
         self.areas.add(segment["area"] / pixels for segment in info["segments"])
         self.labels.update(s["label"] for s in info["segments"] if s["label"])
-        self.coverage.add([coverage])
-        self.num_labeled += is_labeled(info)
+        self.coverage.add([sample.coverage])
+        found = "not_found" in info and set(info["classes"]) - set(info["not_found"])
+        self.num_labeled += bool(found)
 
     @property
     def num_samples(self) -> int:
@@ -159,7 +158,7 @@ def read_sample(key: str, members: Mapping[str, bytes], labels: Labels) -> ReadS
             info["segments"]
         ):
             raise ValueError("a json that does not describe its mask.png")
-        info, mask, semantic = relabel(labels, members, {**info, "key": key}, mask)
+        info, mask, semantic = labels.relabel(members, {**info, "key": key}, mask)
         return ReadSample(info, float((mask > 0).mean()), semantic)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -24,12 +24,12 @@ from PIL import Image
 from synthgen.dataset.previews import Preview
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image
 from synthgen.dataset.rle import encode_masks, iterate_masks
-from synthgen.report.labels import shown_names
 from synthgen.report.overview import ReadSample
+from synthgen.types import BACKGROUND, IGNORE
 
 SIDE = 512  # pixels of the explorer's longer side; SD 2.1-base draws that many
 THUMB_SIDE = 144
-BUDGET = 14_000_000  # bytes of all payloads together; issue 3 allows the page 15 MB
+BUDGET = 14_000_000  # bytes of all payloads together: the page stays below 15 MB
 QUALITIES = (88, 70, 45)  # WebP, tried in this order until a sample fits its share
 
 
@@ -40,14 +40,12 @@ class Shown:
     Args:
         key: Its key.
         info: Content of its json, without the masks.
-        coverage: Share of its pixels in any mask.
         thumbnail: Data URI of a small picture.
         payload: JSON for the explorer, safe inside a script element.
     """
 
     key: str
     info: Mapping[str, Any]
-    coverage: float
     thumbnail: str
     payload: Markup
 
@@ -111,25 +109,24 @@ def show(
             left out, until it does.
     """
     image = decode_image(next(members[name] for name in IMAGE_OPTIONS if name in members))
-    info = read.info
+    small, info = shrink(image, SIDE), read.info
     common = {
         **{name: info[name] for name in ("key", "prompt", "classes")},
-        **_sizes(image),
+        **dict(zip(("height", "width"), small.shape, strict=False)),
+        **dict(zip(("full_height", "full_width"), image.shape, strict=False)),
         **_semantic(read, names),
         "masks": _deflate(json.dumps(_segments(info, ious)).encode()),
     }
     for quality, kept in (*((q, preview) for q in QUALITIES), (QUALITIES[-1], None)):
-        tree = {
-            **common,
-            "image": data_uri(shrink(image, SIDE), quality),
-            **_inside(kept, quality),
-        }
-        payload = embed_json(tree)
+        payload = embed_json(
+            {**common, "image": data_uri(small, quality), **_inside(kept, quality)}
+        )
         if len(payload) <= budget or kept is None:
             break
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((THUMB_SIDE, THUMB_SIDE))
     slim = {name: value for name, value in info.items() if name != "segments"}
-    thumbnail = data_uri(_thumbnail(image), 70)
-    return Shown(key, slim, read.coverage, thumbnail, payload)
+    return Shown(key, slim, data_uri(np.asarray(thumbnail), 70), payload)
 
 
 def embed_json(tree: Any) -> Markup:
@@ -163,19 +160,6 @@ def shrink(
     return pixels[::step, ::step] if step > 1 else pixels
 
 
-def viridis(values: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
-    """A gray picture in the viridis colors, which all eyes order alike."""
-    table = np.asarray(matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255)
-    colors = np.asarray(table.round(), dtype=np.uint8)
-    return np.asarray(colors[values])
-
-
-def _sizes(image: UInt8[np.ndarray, "height width 3"]) -> dict[str, int]:
-    height, width = shrink(image, SIDE).shape[:2]
-    names = ("height", "width", "full_height", "full_width")
-    return dict(zip(names, (height, width, *image.shape[:2]), strict=True))
-
-
 def _segments(info: Mapping[str, Any], ious: Sequence[float] | None) -> list[dict[str, Any]]:
     """What the explorer shows of each mask; ``iou`` is -1 where no audit saw it."""
     kept = ("id", "area", "parent", "members", "label", "label_score")
@@ -194,13 +178,14 @@ def _segments(info: Mapping[str, Any], ious: Sequence[float] | None) -> list[dic
 
 
 def _semantic(read: ReadSample, names: Mapping[int, str]) -> dict[str, Any]:
-    """The semantic map, what its ids stand for, and what was not found; empty without labels."""
+    """The semantic map, what its ids mean, and what was not found; empty without labels."""
     if read.semantic is None:
         return {"semantic": "", "names": {}, "not_found": []}
-    small = np.ascontiguousarray(shrink(read.semantic, SIDE))
+    small = shrink(read.semantic, SIDE)
+    known = {**names, BACKGROUND: "background", IGNORE: "undecided"}
     return {
         "semantic": _deflate(small.tobytes()),
-        "names": shown_names(small, names),
+        "names": {str(i): known.get(i, str(i)) for i in np.unique(small).tolist()},
         "not_found": read.info["not_found"],
     }
 
@@ -209,22 +194,16 @@ def _inside(preview: Preview | None, quality: int) -> dict[str, Any]:
     if preview is None:
         return {"ks": [], "labels": "", "pca": "", "upsampling": ""}
     ks = sorted(preview.labels)
-    labels = b"".join(np.ascontiguousarray(shrink(preview.labels[k], SIDE)).tobytes() for k in ks)
+    labels = b"".join(shrink(preview.labels[k], SIDE).tobytes() for k in ks)
+    # viridis: all eyes order its colors alike
+    errors = matplotlib.colormaps["viridis"](shrink(preview.upsampling, SIDE), bytes=True)
     return {
         "ks": ks,
         "labels": _deflate(labels),
         "pca": data_uri(shrink(preview.pca, SIDE), quality),
-        "upsampling": data_uri(shrink(viridis(preview.upsampling), SIDE), quality),
+        "upsampling": data_uri(errors[..., :3], quality),
     }
 
 
 def _deflate(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
-
-
-def _thumbnail(
-    image: UInt8[np.ndarray, "height width 3"],
-) -> UInt8[np.ndarray, "_height _width 3"]:
-    small = Image.fromarray(image)
-    small.thumbnail((THUMB_SIDE, THUMB_SIDE))
-    return np.asarray(small)

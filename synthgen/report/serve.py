@@ -10,16 +10,17 @@ by leading the browser there. So a page is served only if it was made here (`rem
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 
 from synthgen import __version__
-from synthgen.report.policy import content_security_policy
 from synthgen.storage.untrusted import quote
 
 ADDRESS = "127.0.0.1"
@@ -27,6 +28,7 @@ PAGE = "report/index.html"
 """Where the report lies in a dataset."""
 
 SERVED = ("/", "/index.html")
+SCRIPT, STYLE = "explorer.js", "style.css"
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -57,6 +59,29 @@ def _note(root: str) -> Path:
 
 def _words(page: bytes) -> str:
     return f"{__version__} {hashlib.sha256(page).hexdigest()}\n"
+
+
+def asset(name: str) -> str:
+    """The text of one of our own files for the page."""
+    return files("synthgen.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def content_security_policy() -> str:
+    """What a page may do: run our script and style, by hash, and show pictures that it holds.
+
+    Nothing else: no network, no other script, no form.
+
+    >>> content_security_policy().split(";")[0]
+    "default-src 'none'"
+    """
+    script, style = (
+        base64.b64encode(hashlib.sha256(asset(name).encode("utf-8")).digest()).decode("ascii")
+        for name in (SCRIPT, STYLE)
+    )
+    return (
+        f"default-src 'none'; img-src data:; script-src 'sha256-{script}'; "
+        f"style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def make_server(page: bytes, port: int = 0, hosts: Collection[str] = ()) -> ThreadingHTTPServer:
@@ -99,17 +124,7 @@ class _ReportHandler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a visitor may be silent
 
     def do_GET(self) -> None:
-        """Answer with the page."""
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        """Answer with its headers."""
-        self._answer(with_body=False)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """No log: the terminal shows the URL."""
-
-    def _answer(self, with_body: bool) -> None:
+        """Answer with the page, or to HEAD with its headers alone."""
         hosts = self.headers.get_all("Host", [])
         if self.request_version == "HTTP/0.9" or self.headers.defects or len(hosts) > 1:
             self.request_version = "HTTP/1.0"  # so that the refusal has a head
@@ -124,25 +139,34 @@ class _ReportHandler(BaseHTTPRequestHandler):
         elif self.path.partition("?")[0] not in SERVED:
             self.send_error(404)
         else:
-            self._send_page(with_body)
+            self._send_page()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """No log: the terminal shows the URL."""
 
     def _is_known(self, host: str) -> bool:
         port = self.connection.getsockname()[1]
         own = {f"{ADDRESS}:{port}", f"localhost:{port}"}
         return host in own | self.names or re.sub(r":[0-9]{1,5}\Z", "", host) in self.names
 
-    def _send_page(self, with_body: bool) -> None:
+    def _send_page(self) -> None:
         # sandbox: an origin of its own, so not even cookies of this machine's other servers
         policy = f"{content_security_policy()}; frame-ancestors 'none'; sandbox allow-scripts"
+        headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Length": str(len(self.content)),
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Content-Security-Policy": policy,
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
         self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(self.content)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("X-Frame-Options", "DENY")
-        self.send_header("Content-Security-Policy", policy)
-        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Cache-Control", "no-store")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(self.content)

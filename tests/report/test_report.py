@@ -38,7 +38,7 @@ from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.lab.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.lab.bench.report import bench_report
-from synthgen.report.audits import Audit, auditor_ious, pick_audit, read_audit, standing_audits
+from synthgen.report.audits import Audit, existing_audits, pick_audit
 from synthgen.report.overview import Histogram
 from synthgen.report.page import render_report, write_report
 from synthgen.report.samples import choose
@@ -62,9 +62,9 @@ def picked(root: Path, audit_id: str | None = None) -> Audit:
     storage = open_storage(root)
     manifest = json.loads((root / "manifest.json").read_text())
     tars = {f"train-{i:06d}": shard["sha256"] for i, shard in enumerate(manifest["shards"])}
-    standing = pick_audit(standing_audits(storage, tars), audit_id)
-    assert standing is not None
-    return read_audit(storage, standing)
+    audit = pick_audit(existing_audits(storage, tars), audit_id)
+    assert audit is not None
+    return audit
 
 
 def test_made_datasets_are_complete_and_correct(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_tables_about_another_tar_do_not_count(tmp_path: Path) -> None:
     write_made_audit(root)
     marker = root / "audit" / "made-audit" / "train-000000.json"
     rewrite(marker, tar_sha256="f" * 64)
-    assert picked(root).standing.shards == ("train-000001",)
+    assert list(picked(root).shards) == ["train-000001"]
     shutil.rmtree(root / "audit" / "made-audit")
     assert "Nobody checked a mask" in render(root)
 
@@ -290,7 +290,7 @@ def test_tables_about_another_tar_do_not_count(tmp_path: Path) -> None:
 def test_audit_ious_are_those_of_every_pair(audited: Path) -> None:
     infos = [s["json"] for s in open_dataset(audited) if s["key"].startswith("000000")]
     segments = {info["key"]: info["segments"] for info in infos}
-    found = auditor_ious(open_storage(audited), picked(audited), "train-000000", segments)
+    found = picked(audited).ious("train-000000", segments)
     for info in infos:
         ours = [segment["rle"] for segment in info["segments"]]
         pairs = coco.iou(ours, ours[::3], [0] * len(ours[::3]))
@@ -299,7 +299,7 @@ def test_audit_ious_are_those_of_every_pair(audited: Path) -> None:
 
 def test_nan_metrics_are_left_out_of_means(audited: Path) -> None:
     audit = picked(audited)
-    assert len(audit.of("boundary_f")) == 4
+    assert len(audit.metrics["boundary_f"]) == 4
     assert audit.mean("boundary_f") == 0.5
     assert audit.mean("no such metric") is None
 
