@@ -12,16 +12,11 @@ from synthgen.storage.publish import Storage
 
 @dataclass(frozen=True, slots=True)
 class ListedShard:
-    """A shard as the manifest lists it.
-
-    Args:
-        name: Of its tar, ``data/train-000000.tar``.
-        sha256: Hash of its tar.
-        num_bytes: Size of its tar.
-        samples: Samples in it.
-    """
+    """A shard as the manifest lists it: hash and size of its tar, and the samples in it."""
 
     name: str
+    """Of its tar, ``data/train-000000.tar``."""
+
     sha256: str
     num_bytes: int
     samples: int
@@ -32,17 +27,17 @@ class ListedShard:
         return shard_stem(self.name)
 
 
-def listed_shards(storage: Storage) -> list[ListedShard]:
-    """The shards of a finished dataset that have samples.
+def listed_shards(storage: Storage, version: int | None = None) -> list[ListedShard]:
+    """The shards that have samples, of a finished dataset or of a version of it.
 
     Raises:
         ValueError: If there is no manifest, one of another schema version, or no sample.
     """
-    manifest = read_manifest(storage)
+    manifest = read_manifest(storage, version)
     if manifest is None:
         raise ValueError(
             f"A dataset must have a {MANIFEST}. Got none in {storage.root}; finish it with "
-            f"'synthgen generate'."
+            f"'synthgen generate', or open one of its tars."
         )
     rows = [row for row in manifest["shards"] if not row["skipped"]]
     if not rows:

@@ -6,7 +6,7 @@ format are decoded, and none of them by pickle.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.audits import read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_names, with_labels
-from synthgen.dataset.manifest import TAR_NAME, metadata_name, read_manifest, shard_stem
+from synthgen.dataset.listed import ListedShard, listed_shards
+from synthgen.dataset.manifest import TAR_NAME, metadata_name, shard_stem
 from synthgen.dataset.metadata import Place, parse_places, read_rows
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image, decode_sample
 from synthgen.dataset.shards import (
@@ -31,8 +32,9 @@ from synthgen.dataset.shards import (
     scan,
     spans,
 )
-from synthgen.dataset.split import assign_split, parse_split, split_names
+from synthgen.dataset.split import Side
 from synthgen.storage.publish import Storage, open_storage
+from synthgen.storage.seal import sha256_of
 from synthgen.storage.untrusted import one_line
 from synthgen.types import ByteStream, Verdict
 
@@ -108,25 +110,40 @@ def open_dataset(
             URL's scheme is not known; when it is read, if a shard or a sample is damaged.
     """
     storage, shards = _locate(url, version)
-    verdicts = None if audited is None else _verdicts(storage, audited, version)
-    reader = None
-    if labels is not None:
-        reader = LabelReader(storage, labels, _tar_hashes(storage, "labels", version))
-    side = None if split is None else Side(split, shares)
-    opener = _Opener(storage, dict(shards), check)
-    count = _Counter(opener, version, verdicts, keep_only, side)
+    hashes = {shard.stem: shard.sha256 for shard in shards}
+    for name, asked in (("audited", audited), ("labels", labels)):
+        if asked is not None and "" in hashes.values():
+            raise ValueError(
+                f"{name} must be given with a finished dataset's folder. Got {storage.root}."
+            )
+    verdicts = None
+    if audited is not None:
+        found = read_verdicts(storage, audited, hashes).values()
+        verdicts = {key: verdict for rows in found for key, verdict in rows.items()}
+    reader = _Reader(
+        storage=storage,
+        shards={shard.name: shard for shard in shards},
+        check=check,
+        side=None if split is None else Side(split, shares),
+        verdicts=verdicts,
+        keep_only=keep_only,
+        masks=masks,
+        labels=None if labels is None else LabelReader(storage, labels, hashes),
+        class_names=class_names(storage),
+    )
+    num = len(shards)
     stages = [
-        wds.SimpleShardList([name for name, _ in shards]),
-        *([wds.detshuffle(bufsize=len(shards), initial=len(shards), seed=seed)] * bool(shuffle)),
+        wds.SimpleShardList([*reader.shards]),
+        *([wds.detshuffle(bufsize=num, initial=num, seed=seed)] * bool(shuffle)),
         wds.split_by_node,
         wds.split_by_worker,
-        opener,
-        *([] if side is None else [side]),
-        _Decoder(masks, verdicts, keep_only, reader, class_names(storage)),
+        reader.read,
+        reader.decode,
         *([wds.detshuffle(bufsize=shuffle, initial=shuffle, seed=seed)] * bool(shuffle)),
-        *([] if transform is None else [_Transform(transform)]),
+        # webdataset's own map would add keys to what the function returns
+        *([] if transform is None else [functools.partial(map, transform)]),
     ]
-    return SampleStream(count, *stages)
+    return SampleStream(reader.count, *stages)
 
 
 class SampleStream(wds.DataPipeline):  # type: ignore[misc]
@@ -147,152 +164,58 @@ class SampleStream(wds.DataPipeline):  # type: ignore[misc]
         return self._length
 
 
-class Side:
-    """One side of a split by prompts; a stage that lets its samples pass.
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """The stages of ``open_dataset`` that know the dataset; is sent to workers whole.
 
-    Raises:
-        ValueError: If the shares have no such side.
+    Samples are read through our storage and `scan`: webdataset's own opener would run ``pipe:``
+    URLs in a shell; its reader would unpack compressed tars and fill up sparse members, gigabytes
+    from kilobytes.
     """
 
-    def __init__(self, name: str, shares: str) -> None:
-        self.name, self.shares = name, parse_split(shares)
-        names = split_names(self.shares)
-        if name not in names:
-            raise ValueError(
-                f"split must be one of {', '.join(names)} with the shares {shares}. Got "
-                f"{name!r:.40}."
-            )
-
-    def holds(self, prompt: str) -> bool:
-        """Whether the images of a prompt are on this side."""
-        return assign_split(prompt, self.shares) == self.name
-
-    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        return (x for x in samples if self.holds(x.get("txt", b"").decode("utf-8", "replace")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Counter:
-    """Counts the samples of a pass: by manifest, verdicts and rows, or in a lone tar."""
-
-    opener: _Opener
-    version: int | None
+    storage: Storage
+    shards: Mapping[str, ListedShard]
+    check: bool | None
+    side: Side | None
     verdicts: Mapping[str, Verdict] | None
     keep_only: bool
-    side: Side | None
+    masks: bool
+    labels: LabelReader | None
+    class_names: Mapping[int, str]
 
-    def __call__(self) -> int:
-        verdicts, side, storage = self.verdicts, self.side, self.opener.storage
-        if verdicts is not None and side is None:
-            return sum(item.keep or not self.keep_only for item in verdicts.values())
-        if (manifest := read_manifest(storage, self.version)) is None:
-            found = self.opener({"url": name} for name in self.opener.sizes)
-            return sum(1 for _ in (found if side is None else side(found)))
-        if side is None:
-            return sum(int(row["samples"]) for row in manifest["shards"])
-        rows = (row for name in self.opener.sizes for row in read_rows(storage, shard_stem(name)))
-        return sum(
-            row.status == "ok"
-            and side.holds(row.prompt)
-            and (verdicts is None or verdicts[row.key].keep or not self.keep_only)
-            for row in rows
-        )
-
-
-class _Opener:
-    """Reads the members of samples through our storage and `scan`.
-
-    webdataset's own opener would run ``pipe:`` URLs in a shell; its reader would unpack compressed
-    tars and fill up sparse members, gigabytes from kilobytes.
-    """
-
-    def __init__(self, storage: Storage, sizes: dict[str, int], check: bool | None) -> None:
-        self.storage = storage
-        self.sizes = sizes
-        self.check = check
-
-    def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for source in sources:
-            storage, name = self.storage.in_this_process(), source["url"]
-            size = storage.size(name)
-            if size != self.sizes[name]:
+    def read(self, sources: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Raw members of the samples that are asked for, and where they are from."""
+        storage = self.storage.in_this_process()
+        for name in (source["url"] for source in sources):
+            where, size = storage.path(name), storage.size(name)
+            if size != self.shards[name].num_bytes:
                 raise ValueError(
-                    f"{storage.path(name)} must have {self.sizes[name]} bytes. Got {size}; "
+                    f"{where} must have {self.shards[name].num_bytes} bytes. Got {size}; "
                     f"see 'synthgen verify'."
                 )
             places = [] if self.check is False else _places(storage, name)
             if self.check and not places:
                 raise ValueError(
-                    f"With check=True, {storage.path(name)} must have rows with hashes in the "
-                    f"metadata beside it. Got none; leave check out, or see 'synthgen verify'."
+                    f"With check=True, {where} must have rows with hashes in the metadata beside "
+                    f"it. Got none; leave check out, or see 'synthgen verify'."
                 )
             with storage.open(name) as stream:
                 try:
-                    for sample in _checked(stream, name, places) if places else _unchecked(stream):
-                        yield {**sample, "__url__": storage.path(name)}
+                    for key, members in _checked(stream, name, places) if places else _all(stream):
+                        text = members.get("txt", b"").decode("utf-8", "replace")
+                        if self.side is None or self.side.holds(text):
+                            yield {"__key__": key, "__url__": where, **members}
                 except BrokenShardError as error:
                     raise ValueError(
-                        f"{storage.path(name)} must be whole. Got {error}; see 'synthgen verify'."
+                        f"{where} must be whole. Got {error}; see 'synthgen verify'."
                     ) from None
 
-
-def _places(storage: Storage, tar: str) -> list[Place]:
-    """Places of a tar's samples in order; none where there are no hashes."""
-    content = storage.read(metadata_name(shard_stem(tar))) if TAR_NAME.fullmatch(tar) else None
-    if content is None:
-        return []
-    try:
-        places = parse_places(content)
-    except ValueError as error:
-        name = metadata_name(shard_stem(tar))
-        raise ValueError(f"{name}: {error} See 'synthgen verify', or pass check=False.") from None
-    return places if all(place.sha256 for place in places) else []
-
-
-def _unchecked(stream: ByteStream) -> Iterator[dict[str, Any]]:
-    for span in spans(scan(stream)):
-        yield {"__key__": span.key, **read_span(stream, span)}
-
-
-def _checked(stream: ByteStream, tar: str, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
-    """Samples by their rows, so that damage to a header, too, is that of one sample."""
-    end = 0
-    for key, offset, size, sha256 in places:
-        stream.seek(end)
-        block = stream.read(size) if 0 < size <= MAX_SAMPLE else b""
-        if offset != end or hashlib.sha256(block).hexdigest() != sha256:
-            raise ValueError(
-                f"Sample {one_line(key, 40)} of {tar} must be the one that its row in "
-                f"{metadata_name(shard_stem(tar))} has the hash of. Got another: one of the two "
-                f"is damaged; see 'synthgen verify'."
-            )
-        yield {"__key__": key, **parse_span(block, key)}
-        end += size
-    check_end(stream, end)
-
-
-class _Decoder:
-    """Turns raw members into the dictionaries of ``open_dataset``."""
-
-    def __init__(
-        self,
-        masks: bool,
-        verdicts: dict[str, Verdict] | None,
-        keep_only: bool,
-        labels: LabelReader | None,
-        class_names: dict[int, str],
-    ) -> None:
-        self.masks = masks
-        self.verdicts = verdicts
-        self.keep_only = keep_only
-        self.labels = labels
-        self.class_names = class_names
-
-    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def decode(self, samples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The dictionaries of ``open_dataset``."""
         for sample in samples:
             key = sample["__key__"]
             verdict = None if self.verdicts is None else self.verdicts[key]
-            if verdict is not None and self.keep_only and not verdict.keep:
+            if not self._is_wanted(key):
                 continue
             members = {name: sample[name] for name in SUFFIXES & sample.keys()}
             try:
@@ -305,53 +228,69 @@ class _Decoder:
                 raise ValueError(f"{sample['__url__']}: {error}") from None
             yield decoded if verdict is None else {**decoded, "verdict": verdict}
 
-
-class _Transform:
-    """Applies a user's function; webdataset's own ``map`` would add keys to what it returns."""
-
-    def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
-        self.function = function
-
-    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[Any]:
-        return map(self.function, samples)
-
-
-def _verdicts(storage: Storage, audited: str, version: int | None) -> dict[str, Verdict]:
-    """Verdicts of every sample by key, which is unique over all shards."""
-    found = read_verdicts(storage, audited, _tar_hashes(storage, "audited", version))
-    return {key: verdict for verdicts in found.values() for key, verdict in verdicts.items()}
-
-
-def _tar_hashes(storage: Storage, asked: str, version: int | None) -> dict[str, str]:
-    """File stem to tar hash of every shard that has samples."""
-    manifest = read_manifest(storage, version)
-    if manifest is None:
-        raise ValueError(
-            f"{asked} must be given with a finished dataset's folder. Got {storage.root}."
+    def count(self) -> int:
+        """The samples of a pass: by manifest, verdicts and rows, or in a lone tar."""
+        if not all(shard.sha256 for shard in self.shards.values()):
+            return sum(1 for _ in self.read({"url": name} for name in self.shards))
+        if self.side is None and self.verdicts is not None:
+            return sum(map(self._is_wanted, self.verdicts))
+        if self.side is None:
+            return sum(shard.samples for shard in self.shards.values())
+        rows = (
+            row for shard in self.shards.values() for row in read_rows(self.storage, shard.stem)
         )
-    return {
-        shard_stem(row["name"]): row["sha256"] for row in manifest["shards"] if not row["skipped"]
-    }
+        return sum(
+            row.status == "ok" and self.side.holds(row.prompt) and self._is_wanted(row.key)
+            for row in rows
+        )
+
+    def _is_wanted(self, key: str) -> bool:
+        return self.verdicts is None or not self.keep_only or self.verdicts[key].keep
 
 
-def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[tuple[str, int]]]:
-    """The storage, and name and size of every shard that has samples."""
+def _places(storage: Storage, tar: str) -> list[Place]:
+    """Places of a tar's samples in order; none where there are no hashes."""
+    name = metadata_name(shard_stem(tar))
+    content = storage.read(name) if TAR_NAME.fullmatch(tar) else None
+    try:
+        places = [] if content is None else parse_places(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} See 'synthgen verify', or pass check=False.") from None
+    return places if all(place.sha256 for place in places) else []
+
+
+def _all(stream: ByteStream) -> Iterator[tuple[str, dict[str, bytes]]]:
+    return ((span.key, read_span(stream, span)) for span in spans(scan(stream)))
+
+
+def _checked(
+    stream: ByteStream, tar: str, places: Sequence[Place]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples by their rows, so that damage to a header, too, is that of one sample."""
+    end = 0
+    for key, offset, size, sha256 in places:
+        stream.seek(end)
+        block = stream.read(size) if 0 < size <= MAX_SAMPLE else b""
+        if offset != end or sha256_of(block) != sha256:
+            raise ValueError(
+                f"Sample {one_line(key, 40)} of {tar} must be the one that its row in "
+                f"{metadata_name(shard_stem(tar))} has the hash of. Got another: one of the two "
+                f"is damaged; see 'synthgen verify'."
+            )
+        yield key, parse_span(block, key)
+        end += size
+    check_end(stream, end)
+
+
+def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[ListedShard]]:
+    """The storage, and every shard that has samples; of a lone tar only its size is known."""
     storage = open_storage(url)
-    if storage.root.endswith(".tar") and not storage.fs.isdir(storage.root):
-        whole = storage.root if storage.local_root is None else os.path.realpath(storage.root)
-        folder, _, name = whole.rpartition("/")
-        storage = Storage(storage.fs, folder)
-        size = storage.size(name)
-        if size is None:
-            raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
-        return storage, [(name, size)]
-    manifest = read_manifest(storage, version)
-    if manifest is None:
-        raise ValueError(
-            f"A dataset must have a manifest.json. Got none in {str(url)!r}; "
-            f"finish it with 'synthgen generate', or open one of its tars."
-        )
-    shards = [(row["name"], row["bytes"]) for row in manifest["shards"] if not row["skipped"]]
-    if not shards:
-        raise ValueError(f"A dataset must have at least one sample. Got none in {str(url)!r}.")
-    return storage, shards
+    if not storage.root.endswith(".tar") or storage.fs.isdir(storage.root):
+        return storage, listed_shards(storage, version)
+    whole = storage.root if storage.local_root is None else os.path.realpath(storage.root)
+    folder, _, name = whole.rpartition("/")
+    storage = Storage(storage.fs, folder)
+    size = storage.size(name)
+    if size is None:
+        raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
+    return storage, [ListedShard(name, "", size, 0)]

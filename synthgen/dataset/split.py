@@ -7,6 +7,7 @@ grows. Fractions are met on average, not exactly: counts stand in the export's c
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 
@@ -59,3 +60,27 @@ def assign_split(prompt: str, shares: tuple[Fraction, ...]) -> str:
     number = int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=8).digest(), "big")
     limits = accumulate(shares)
     return next(n for n, limit in zip(NAMES, limits, strict=False) if number < limit * 2**64)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a split by prompts.
+
+    Raises:
+        ValueError: If the shares have no such side.
+    """
+
+    name: str
+    shares: str
+
+    def __post_init__(self) -> None:
+        names = split_names(parse_split(self.shares))
+        if self.name not in names:
+            raise ValueError(
+                f"split must be one of {', '.join(names)} with the shares {self.shares}. Got "
+                f"{self.name!r:.40}."
+            )
+
+    def holds(self, prompt: str) -> bool:
+        """Whether the images of a prompt are on this side."""
+        return assign_split(prompt, parse_split(self.shares)) == self.name

@@ -44,16 +44,13 @@ LOCK_SECONDS = 120.0
 """How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
 
 _STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
+_NO_FILE = "{} must be a file. Got a folder; move it away."
 _FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
 
 
 class FileFacts(NamedTuple):
-    """What a listing says of a file.
-
-    Args:
-        size: Its bytes.
-        changed: When it was written, seconds since 1970; infinite where the store does not say.
-    """
+    """Size in bytes of a listed file, and when it was written: seconds since 1970, infinite where
+    the store does not say."""
 
     size: int
     changed: float
@@ -89,18 +86,12 @@ class Storage:
 
     def strangers(self) -> list[str]:
         """Names of the links, pipes and devices below a local folder; none is followed."""
-        found, folders = [], [] if self.local_root is None else [""]
-        while folders:
-            prefix = folders.pop()
-            try:
-                items = list(os.scandir(self.path(prefix)))
-            except (FileNotFoundError, NotADirectoryError):  # another process removed it
-                continue
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    folders.append(f"{prefix}{item.name}/")
-                elif not item.is_file(follow_symlinks=False):
-                    found.append(prefix + item.name)
+        found = []
+        for folder, below, files in os.walk(self.root) if self.local_root is not None else ():
+            for path in (f"{folder}/{name}" for name in (*below, *files)):
+                with suppress(FileNotFoundError):  # another process removed it
+                    if not _is_plain(os.lstat(path).st_mode):
+                        found.append(path.removeprefix(f"{self.root}/"))
         return sorted(found)
 
     def in_this_process(self) -> Storage:
@@ -124,7 +115,7 @@ class Storage:
         try:
             content: bytes = remote.read(path, there) if remote else self.fs.cat_file(path)
         except IsADirectoryError:
-            raise _no_file(path) from None
+            raise ValueError(_NO_FILE.format(one_line(path))) from None
         except (FileNotFoundError, NotADirectoryError):
             return None
         return content
@@ -137,55 +128,36 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if found["type"] == "directory":
-            raise _no_file(path)
+            raise ValueError(_NO_FILE.format(one_line(path)))
         return int(found["size"])
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no folder."""
-        return self._listed(folder, "file")
+        return sorted(self._items(folder, "file"))
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted."""
-        return self._listed(folder, "directory")
+        return sorted(self._items(folder, "directory"))
 
     def facts(self, folder: str = "") -> dict[str, FileFacts]:
         """Sizes and times of the files directly in a folder by name, from one listing.
 
         What a store took and does not list yet is asked for by itself.
         """
-        if self.local_root is not None:
-            return self._local_facts(folder)
         found = {}
         for name, item in self._items(folder, "file").items():
             size = item["size"] if "size" in item else self.size(name, there=True)
             found[name] = FileFacts(int(size or 0), _changed(item))
         return found
 
-    def _local_facts(self, folder: str) -> dict[str, FileFacts]:
-        """``facts`` of a local folder, ten times as fast as fsspec: there may be 100,000 files."""
-        found: dict[str, FileFacts] = {}
-        prefix = f"{folder}/" if folder else ""
-        try:
-            with os.scandir(self.path(folder).rstrip("/")) as items:
-                for item in items:
-                    if item.is_file(follow_symlinks=False):
-                        facts = item.stat(follow_symlinks=False)
-                        found[prefix + item.name] = FileFacts(facts.st_size, facts.st_mtime)
-        except FileNotFoundError:
-            if found:  # something was removed meanwhile
-                return self._local_facts(folder)
-        except NotADirectoryError:
-            return {}
-        return found
-
-    def _listed(self, folder: str, kind: str) -> list[str]:
-        return sorted(self._items(folder, kind))
-
     def _items(self, folder: str, kind: str) -> dict[str, Mapping[str, Any]]:
         """What is directly in a folder, by name; of what is told twice, the store's own word."""
         where, remote = self.path(folder).rstrip("/"), self.remote
         try:
-            found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
+            if self.local_root is not None:
+                found = list(_scan(where))
+            else:
+                found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         prefix = f"{folder}/" if folder else ""
@@ -255,7 +227,9 @@ class Storage:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A local folder of our own, removed in every case when the block ends."""
-        folder = self._new_staging()
+        make_folder(self._staging_root())
+        folder = self._staging_root() / f"{host_id()}-{os.getpid()}-{uuid.uuid4().hex}"
+        folder.mkdir()
         try:
             yield folder
         finally:
@@ -273,19 +247,9 @@ class Storage:
                 below[:] = [name for name in below if name[0] != "."]
                 _sync_folder(Path(folder))
 
-    def _new_staging(self) -> Path:
-        make_folder(self._staging_root())
-        folder = self._staging_root() / f"{host_id()}-{os.getpid()}-{uuid.uuid4().hex}"
-        folder.mkdir()
-        return folder
-
     def _staging_root(self) -> Path:
         """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
         return _own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
-
-    @property
-    def _is_s3(self) -> bool:
-        return "s3" in _protocols(self.fs)
 
     @contextmanager
     def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[None]:
@@ -329,9 +293,7 @@ class Storage:
             dry_run: Only say which.
         """
         root = self._staging_root()
-        if not root.is_dir():
-            return []
-        stale = sorted(path for path in root.iterdir() if _is_stale(path))
+        stale = sorted(filter(_is_stale, root.iterdir() if root.is_dir() else ()))
         for path in () if dry_run else stale:
             shutil.rmtree(path, ignore_errors=True)
         return [f"{STAGING}/{path.name}" for path in stale]
@@ -348,22 +310,19 @@ class Storage:
         Returns:
             The names of the files that they would have become.
         """
-        if not self._is_s3:
+        if "s3" not in _protocols(self.fs):
             return []
-        stale = [
-            (bucket, upload["Key"], upload["UploadId"])
-            for bucket, upload in urls.ask(
-                self.fs, self.root, lambda: list(self._partial_uploads())
-            )
-            if time.time() - upload["Initiated"].timestamp() >= seconds
-        ]
-        for upload in () if dry_run else stale:
+        found = urls.ask(self.fs, self.root, lambda: list(self._partial_uploads()))
+        begun = time.time() - seconds
+        stale = [item for item in found if item["Initiated"].timestamp() <= begun]
+        bucket, _, prefix = self.root.partition("/")
+        for item in () if dry_run else stale:
+            abort = functools.partial(self.fs.abort_mpu, bucket, item["Key"], item["UploadId"])
             with suppress(FileNotFoundError):  # the store forgot it, or another was faster
-                urls.ask(self.fs, self.root, functools.partial(self.fs.abort_mpu, *upload))
-        prefix = self.root.partition("/")[2]
-        return sorted(key.removeprefix(f"{prefix}/") for _, key, _ in stale)
+                urls.ask(self.fs, self.root, abort)
+        return sorted(item["Key"].removeprefix(f"{prefix}/") for item in stale)
 
-    def _partial_uploads(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _partial_uploads(self) -> Iterator[dict[str, Any]]:
         bucket, _, prefix = self.root.partition("/")
         where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/"}
         while True:
@@ -373,7 +332,7 @@ class Storage:
                 return
             # a server may ignore the prefix; nobody else's upload is ours to abort
             found = page.get("Uploads", [])
-            yield from ((bucket, item) for item in found if item["Key"].startswith(f"{prefix}/"))
+            yield from (item for item in found if item["Key"].startswith(f"{prefix}/"))
             if not page.get("IsTruncated"):
                 return
             where["KeyMarker"] = page["NextKeyMarker"]
@@ -428,7 +387,12 @@ def explain_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Itera
         # of blocks in one another, the outer one knows better what is not complete
         error = raised.__cause__ if isinstance(raised.__cause__, OSError) else raised
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(storage, needed_bytes, what) from error
+            where = Path(storage.root) if storage.local_root else Path(tempfile.gettempdir())
+            raise OSError(
+                f"The disk must have about {needed_bytes / 1e6:.1f} MB free for {what}. Got "
+                f"{shutil.disk_usage(where).free / 1e6:.1f} MB under {where}. Free some space and "
+                f"run again; complete shards are kept."
+            ) from error
         if isinstance(error, urls.StoreError):
             raise urls.StoreError(f"{error} Not complete there: {what}.") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
@@ -437,20 +401,6 @@ def explain_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Itera
                 f"{os.strerror(error.errno).lower()}. Choose another folder."
             ) from None
         raise
-
-
-def _disk_full(storage: Storage, needed_bytes: int, what: str) -> OSError:
-    where = Path(storage.root) if storage.local_root else Path(tempfile.gettempdir())
-    free = shutil.disk_usage(where).free
-    return OSError(
-        f"The disk must have about {_megabytes(needed_bytes)} free for {what}. "
-        f"Got {_megabytes(free)} under {where}. Free some space and run again; "
-        f"complete shards are kept."
-    )
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"
 
 
 def _own_temporary_folder() -> Path:
@@ -511,10 +461,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _no_file(path: str) -> ValueError:
-    return ValueError(f"{one_line(path)} must be a file. Got a folder; move it away.")
-
-
 def _refuse_strangers(root: str, name: str) -> None:
     path = root
     for part in name.rstrip("/").split("/"):
@@ -523,12 +469,28 @@ def _refuse_strangers(root: str, name: str) -> None:
             mode = os.lstat(path).st_mode
         except OSError:  # what does not exist leads nowhere
             return
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if not _is_plain(mode):
             kind = "a link" if stat.S_ISLNK(mode) else "a pipe or device"
             raise ValueError(
                 f"{one_line(path)} must be a plain file or folder. Got {kind}, through which "
                 f"nothing is read or written. Remove it, or put what you trust in its place."
             )
+
+
+def _is_plain(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def _scan(folder: str) -> Iterator[dict[str, Any]]:
+    """A local folder as fsspec lists it, ten times as fast: there may be 100,000 files."""
+    with os.scandir(folder) as items:
+        for item in items:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                facts = item.stat(follow_symlinks=False)
+                if _is_plain(facts.st_mode):
+                    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "file"
+                    times = {"size": facts.st_size, "mtime": facts.st_mtime}
+                    yield {"name": item.path, "type": kind, **times}
 
 
 @functools.cache
