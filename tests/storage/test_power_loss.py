@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import tiny_config, write_prompts
 
+from synthgen import jobs
 from synthgen.auditing.audit import audit
 from synthgen.config import LabelConfig, load_audit
 from synthgen.export.export import export
@@ -90,7 +91,7 @@ def test_what_every_job_reports_done_is_durable(
     disk, new = Disk(monkeypatch), tmp_path / "new"
     data, second, merged = new / "deep/data", new / "second", new / "merged/data"
     exported, pushed = new / "exports/coco", new / "remote/deep"
-    jobs: list[tuple[Path, Callable[[], object]]] = [
+    runs: list[tuple[Path, Callable[[], object]]] = [
         (data, lambda: jobs.generate(config, data)),
         (data, lambda: jobs.extend(data, 1)),
         (second, lambda: jobs.generate(other, second)),
@@ -100,10 +101,10 @@ def test_what_every_job_reports_done_is_durable(
         (exported, lambda: export(data, exported)),
         (pushed, lambda: push(data, f"file://{pushed}")),
     ]
-    for root, job in jobs:
-        job()
+    for root, run in runs:
+        run()
         assert disk.lost(root, tmp_path) == []
     disk.synced.clear()
-    for root, job in (jobs[2], jobs[3], jobs[7]):  # found there, and vouched for again
-        job()
+    for root, run in (runs[2], runs[3], runs[7]):  # found there, and vouched for again
+        run()
         assert disk.lost(root, root.parent, contents=False) == []
