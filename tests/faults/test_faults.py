@@ -19,7 +19,7 @@ from tiny_run import tiny_config, tree_hashes
 from synthgen import jobs
 from synthgen.config import Config
 from synthgen.dataset.verify import verify_dataset
-from synthgen.jobs import batch as batch_module
+from synthgen.diffusion import generate as drawing
 from synthgen.progress import Stopped
 
 
@@ -86,7 +86,7 @@ def test_an_exception_in_the_middle_of_a_shard_drops_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, real = [], batch_module.generate
+    calls, real = [], drawing.generate
 
     def failing(*arguments: Any) -> Any:
         calls.append(1)
@@ -96,7 +96,7 @@ def test_an_exception_in_the_middle_of_a_shard_drops_it(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(batch_module, "generate", failing)
+        patch.setattr(drawing, "generate", failing)
         with pytest.raises(type(error)):
             jobs.generate(config, out)
     assert [path.name for path in (out / "data").iterdir()] == ["train-000000.tar"]

@@ -21,7 +21,7 @@ from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.verify import verify_dataset
-from synthgen.jobs import batch as batch_module
+from synthgen.diffusion import generate as drawing
 from synthgen.lab.bench.scale import bench_scale
 from synthgen.storage.publish import open_storage
 from synthgen.types import Failure, Prompt, Sample
@@ -38,7 +38,7 @@ def other(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("other")
     prompts = write_prompts(folder / "prompts.jsonl", OTHER)
     config = tiny_config(tiny_pipeline, prompts, "num=6", "dataset.shard_size=4", "seed=3")
-    drawn = batch_module.generate
+    drawn = drawing.generate
 
     def fail_once(model: Any, prompts: list[Prompt], seeds: list[int], *rest: Any) -> Any:
         outcomes: list[Sample | Failure] = list(drawn(model, prompts, seeds, *rest))
@@ -49,7 +49,7 @@ def other(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_module, "generate", fail_once)
+        patch.setattr(drawing, "generate", fail_once)
         jobs.generate(config, folder / "other")
     return folder / "other"
 

@@ -20,7 +20,7 @@ from synthgen.config import Config
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.metadata import Row, read_rows
 from synthgen.dataset.verify import verify_dataset
-from synthgen.jobs import batch as batch_module
+from synthgen.diffusion import generate as drawing
 from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import Failure
 
@@ -235,7 +235,7 @@ def test_lost_rows_are_made_again_from_tar_and_plan(
     prompts = tmp_path / "prompts.jsonl"
     shutil.copy(config.prompts, prompts)
     labeled = tiny_config(tiny_pipeline, prompts, "labeling.method=clusters")
-    real, doomed = batch_module.generate, jobs.plan(labeled)[1].samples[1].seed
+    real, doomed = drawing.generate, jobs.plan(labeled)[1].samples[1].seed
 
     def failing(model: object, prompts: object, seeds: list[int], *rest: object) -> list[object]:
         made = real(model, prompts, seeds, *rest)  # type: ignore[arg-type]
@@ -244,11 +244,11 @@ def test_lost_rows_are_made_again_from_tar_and_plan(
             for one, seed in zip(made, seeds, strict=True)
         ]
 
-    monkeypatch.setattr(batch_module, "generate", failing)
+    monkeypatch.setattr(drawing, "generate", failing)
     out = tmp_path / "out"
     jobs.generate(labeled, out)
     before, known, rows = tree_hashes(out), markers(out), list(rows_of(out))
-    monkeypatch.setattr(batch_module, "generate", None)  # nothing may be drawn
+    monkeypatch.setattr(drawing, "generate", None)  # nothing may be drawn
     for lost in ("metadata", "stats"):
         shutil.rmtree(out / lost)
         assert not jobs.status(out).complete_shards

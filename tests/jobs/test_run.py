@@ -22,7 +22,7 @@ from synthgen.cli import app
 from synthgen.config import Config
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
-from synthgen.jobs import batch as batch_module
+from synthgen.diffusion import generate as drawing
 from synthgen.jobs.identity import config_digest, read_config
 from synthgen.storage.publish import open_storage
 from synthgen.types import Failure, Prompt, Sample
@@ -236,8 +236,8 @@ def test_failed_samples_are_rows_and_a_shard_without_samples_has_no_tar(
 ) -> None:
     specs = jobs.plan(config)
     doomed = {sample.seed for sample in specs[1].samples} | {specs[0].samples[1].seed}
-    failing = _failing(batch_module.generate, lambda p, s: "black_image" if s in doomed else "")
-    monkeypatch.setattr(batch_module, "generate", failing)
+    failing = _failing(drawing.generate, lambda p, s: "black_image" if s in doomed else "")
+    monkeypatch.setattr(drawing, "generate", failing)
     out = tmp_path / "out"
     manifest = jobs.generate(config, out)
     assert manifest["totals"]["samples"] == 4
@@ -280,7 +280,7 @@ def test_a_black_image_of_the_real_generator_is_a_failed_row(
 def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = batch_module.generate, []
+    real, sizes = drawing.generate, []
 
     def small_device(model: Any, prompts: Any, *rest: Any) -> list[Sample | Failure]:
         sizes.append(len(prompts))
@@ -288,7 +288,7 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 TiB")
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(batch_module, "generate", small_device)
+    monkeypatch.setattr(drawing, "generate", small_device)
     events: list[int] = []
     specs = jobs.plan(config)
     out = tmp_path / "out"
@@ -301,7 +301,7 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
     assert sum(events) == 3
     marker = markers(out)[0]
     assert (marker["batch_size"], marker["reasons"]) == (1, {"out_of_memory": 1})
-    monkeypatch.setattr(batch_module, "generate", real)
+    monkeypatch.setattr(drawing, "generate", real)
     assert all(jobs.replay(out, "0000000000").values())
     alone = config.model_copy(
         update={"generation": config.generation.model_copy(update={"batch_size": 1})}
@@ -396,8 +396,8 @@ def test_a_planted_secret_is_nowhere_in_the_output(
     hidden = shutil.copytree(tiny_pipeline, tmp_path / f"model?token={secret}")
     source = write_prompts(tmp_path / f"{secret}.jsonl")
     config = tiny_config(hidden, source, "num=3", "dataset.preview_every=1")
-    failing = _failing(batch_module.generate, lambda p, s: "error" if p.id == "dog" else "")
-    monkeypatch.setattr(batch_module, "generate", failing)
+    failing = _failing(drawing.generate, lambda p, s: "error" if p.id == "dog" else "")
+    monkeypatch.setattr(drawing, "generate", failing)
     out = tmp_path / "out"
     jobs.generate(config, out)
     shutil.copytree(out / "metadata", out / "plain")
