@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +36,13 @@ def grow(folder: Path, num_shards: int) -> tuple[Config, Path]:
     assert marker is not None
     assert manifest is not None
     markers = [replace(marker, name=shard_name(index)) for index in range(num_shards)]
-    for item in markers[1:]:
-        os.link(out / tar_name(first), out / tar_name(item.name))
-        os.link(out / metadata_name(first), out / metadata_name(item.name))
+    source = first
+    for index, item in enumerate(markers[1:]):
+        renewed = index % 50_000 == 49_999  # a file has no more than 65,000 links
+        put = shutil.copyfile if renewed else os.link
+        put(out / tar_name(source), out / tar_name(item.name))
+        put(out / metadata_name(source), out / metadata_name(item.name))
+        source = item.name if renewed else source
         (out / marker_name(item.name)).write_bytes(marker_bytes(item))
     config = small.model_copy(update={"num": num_shards})
     storage.publish_bytes(config_yaml(config, manifest["config"]).encode(), "config.yaml")
