@@ -402,14 +402,16 @@ def without_times(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def totals(rows: Iterable[ShardRow]) -> dict[str, Any]:
     """Sums over the rows of shards."""
-    sums = Counter[str](shards=0, planned=0, samples=0, failed=0, bytes=0)
-    reasons = Counter[str]()
+    rows, reasons = list(rows), Counter[str]()
     for row in rows:
-        sums.update(shards=1, planned=row["planned"], samples=row["samples"], bytes=row["bytes"])
-        sums.update(failed=row["planned"] - row["samples"])
-        reasons.update(row.get("reasons", {}))
-        if row.get("unconverged"):
-            sums.update(unconverged=row["unconverged"])
+        if told := row.get("reasons"):
+            reasons.update(told)
+    planned, samples = (sum(row[name] for row in rows) for name in ("planned", "samples"))
+    num_bytes = sum(row["bytes"] for row in rows)
+    sums = {"shards": len(rows), "planned": planned, "samples": samples}
+    sums |= {"failed": planned - samples, "bytes": num_bytes}
+    if unconverged := sum(row.get("unconverged", 0) for row in rows):
+        sums["unconverged"] = unconverged
     return {**sums, "reasons": dict(sorted(reasons.items()))}
 
 

@@ -336,7 +336,7 @@ def standing_identity(storage: Storage) -> dict[str, Any] | None:
     """
     if storage.local_root is not None and storage.local_root.is_file():
         raise ValueError(f"The output must be a folder. Got a file, {storage.root}.")
-    taken = [*storage.names(), *storage.names("data"), *storage.names("stats")]
+    taken = storage.names() or storage.names("data") or storage.names("stats")
     # after looking: another process may begin right now
     standing = read_identity(storage, there=bool(taken))
     if taken and standing is None:
