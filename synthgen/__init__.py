@@ -1,14 +1,51 @@
-"""Segmentation datasets from text prompts, with masks nobody drew."""
+"""Segmentation datasets from text prompts, with masks nobody drew.
+
+with synthgen.record(pipe) as recording:          # any diffusers pipeline
+    image = pipe("a red car").images[0]
+masks = synthgen.segment(recording)
+labels = synthgen.label(recording, masks, classes=["car"])
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synthgen.dataset.loader import open_dataset
+    from synthgen.diffusion.attention import record
+    from synthgen.diffusion.generate import load_model
+    from synthgen.jobs.from_prompts import generate
+    from synthgen.labeling.label import label
+    from synthgen.segmentation.segment import segment
+    from synthgen.types import LabelMap, MaskSet, Prompt
 
-__all__ = ["__version__", "open_dataset"]
+__all__ = [
+    "LabelMap",
+    "MaskSet",
+    "Prompt",
+    "__version__",
+    "generate",
+    "label",
+    "load_model",
+    "open_dataset",
+    "record",
+    "segment",
+]
+
+_HOMES = {
+    "LabelMap": "types",
+    "MaskSet": "types",
+    "Prompt": "types",
+    "generate": "jobs.from_prompts",
+    "label": "labeling.label",
+    "load_model": "diffusion.generate",
+    "open_dataset": "dataset.loader",
+    "record": "diffusion.attention",
+    "segment": "segmentation.segment",
+}
+"""Where each name lives; imported when it is asked for: ``import synthgen`` stays light."""
 
 try:
     __version__ = version("synthgen")
@@ -17,9 +54,10 @@ except PackageNotFoundError:  # run from a checkout that was not installed
 
 
 def __getattr__(name: str) -> Any:
-    """``open_dataset``, imported when it is asked for: ``import synthgen`` stays light."""
-    if name == "open_dataset":
-        from synthgen.dataset.loader import open_dataset
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return open_dataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

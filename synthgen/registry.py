@@ -30,7 +30,7 @@ LABELERS: Mapping[str, str] = {
     "clusters": "synthgen.labeling.clusters:label_by_clusters",
     "propagate": "synthgen.labeling.propagation:label_by_propagation",
     "dataset-diffusion": "synthgen.labeling.propagation:label_by_powers",
-    "pcc": "synthgen.labeling.pcc:label_by_votes",
+    "vote": "synthgen.labeling.votes:label_by_votes",
     "argmax": "synthgen.labeling.label:label_by_argmax",
 }
 
@@ -38,8 +38,8 @@ REFINERS: Mapping[str, str] = {
     "none": "synthgen.labeling.refine:keep",
     "upsampling-error": "synthgen.labeling.refiners_border:ignore_uncertain",
     "upsampling-color": "synthgen.labeling.refiners_border:recolor_uncertain",
-    "guided": "synthgen.labeling.refiners_color:propagate_locally",
-    "pcc": "synthgen.labeling.refiners_color:vote_by_color",
+    "pamr": "synthgen.labeling.refiners_color:refine_by_pamr",
+    "color-majority": "synthgen.labeling.refiners_color:refine_by_color_majority",
 }
 
 DOWNSTREAM_MODELS: Mapping[str, str] = {
@@ -58,6 +58,13 @@ EXPORTERS: Mapping[str, str] = {
     "hf-parquet": "synthgen.export.parquet:ParquetExporter",
     "ade": "synthgen.export.folders:AdeExporter",
 }
+
+RENAMED: Mapping[str, str] = {
+    "labeling.method=pcc": "vote",
+    "labeling.refiner=guided": "pamr",
+    "labeling.refiner=pcc": "color-majority",
+}
+"""Rows that had another name: datasets that were made with it are read, `check_name` says it."""
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -93,6 +100,9 @@ def check_name(name: str, table: Mapping[str, str]) -> None:
     ValueError: must be one of join or 'module:attribute'. Got 'jion'. Did you mean 'join'?
     """
     if name not in table and not is_plug_in(name):
+        for old, new in RENAMED.items():
+            if old.endswith(f"={name}") and new in table:
+                raise ValueError(f"must be a name of today: {name} is called {new}. Got {name!r}.")
         raise ValueError(
             f"must be one of {', '.join(sorted(table))} or 'module:attribute'. "
             f"Got {name!r:.80}.{near_miss(name, table)}"

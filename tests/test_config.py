@@ -91,9 +91,20 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
     }
 
 
-def test_heatmaps_that_nothing_would_keep_are_refused() -> None:
-    """They were computed for every image of a dataset and thrown away."""
-    with pytest.raises(ValueError, match=r"capture\.heatmaps must be none.*Got 'classes'"):
-        load(overrides=["capture.heatmaps=classes"])
-    stored = dump(load()).replace("heatmaps: none", "heatmaps: prompt")
-    assert parse(stored.encode()).capture.heatmaps == "prompt"  # datasets that have it are read
+def test_settings_of_earlier_versions_are_read_and_not_taken() -> None:
+    """Digests are what they were, so that datasets in the making go on."""
+    before = load(overrides=["labeling.method=vote"])
+    tree = yaml.safe_load(dump(before))
+    tree["capture"] |= {"rows": "cond", "heatmaps": "prompt"}
+    tree["segmentation"]["clusters"] |= {"solver": "knot", "restarts": 1}
+    tree["labeling"] |= {"method": "pcc", "refiner": "guided"}
+    assert parse(yaml.safe_dump(tree).encode()) == before
+    settings = before.digest_settings()
+    assert (settings["capture"]["rows"], settings["capture"]["heatmaps"]) == ("cond", "none")
+    assert (settings["labeling"]["method"], settings["labeling"]["refiner"]) == ("pcc", "guided")
+    with pytest.raises(ValueError, match=r"capture\.heatmaps is no setting any more.*'prompt'"):
+        load(overrides=["capture.heatmaps=prompt"])
+    assert load(overrides=["segmentation.clusters.restarts=1"]) == load()
+    for key, new in (("method=pcc", "vote"), ("refiner=pcc", "color-majority")):
+        with pytest.raises(ValueError, match=f"pcc is called {new}"):
+            load(overrides=[f"labeling.{key}"])

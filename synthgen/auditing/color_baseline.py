@@ -11,9 +11,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from synthgen.config import SegmentationConfig
+from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.masks import build_masks
-from synthgen.segmentation.segment import segment_rgbxy
-from synthgen.types import HeadFeatures, MaskSet, Prompt, Sample
+from synthgen.segmentation.segment import segment_blocks
+from synthgen.types import MaskSet
 
 
 def chance_masks(
@@ -31,10 +32,11 @@ def chance_masks(
     scale = min(1.0, resolution / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    at_full = settings.clusters.model_copy(update={"resolution": "image"})
-    sample = Sample(Prompt("chance", ""), 0, small, HeadFeatures({}, {}))
-    found = segment_rgbxy(sample, settings.model_copy(update={"clusters": at_full}))
+    clusters = {**dict(settings.clusters), "resolution": "image"}
+    found = segment_blocks(
+        [rgbxy_block(small)], small.shape[:2], small, refiner=settings.refiner, **clusters
+    )
     rows = np.arange(height) * size[1] // height
     columns = np.arange(width) * size[0] // width
     labels = np.ascontiguousarray(found.labels[:, rows[:, None], columns])
-    return build_masks(labels, found.ks, settings.masks)
+    return build_masks(labels, found.ks, **dict(settings.masks))

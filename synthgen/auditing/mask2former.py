@@ -26,7 +26,7 @@ from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
 from synthgen.embedded.mask2former import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
 from synthgen.registry import near_miss
-from synthgen.segmentation.masks import split_components
+from synthgen.segmentation.masks import connected_masks
 from synthgen.types import Annotations
 
 DEFAULT_CHECKPOINT = "mask2former-swin-large-ade"
@@ -101,7 +101,7 @@ def semantic_masks(
     present = reached.any((1, 2))
     masks, classes = reached[present], numbers[present]
     if options.split_components:
-        masks, owners = split_components(masks, tuple(((int(c), 0),) for c in classes))
+        masks, owners = connected_masks(masks, tuple(((int(c), 0),) for c in classes))
         classes = np.array([owner[0][0] for owner in owners], dtype=classes.dtype)
     areas = masks.sum((1, 2))
     order = np.argsort(-areas, kind="stable")

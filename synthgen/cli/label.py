@@ -14,7 +14,7 @@ from synthgen.cli.generate import Workers
 from synthgen.cli.options import say
 from synthgen.config import LabelConfig, load
 
-METHODS = "clusters, propagate, dataset-diffusion, pcc, argmax"
+METHODS = "clusters, propagate, dataset-diffusion, vote, argmax"
 
 
 def label(
@@ -51,7 +51,7 @@ def label(
 
       synthgen label data/scenes
 
-      synthgen label data/scenes --method pcc --ks 4,7,10 --id authors
+      synthgen label data/scenes --method vote --ks 4,7,10 --id authors
 
       synthgen label data/voc --set labeling.text=classes --set labeling.margin=0.1
     """

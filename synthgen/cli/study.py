@@ -15,7 +15,7 @@ from synthgen.cli.options import refuse_unused
 from synthgen.config import AuditorConfig, Config, load, load_audit
 
 DECIDED = (
-    *("capture.layers", "capture.grids", "capture.heatmaps"),
+    *("capture.layers", "capture.grids"),
     *("segmentation.features.components", "segmentation.features.reweight"),
     "segmentation.clusters.resolution",
 )

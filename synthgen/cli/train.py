@@ -166,7 +166,7 @@ def downstream(
 
     Examples:
 
-      synthgen evaluate downstream --set labeling.refiner=guided
+      synthgen evaluate downstream --set labeling.refiner=pamr
 
       synthgen evaluate downstream --data data/scenes --out runs/downstream
 

@@ -13,8 +13,8 @@ from pydantic import (
 )
 
 from synthgen.config.audit import AuditConfig
-from synthgen.config.settings import Config
-from synthgen.registry import near_miss
+from synthgen.config.settings import RETIRED, Config
+from synthgen.registry import RENAMED, near_miss
 from synthgen.storage.untrusted import MAX_QUOTE, one_line, quote
 
 MAX_BYTES = 2**20
@@ -42,13 +42,8 @@ def load(
     tree = _read(Path(path)) if path is not None else {}
     for assignment in overrides:
         _assign(tree, assignment)
-    config = _validate({**tree, **(given or {})})
-    if config.capture.heatmaps != "none":
-        raise ValueError(
-            "capture.heatmaps must be none: samples keep no heatmaps, and labels read those of "
-            f"labeling.text. Got {config.capture.heatmaps!r}."
-        )
-    return config
+    _retire(tree, strict=True)
+    return _validate({**tree, **(given or {})})
 
 
 def parse(content: bytes) -> Config:
@@ -57,7 +52,32 @@ def parse(content: bytes) -> Config:
     Raises:
         ValueError: In one line, as `load` does.
     """
-    return _validate(_parse(content))
+    tree = _parse(content)
+    _retire(tree, strict=False)
+    return _validate(tree)
+
+
+def _retire(tree: dict[str, Any], strict: bool) -> None:
+    """Take settings of earlier versions out of a tree; a dataset's own may have any value.
+
+    Raises:
+        ValueError: If it is strict, for a value that nothing heeds any more.
+    """
+    for key, only in RETIRED.items():
+        *sections, leaf = key.split(".")
+        found: Any = tree
+        for section in sections:
+            found = found.get(section) if isinstance(found, dict) else None
+        if isinstance(found, dict) and leaf in found:
+            value = found.pop(leaf)
+            if strict and value != only:
+                raise ValueError(f"{key} is no setting any more. Got {value!r:.40}; leave it out.")
+    labeling = tree.get("labeling")
+    if isinstance(labeling, dict) and not strict:
+        for old, new in RENAMED.items():
+            key, _, name = old.removeprefix("labeling.").partition("=")
+            if labeling.get(key) == name:
+                labeling[key] = new
 
 
 def _validate(tree: dict[str, Any]) -> Config:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -16,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from synthgen.registry import LABELERS, REFINERS, SEGMENTERS, check_name
+from synthgen.registry import LABELERS, REFINERS, RENAMED, SEGMENTERS, check_name
 
 ALGORITHM_VERSION = 2
 """Raised whenever a change of ours changes the bytes of a dataset."""
@@ -29,6 +31,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 _RESERVED = {"background": 0, "ignore": 255}
 
 NEED_SELF_MAP = ("propagate", "dataset-diffusion")
+
+RETIRED: Mapping[str, Any] = {
+    "capture.rows": "cond",
+    "capture.heatmaps": "none",
+    "segmentation.clusters.solver": "knot",
+    "segmentation.clusters.restarts": 1,
+}
+"""Settings of earlier versions and the only value that anybody used: datasets that have them are
+read, and digests are as if they were there."""
 
 
 class Section(BaseModel):
@@ -103,14 +114,8 @@ class CaptureConfig(Section):
     calls: Literal["last"] | tuple[Fraction, ...] | Annotated[int, Field(ge=1)] = Field(
         "last", description="UNet calls: last, fractions of the run, or n: mean of the last n."
     )
-    rows: Literal["cond", "uncond", "both"] = "cond"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Literal["model", "cpu"] = Field("model", description="Where captures are kept.")
-    heatmaps: Literal["none", "classes", "prompt"] = Field(
-        "none",
-        description="Cross-attention per class: through a text of the class names that leaves "
-        "generation untouched, or through the class tokens of the prompt itself.",
-    )
     memory_budget_mb: float = Field(2048.0, gt=0, description="Bound for the captures of a batch.")
 
 
@@ -131,10 +136,6 @@ class ClusterConfig(Section):
     resolution: int | Literal["image"] = Field(
         "image", description="Longer side of the label maps in pixels; image: that of the image."
     )
-    solver: Literal["knot", "implicit", "sklearn"] = Field(
-        "knot", description="knot and implicit: ours, exact; sklearn: on explicit features."
-    )
-    restarts: int = Field(1, ge=1, le=100)
     max_iterations: int = Field(
         300, ge=1, le=10_000, description="Of each k; images that need more are counted."
     )
@@ -181,7 +182,7 @@ class LabelConfig(Section):
 
     method: str = Field(
         "none",
-        description="Row of LABELERS (clusters, propagate, dataset-diffusion, pcc, argmax) or "
+        description="Row of LABELERS (clusters, propagate, dataset-diffusion, vote, argmax) or "
         "'module:attribute'; none: masks without labels.",
     )
     text: Literal["caption", "classes", "prompt"] = Field(
@@ -212,7 +213,7 @@ class LabelConfig(Section):
         "attended to more than half-way between the image's extremes.",
     )
     presence: Fraction = Field(
-        0.25, description="A class is there if its share of the heat is at least this ..."
+        0.25, description="A class is there if its share of the attention is at least this ..."
     )
     presence_area: Fraction = Field(0.002, description="... on at least this share of the image.")
     margin: Fraction = Field(
@@ -220,9 +221,9 @@ class LabelConfig(Section):
     )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
     refiner: str = Field(
-        "guided",
-        description="Row of REFINERS (none, upsampling-error, upsampling-color, guided, pcc) or "
-        "'module:attribute'.",
+        "pamr",
+        description="Row of REFINERS (none, pamr, color-majority, upsampling-error, "
+        "upsampling-color) or 'module:attribute'.",
     )
 
     _known_method = row_of("method", {"none": "", **LABELERS})
@@ -233,6 +234,15 @@ class LabelConfig(Section):
         if self.self_map is False and self.method in NEED_SELF_MAP:
             raise ValueError(f"self_map must be null or true for {self.method}. Got false.")
         return self
+
+    def digest_settings(self) -> dict[str, Any]:
+        """The settings by the names that rows had when digests were first computed."""
+        settings = self.model_dump(mode="json")
+        for old, new in RENAMED.items():
+            key, _, name = old.removeprefix("labeling.").partition("=")
+            if settings[key] == new:
+                settings[key] = name
+        return settings
 
     @property
     def needs_self_map(self) -> bool:
@@ -331,6 +341,10 @@ class Config(Section):
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]
+        for key, value in RETIRED.items():
+            *sections, leaf = key.split(".")
+            functools.reduce(operator.getitem, sections, settings)[leaf] = value
+        settings["labeling"] = self.labeling.digest_settings()
         if self.classes is None:  # the digest that it always had
             del settings["classes"]
         if self.labeling.method == "none":  # likewise

@@ -10,339 +10,193 @@ the outputs of ``to_q`` and ``to_k`` (``to_kv``, ``to_qkv`` after ``fuse_qkv_pro
 `probabilities`. Cross-attention can be read through a text other than the prompt: keys of that
 text, queries of the real pass.
 
-Register after LoRA weights are loaded: loading wraps the modules that are hooked.
+What a run is (latent grid, batch, guidance, number of calls) is inferred at its first UNet call,
+before anything is computed; a call that does not fit is an error. Register after LoRA weights are
+loaded: loading wraps the modules that are hooked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from synthgen.config import CaptureConfig
-from synthgen.diffusion.probabilities import (
-    Attribution,
-    attention_probabilities,
-    pooled_self_map,
-    split_heads,
-)
+from synthgen.diffusion.probabilities import Attribution
+from synthgen.diffusion.recording import Recording, Run
 from synthgen.diffusion.selection import (
-    CapturePlan,
+    Calls,
     Layer,
+    attention_layers,
+    call_groups,
     check_budget,
-    plan_capture,
+    middle_sides,
+    select_layers,
     self_map_grid,
 )
-from synthgen.types import HeadFeatures, SelfMap
 
-Keep = Callable[[Tensor, Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What a recording really holds.
-
-    Args:
-        heads: Layer name to the number of heads captured.
-        grids: Layer name to (height, width).
-        calls: Indices of the UNet calls read, in groups that were averaged.
-        num_calls: UNet calls seen.
-        rows: Half of the guided batch that was kept.
-    """
-
-    heads: Mapping[str, int]
-    grids: Mapping[str, tuple[int, int]]
-    calls: tuple[tuple[int, ...], ...]
-    num_calls: int
-    rows: str
-
-    def __str__(self) -> str:
-        sides = sorted({f"{height}x{width}" for height, width in self.grids.values()})
-        calls = ", ".join("+".join(map(str, group)) for group in self.calls)
-        return (
-            f"{sum(self.heads.values())} heads in {len(self.heads)} layers on grids "
-            f"{', '.join(sides)}; UNet calls {calls} of {self.num_calls}; rows {self.rows}"
-        )
-
-
-@dataclass(slots=True)
-class Recording:
-    """Captures of one batch; complete once the UNet has made its calls."""
-
-    plan: CapturePlan
-    maps: CapturePlan
-    num_calls: int = 0
-    pooled_grid: tuple[int, int] | None = None
-    _heads: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    _token_maps: dict[str, Tensor] = field(default_factory=dict)
-    _self_maps: dict[str, Tensor] = field(default_factory=dict)
-    _pooled: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def coverage(self) -> Coverage:
-        """Which layers, heads and UNet calls were captured."""
-        seen = {name: value.shape[1] for (name, _), value in self._heads.items()}
-        return Coverage(
-            heads=seen,
-            grids={x.name: x.grid for x in self.plan.layers if x.name in seen},
-            calls=tuple(g for g in self.plan.groups if max(g) < self.num_calls),
-            num_calls=self.num_calls,
-            rows=self.plan.rows,
-        )
-
-    def features(self) -> tuple[HeadFeatures, ...]:
-        """Head outputs per image; ``rows="both"`` gives the cond heads, then the uncond heads.
-
-        Layers carry their module names, followed by ``@call`` where several calls were kept.
-
-        Raises:
-            RuntimeError: If the run was shorter than announced, or a layer was not reached (an
-                attention processor passes ``to_out`` by).
-        """
-        self._check_complete()
-        several = len(self.plan.groups) > 1
-        values, grids = {}, {}
-        for index, group in enumerate(self.plan.groups):
-            for layer in self.plan.layers:
-                key = f"{layer.name}@{group[-1]}" if several else layer.name
-                values[key] = self._heads[layer.name, index].to(self.plan.dtype)
-                grids[key] = layer.grid
-        return tuple(
-            HeadFeatures({key: value[image] for key, value in values.items()}, grids)
-            for image in range(self.plan.batch_size)
-        )
-
-    def token_maps(self) -> dict[str, Float[Tensor, "batch group pos"]]:
-        """Per layer: probability of each token group, mean over heads and calls, cond rows."""
-        return {name: value.transpose(1, 2) for name, value in self._token_maps.items()}
-
-    def self_maps(self) -> dict[str, Float[Tensor, "batch query key"]]:
-        """Per layer: self-attention probabilities, mean over heads and calls, cond rows."""
-        return dict(self._self_maps)
-
-    def pooled_maps(self) -> tuple[SelfMap, ...]:
-        """Per image the self-attention of all layers on one grid; empty if none was asked for."""
-        if self.pooled_grid is None:
-            return ()
-        return tuple(SelfMap(values, self.pooled_grid) for values in self._pooled["all"])
-
-    def keep_heads(self, layer: Layer, states: Float[Tensor, "row pos feature"]) -> None:
-        """Keep a layer's concatenated head outputs if the present call is wanted."""
-        for index, size in self._wanted(self.plan):
-            self._check(layer, states)
-            heads = split_heads(states.detach(), layer.heads)
-            dtype = torch.float32 if size > 1 else self.plan.dtype
-            self._add(self._heads, (layer.name, index), self._rows(heads), size, dtype)
-
-    def keep_maps(
-        self, store: dict[str, Tensor], layer: Layer, compute: Callable[[], Tensor]
-    ) -> None:
-        """Keep probability maps if the present call is wanted; computed only then."""
-        for _, size in self._wanted(self.maps):
-            weight = size * len(self.maps.groups)
-            self._add(store, layer.name, compute(), weight, torch.float32)
-
-    def keep_pooled(self, layer: Layer, compute: Callable[[], Tensor]) -> None:
-        """Add a layer's map to the mean over layers, weighted by its grid's side (LS)."""
-        total = sum(min(each.grid) for each in self.maps.layers)
-        for _, size in self._wanted(self.maps):
-            share = min(layer.grid) / (total * size * len(self.maps.groups))
-            value = compute()
-            value = value.to(self.maps.device or value.device)
-            mean = self._pooled.setdefault("all", torch.zeros_like(value))
-            mean.add_(value, alpha=share)
-
-    def cond(self, states: Float[Tensor, "row ..."]) -> Float[Tensor, "batch ..."]:
-        """The conditional rows: diffusers stacks [negative, positive], under guidance only."""
-        return states.detach()[-self.plan.batch_size :]
-
-    def _rows(self, heads: Tensor) -> Tensor:
-        if not self.plan.guided:
-            return heads
-        uncond, cond = heads.chunk(2)
-        if self.plan.rows == "both":
-            return torch.cat([cond, uncond], dim=1)
-        return cond if self.plan.rows == "cond" else uncond
-
-    def _wanted(self, plan: CapturePlan) -> list[tuple[int, int]]:
-        """Groups that the present UNet call belongs to, each with its size."""
-        call = self.num_calls - 1
-        return [(i, len(group)) for i, group in enumerate(plan.groups) if call in group]
-
-    def _add(
-        self, store: dict[Any, Tensor], key: Any, value: Tensor, size: int, dtype: torch.dtype
-    ) -> None:
-        """Copy a value (once, with its cast), or add its share to a mean over ``size`` calls."""
-        device = self.plan.device or value.device
-        if size == 1:
-            store[key] = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
-            return
-        mean = store.setdefault(key, torch.zeros(value.shape, dtype=dtype, device=device))
-        mean.add_(value.to(device), alpha=1 / size)
-
-    def _check(self, layer: Layer, states: Tensor) -> None:
-        rows = self.plan.batch_size * (2 if self.plan.guided else 1)
-        expected = (rows, layer.grid[0] * layer.grid[1])
-        assert tuple(states.shape[:2]) == expected, (layer.name, states.shape, expected)
-
-    def _check_complete(self) -> None:
-        wanted = {(x.name, i) for x in self.plan.layers for i in range(len(self.plan.groups))}
-        missing = sorted({name for name, _ in wanted - set(self._heads)})
-        if missing or self.num_calls < self.plan.num_calls:
-            nothing = ", ".join(missing) or "later calls"
-            raise RuntimeError(
-                f"all selected layers must be reached in {self.plan.num_calls} UNet calls. Got "
-                f"{self.num_calls} calls and nothing from {nothing}; check the attention "
-                "processors and the number of steps."
-            )
+Layers = Literal["up", "down", "both", "all", "mid"] | tuple[str, ...]
 
 
 @contextmanager
 def record(
-    unet: Any,
-    capture: CaptureConfig,
+    pipe: Any,
+    layers: Layers | None = None,
+    calls: Calls = "last",
     *,
-    latent_size: tuple[int, int],
-    num_calls: int,
-    batch_size: int,
-    guided: bool,
-    attribution: Attribution | None = None,
-    self_maps: bool = False,
-    maps: CaptureConfig | None = None,
+    grids: Sequence[int] | None = None,
+    dtype: str = "float32",
+    device: str = "model",
+    memory_budget_mb: float = 2048.0,
+    map_layers: Layers | None = "all",
+    map_grids: Sequence[int] | None = None,
+    map_calls: Calls = "last",
     self_grid: int | None = None,
+    num_calls: int | None = None,
+    guided: bool | None = None,
+    attribution: Attribution | None = None,
 ) -> Iterator[Recording]:
-    """Record attention of the UNet calls made inside the ``with`` block; outputs do not change.
+    """Record the attention of one run of a pipeline; what it draws does not change.
 
     Args:
-        unet: A diffusers ``UNet2DConditionModel``, any attention processors, LoRA loaded.
-        capture: Layers, grids, calls, rows, dtype, device, memory budget.
-        latent_size: (height, width) of the latents.
-        num_calls: UNet calls that will be made: the number of the scheduler's timesteps.
-        batch_size: Images (half the UNet's rows under guidance).
-        guided: Whether the UNet sees [negative, positive] rows.
-        attribution: Cross-attention to keep.
-        self_maps: Keep self-attention maps; of all captures these are the large ones.
-        maps: Layers, grids and calls of the probability maps; None: those of ``capture``.
-        self_grid: Also keep one self-attention map, the mean over layers on a grid whose shorter
-            side is at most this.
+        pipe: Any diffusers pipeline with a UNet whose blocks attend to a text (Stable Diffusion 1
+            and 2 and their relatives), or such a UNet; LoRA weights loaded.
+        layers: up (None), down, both, mid, all, or module names: whose head outputs are kept.
+        calls: ``last``, shares of the run (0 the first UNet call, 1 the last), or n: the mean of
+            the last n.
+        grids: Keep only layers whose grid's shorter side is listed.
+        dtype: Of the kept head outputs.
+        device: ``model`` or ``cpu``: where captures are kept.
+        memory_budget_mb: Most that captures may take.
+        map_layers: Layers whose attention to the words is kept, for `label`; None: none.
+        map_grids: Their grids; None: those of 12 to 48.
+        map_calls: Their UNet calls, averaged.
+        self_grid: Also keep one self-attention map, the mean over the map layers on a grid whose
+            shorter side is at most this (32 in Dataset Diffusion).
+        num_calls: UNet calls of the run; None: what the pipeline and its scheduler say.
+        guided: Whether the UNet's rows are [negative, positive]; None: what the pipeline says, or
+            else the rows themselves.
+        attribution: Keep maps of these tokens instead of those of the prompt.
 
     Raises:
-        ValueError: Before anything runs, for settings that cannot be satisfied and for
-            captures above the memory budget.
-        RuntimeError: At a UNet call beyond ``num_calls``.
+        ValueError: For settings that the model or the run cannot satisfy, at the first UNet call
+            at the latest.
+        RuntimeError: At a UNet call that is not of the run that was inferred.
+
+    >>> pipe = synthgen.load_model()
+    >>> with synthgen.record(pipe) as recording:
+    ...     image = pipe("a red car", num_inference_steps=4).images[0]
+    >>> recording
+    Recording of 1 image(s): 42 heads in 9 layers on grids 8x8, 16x16, 32x32; UNet calls 3 of 4
     """
-    settle = partial(
-        plan_capture,
-        unet,
-        latent_size=latent_size,
-        num_calls=num_calls,
-        batch_size=batch_size,
-        guided=guided,
-    )
-    plan = settle(capture)
-    chosen = plan if maps is None else settle(maps)
-    recording = Recording(plan, chosen, pooled_grid=self_map_grid(chosen.layers, self_grid))
-    num_groups = attribution.num_groups if attribution else 0
-    num_bytes = plan.head_bytes + chosen.map_bytes(num_groups, self_maps, recording.pooled_grid)
-    check_budget(num_bytes, capture.memory_budget_mb)
+    unet = getattr(pipe, "unet", pipe)
+    if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
+        raise ValueError(
+            "pipe must be a diffusers pipeline with a UNet whose blocks attend to a text, such as "
+            f"Stable Diffusion 1 or 2. Got {type(pipe).__name__}."
+        )
+    every = attention_layers(unet, (1, 1))  # grids are known once the run is
+    kept = select_layers(every, layers)
+    mapped = () if map_layers is None else select_layers(every, map_layers)
+
+    def plan(sample: Tensor, timestep: Any, states: Tensor) -> Run:
+        size = (sample.shape[-2], sample.shape[-1])
+        total = _num_calls(pipe, timestep) if num_calls is None else num_calls
+        own = attention_layers(unet, size)
+        heads = select_layers(own, layers, grids)
+        found = () if map_layers is None else select_layers(own, map_layers)
+        if found:
+            sides = map_grids or middle_sides({min(layer.grid) for layer in found})
+            found = select_layers(found, tuple(layer.name for layer in found), sides)
+        run = Run(
+            shape=tuple(sample.shape),
+            guided=_is_guided(pipe, sample) if guided is None else guided,
+            num_calls=total,
+            heads={layer.name: layer for layer in heads},
+            maps={layer.name: layer for layer in found},
+            head_calls=call_groups(calls, total),
+            map_calls=call_groups(map_calls, total),
+            self_grid=self_map_grid(found, self_grid) if found else None,
+        )
+        tokens = states.shape[1]
+        if attribution is not None:
+            tokens = max(map(len, attribution.token_groups))
+        check_budget(run.num_bytes(getattr(torch, dtype), tokens), memory_budget_mb)
+        return run
+
+    held = torch.device("cpu") if device == "cpu" else None
+    recording = Recording(pipe, getattr(torch, dtype), held, plan, attribution)
     with ExitStack() as handles:
-        _count_calls(recording, unet, handles)
-        for layer in plan.layers:
-            _hook_heads(recording, layer, unet, handles)
-        for layer in chosen.layers:
-            if attribution and attribution.num_groups:
-                _hook_cross(recording, layer, unet, attribution, handles)
-            if self_maps:
-                _hook_self(recording, layer, unet, handles)
-            if recording.pooled_grid is not None:
-                _hook_pooled(recording, layer, unet, handles)
+        _hook_model(recording, unet, handles)
+        for layer in kept:
+            _hook_heads(recording, unet.get_submodule(layer.name), layer.name, handles)
+        for layer in mapped:
+            _hook_maps(recording, unet, layer, self_grid is not None, handles)
         yield recording
+        recording.finish()
 
 
-def _count_calls(recording: Recording, unet: Any, handles: ExitStack) -> None:
-    def count(*_: Any) -> None:
-        announced = recording.plan.num_calls
-        if recording.num_calls == announced:
-            raise RuntimeError(
-                f"num_calls must be the number of UNet calls that are made while recording. Got "
-                f"{announced}, and one more call; what was kept is not of the calls asked for."
-            )
-        recording.num_calls += 1
+def _hook_model(recording: Recording, unet: Any, handles: ExitStack) -> None:
+    """See UNet calls, texts that are encoded and images that are decoded."""
 
-    handles.callback(unet.register_forward_pre_hook(count).remove)
+    def on_call(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        names = ("sample", "timestep", "encoder_hidden_states")
+        given = {**dict(zip(names, args, strict=False)), **named}
+        recording.on_call(given["sample"], given["timestep"], given["encoder_hidden_states"])
+
+    def on_text(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        ids = args[0] if args else named.get("input_ids")
+        if recording.run is None and isinstance(ids, Tensor):
+            recording._encoded.append((ids, output[0].detach()))
+
+    def on_image(_: Any, __: Any, output: Tensor) -> None:
+        recording._decoded.append(output.detach())
+
+    handles.callback(unet.register_forward_pre_hook(on_call, with_kwargs=True).remove)
+    if (encoder := getattr(recording.pipe, "text_encoder", None)) is not None:
+        handles.callback(encoder.register_forward_hook(on_text, with_kwargs=True).remove)
+    if (decoder := getattr(getattr(recording.pipe, "vae", None), "decoder", None)) is not None:
+        handles.callback(decoder.register_forward_hook(on_image).remove)
 
 
-def _hook_heads(recording: Recording, layer: Layer, unet: Any, handles: ExitStack) -> None:
+def _hook_heads(recording: Recording, attn: Any, name: str, handles: ExitStack) -> None:
     def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        recording.keep_heads(layer, inputs[0])
+        recording.keep_heads(name, inputs[0])
 
-    attn = unet.get_submodule(layer.name)
     handles.callback(attn.to_out[0].register_forward_pre_hook(keep).remove)
 
 
-def _hook_cross(
-    recording: Recording,
-    layer: Layer,
-    unet: Any,
-    attribution: Attribution,
-    handles: ExitStack,
+def _hook_maps(
+    recording: Recording, unet: Any, layer: Layer, with_self_map: bool, handles: ExitStack
 ) -> None:
     """Cross-attention to the prompt, or to another text whose keys are computed here."""
-    attn = unet.get_submodule(layer.cross_name)
-    store = recording._token_maps
+    attn, crossed = unet.get_submodule(layer.name), unet.get_submodule(layer.cross_name)
 
     def keep(query: Tensor, key: Tensor) -> None:
-        def maps() -> Tensor:
-            q, k = recording.cond(query), recording.cond(key)
-            means = attribution.group_means(k.shape[1]).to(q.device)
-            return attention_probabilities(q, k, attn.heads, attn.scale, means)
+        if (own := recording._run.maps.get(layer.name)) is not None:
+            recording.keep_token_maps(own, crossed, query, key)
 
-        recording.keep_maps(store, layer, maps)
+    def keep_self(query: Tensor, key: Tensor) -> None:
+        if (own := recording._run.maps.get(layer.name)) is not None:
+            recording.keep_self_map(own, attn, query, key)
 
-    if attribution.text_states is None:
-        _pair_projections(attn, keep, handles, "to_kv")
+    if with_self_map:
+        _pair_projections(attn, keep_self, handles, "to_qkv")
+    other = None if recording.attribution is None else recording.attribution.text_states
+    if other is None:
+        _pair_projections(crossed, keep, handles, "to_kv")
         return
     with torch.no_grad():
-        key = attn.to_k(attribution.text_states)  # under LoRA its own layers are in there
-    handles.callback(attn.to_q.register_forward_hook(lambda _, __, query: keep(query, key)).remove)
+        key = crossed.to_k(other)  # under LoRA its own layers are in there
+    handles.callback(crossed.to_q.register_forward_hook(lambda _, __, q: keep(q, key)).remove)
 
 
-def _hook_self(recording: Recording, layer: Layer, unet: Any, handles: ExitStack) -> None:
-    attn = unet.get_submodule(layer.name)
-    store = recording._self_maps
-
-    def keep(query: Tensor, key: Tensor) -> None:
-        def maps() -> Tensor:
-            q, k = recording.cond(query), recording.cond(key)
-            return attention_probabilities(q, k, attn.heads, attn.scale)
-
-        recording.keep_maps(store, layer, maps)
-
-    _pair_projections(attn, keep, handles, "to_qkv")
-
-
-def _hook_pooled(recording: Recording, layer: Layer, unet: Any, handles: ExitStack) -> None:
-    attn = unet.get_submodule(layer.name)
-    grid = recording.pooled_grid
-    assert grid is not None
-
-    def keep(query: Tensor, key: Tensor) -> None:
-        def maps() -> Tensor:
-            q, k = recording.cond(query), recording.cond(key)
-            return pooled_self_map(q, k, attn.heads, attn.scale, layer.grid, grid)
-
-        recording.keep_pooled(layer, maps)
-
-    _pair_projections(attn, keep, handles, "to_qkv")
-
-
-def _pair_projections(attn: Any, keep: Keep, handles: ExitStack, fused: str) -> None:
+def _pair_projections(
+    attn: Any, keep: Callable[[Tensor, Tensor], None], handles: ExitStack, fused: str
+) -> None:
     """Hand each pass's query and key to ``keep``, from separate or from fused projections.
 
     Hooks stand on all projections the module has; only those that are used fire.
@@ -363,3 +217,31 @@ def _pair_projections(attn: Any, keep: Keep, handles: ExitStack, fused: str) -> 
     for name, hook in hooks.items():
         if hasattr(attn, name):
             handles.callback(getattr(attn, name).register_forward_hook(hook).remove)
+
+
+def _num_calls(pipe: Any, timestep: Any) -> int | None:
+    """UNet calls of a run by its first timestep; None where no scheduler has such a timestep.
+
+    A pipeline of diffusers says how many of its scheduler's timesteps it takes. That is of an
+    earlier run where somebody steps the scheduler in a loop of their own: the timestep tells.
+    """
+    scheduled = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    times = [] if scheduled is None else torch.as_tensor(scheduled).tolist()
+    first = torch.as_tensor(timestep).flatten()[0].item()
+    said = getattr(pipe, "_num_timesteps", None) or 0
+    if 0 < said <= len(times) and times[-said] == first:
+        return int(said)
+    return len(times) - times.index(first) if first in times else None
+
+
+def _is_guided(pipe: Any, sample: Float[Tensor, "row ..."]) -> bool:
+    """Whether rows are [negative, positive]: diffusers denoises each image's latents twice."""
+    half = len(sample) // 2
+    twice = len(sample) % 2 == 0 and bool(torch.equal(sample[:half], sample[half:]))
+    said = getattr(pipe, "do_classifier_free_guidance", None)
+    if said and not twice:
+        raise ValueError(
+            "the UNet must see each image's latents twice under guidance, [negative, positive]. "
+            f"Got {len(sample)} rows that differ; give guided=True or guided=False."
+        )
+    return twice if said is None else bool(said)

@@ -88,11 +88,10 @@ class Backbone:
         halvings = sum(len(getattr(block, "downsamplers", None) or ()) for block in blocks)
         return int(self.pipeline.vae_scale_factor * 2**halvings)
 
-    def settle_capture(self, capture: CaptureConfig) -> CaptureConfig:
+    def resolve_capture(self, capture: CaptureConfig) -> CaptureConfig:
         """The capture with the card's layers where it names none."""
-        if capture.layers is not None:
-            return capture
-        return capture.model_copy(update={"layers": self.card.capture_layers})
+        layers = capture.layers or self.card.capture_layers
+        return CaptureConfig(**{**dict(capture), "layers": layers})
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the latents of an image.

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
-from synthgen.diffusion.attention import Recording, record
-from synthgen.diffusion.backbones import Backbone
-from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps, map_request
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig, ModelConfig
+from synthgen.diffusion.attention import record
+from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.diffusion.heatmaps import class_attribution, class_heatmaps
+from synthgen.diffusion.recording import Recording, pixels8
 from synthgen.diffusion.schedulers import make_scheduler, sample_generators, set_steps
-from synthgen.diffusion.selection import attention_layers, select_layers
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
@@ -49,7 +49,7 @@ class Settings:
     scheduler: str | None
 
 
-def settle(backbone: Backbone, generation: GenerationConfig) -> Settings:
+def resolve_settings(backbone: Backbone, generation: GenerationConfig) -> Settings:
     """The settings of a run: what is asked for, or else what the card says.
 
     Raises:
@@ -70,6 +70,30 @@ def settle(backbone: Backbone, generation: GenerationConfig) -> Settings:
     backbone.latent_size(settings.height, settings.width)
     set_steps(make_scheduler(backbone, settings.scheduler), settings.num_inference_steps)
     return settings
+
+
+def load_model(card: str = "scenes", **settings: Any) -> Any:
+    """A diffusers pipeline ready to draw and to be recorded; loaded once per process.
+
+    Args:
+        card: scenes (embedded, needs no network), sd15, sd21-base, sd21, a folder in diffusers'
+            layout, or a hub id.
+        settings: Of `ModelConfig`: device, dtype, revision, lora, attention, vae_tiling, compile.
+
+    Raises:
+        ValueError: In one line, for an unknown card or weights that are not there.
+
+    >>> pipe = synthgen.load_model()
+    >>> pipe("a red car", num_inference_steps=2).images[0].size
+    (128, 128)
+    """
+    backbone = load_backbone(ModelConfig(card=card, **settings))
+    if backbone.draw is not None:
+        raise ValueError(
+            f"card must be of a diffusers model. Got {card!r}, which draws by itself."
+        )
+    scheduler = make_scheduler(backbone, backbone.card.scheduler)
+    return with_scheduler(backbone, diffusers.StableDiffusionPipeline, scheduler)
 
 
 def drawn_text(prompt: Prompt, append_classes: bool) -> str:
@@ -112,15 +136,12 @@ def generate(
         with backbone.lock:
             drawn: list[Sample | Failure] = backbone.draw(prompts, seeds, generation)
             return drawn
-    settings = settle(backbone, generation)
+    settings = resolve_settings(backbone, generation)
     texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
-    latent_size = backbone.latent_size(settings.height, settings.width)
     denoising = text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
     with backbone.lock, torch.no_grad():
         _warn_of_truncation(backbone, prompts, texts)
-        recording, latents = run_recorded(
-            backbone, denoising, prompts, texts, latent_size, capture, labeling
-        )
+        recording, latents = run_recorded(backbone, denoising, prompts, texts, capture, labeling)
         images = [decode_image(backbone, row) for row in latents.chunk(len(latents))]
     return samples_or_failures(recording, prompts, seeds, images)
 
@@ -145,7 +166,6 @@ def run_recorded(
     denoising: Denoising,
     prompts: Sequence[Prompt],
     texts: Sequence[str],
-    latent_size: tuple[int, int],
     capture: CaptureConfig,
     labeling: LabelConfig | None = None,
 ) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
@@ -156,27 +176,21 @@ def run_recorded(
         denoising: The run.
         prompts: Name the classes of the heatmaps.
         texts: What the images are drawn from.
-        latent_size: (height, width) of the latents.
         capture: What is recorded; layers that it does not name are the card's.
-        labeling: Labels to be made, which decide the heatmaps; None: ``capture`` does.
+        labeling: Labels to be made, which need maps; None: none.
     """
-    capture = backbone.settle_capture(capture)
-    unet = backbone.pipeline.unet
-    read = CaptureConfig(layers="all" if labeling is None else labeling.layers)
-    layers = select_layers(attention_layers(unet, latent_size), read)
-    request = map_request(capture, labeling, {min(layer.grid) for layer in layers})
-    attribution = class_attribution(backbone.pipeline, prompts, texts, request.source)
-    with record(
-        unet,
-        capture,
-        latent_size=latent_size,
-        num_calls=denoising.num_calls,
-        batch_size=len(prompts),
-        guided=denoising.guided,
-        attribution=attribution,
-        maps=request.capture,
-        self_grid=request.self_grid,
-    ) as recording:
+    maps: dict[str, Any] = {"map_layers": None}
+    if labeling is not None and labeling.method != "none":
+        maps = {
+            "map_layers": labeling.layers,
+            "map_grids": labeling.grids,
+            "map_calls": labeling.calls,
+            "self_grid": labeling.self_grid if labeling.needs_self_map else None,
+            "attribution": class_attribution(backbone.pipeline, prompts, texts, labeling.text),
+        }
+    settings: dict[str, Any] = dict(backbone.resolve_capture(capture))
+    known: dict[str, Any] = {"num_calls": denoising.num_calls, "guided": denoising.guided}
+    with record(backbone.pipeline, **settings, **maps, **known) as recording:
         latents = denoising.run()
     return recording, latents
 
@@ -196,9 +210,11 @@ def samples_or_failures(
         images: None where latents or pixels are not finite.
     """
     results: list[Sample | Failure] = []
-    selves = recording.pooled_maps() or [None] * len(prompts)
-    rows = zip(recording.features(), class_heatmaps(recording, prompts), selves, strict=True)
-    for prompt, seed, image, maps in zip(prompts, seeds, images, rows, strict=True):
+    maps, names = recording.token_maps(), [prompt.class_names for prompt in prompts]
+    heatmaps = class_heatmaps(maps, recording.map_grids, names)
+    selves = recording.self_maps() or [None] * len(prompts)
+    rows = zip(recording.features(), heatmaps, selves, strict=True)
+    for prompt, seed, image, kept in zip(prompts, seeds, images, rows, strict=True):
         if image is None:
             message = "latents or pixels are not finite; try model.dtype bfloat16 or float32"
             results.append(Failure(prompt, seed, "nan_latents", message))
@@ -206,7 +222,7 @@ def samples_or_failures(
             message = f"all pixels are {image[0, 0].tolist()}"
             results.append(Failure(prompt, seed, "black_image", message))
         else:
-            results.append(Sample(prompt, seed, image, *maps))
+            results.append(Sample(prompt, seed, image, *kept))
     return results
 
 
@@ -239,11 +255,7 @@ def decode_image(
         return None
     vae = backbone.pipeline.vae
     pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0][0]
-    if not torch.isfinite(pixels).all():
-        return None
-    image01 = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-    pixels8: np.ndarray = (image01 * 255).round().to(torch.uint8).cpu().numpy()
-    return pixels8
+    return pixels8(pixels) if torch.isfinite(pixels).all() else None
 
 
 def with_scheduler(backbone: Backbone, kind: Any, scheduler: Any) -> Any:

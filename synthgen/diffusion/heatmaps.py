@@ -1,15 +1,14 @@
 """Class heatmaps: cross-attention of the image to the tokens of each class.
 
-A class of several tokens takes the mean of its tokens' maps (LS). By default the keys come from
-a text of the class names alone, since published captions name fewer than half of their classes;
-queries are those of the real pass, so the image does not change. Layers are resized to the
-largest grid with weights inversely proportional to their grids (LS, cross-attention maps).
+A class of several tokens takes the mean of its tokens' maps (LS). In datasets the keys come from
+a text that names all classes, since published captions name fewer than half of theirs; queries
+are those of the real pass, so the image does not change. Layers are resized to the largest grid
+with weights inversely proportional to their grids (LS, cross-attention maps).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,94 +16,68 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from synthgen.config import CaptureConfig, LabelConfig
-from synthgen.diffusion.attention import Recording
+from synthgen.config import LabelConfig
 from synthgen.diffusion.probabilities import Attribution
 from synthgen.prompts import attribution_text, class_token_spans
 from synthgen.prompts.mentions import mentioned_classes
 from synthgen.types import Heatmaps, Prompt
 
-Source = Literal["none", "classes", "prompt", "caption"]
+Source = Literal["classes", "prompt", "caption"]
 START = 0
 """Position of the start-of-text token."""
 
 
-@dataclass(frozen=True, slots=True)
-class MapRequest:
-    """Which probability maps are wanted.
-
-    Args:
-        source: The text whose tokens are attended to, see `attributed_text`.
-        capture: Layers, grids and calls; None: those of the head outputs.
-        self_grid: Longest shorter side of the self-attention map's grid; None: no such map.
-    """
-
-    source: Source
-    capture: CaptureConfig | None = None
-    self_grid: int | None = None
-
-
-def map_request(
-    capture: CaptureConfig, labeling: LabelConfig | None, sides: Collection[int]
-) -> MapRequest:
-    """What labeling needs; without labeling, what ``capture.heatmaps`` asks for.
-
-    Args:
-        capture: What is recorded besides; its device is used.
-        labeling: The settings; without grids, `middle_sides` are read.
-        sides: Shorter sides of the grids that the model has.
-    """
-    if labeling is None or labeling.method == "none":
-        return MapRequest(capture.heatmaps)
-    grids = labeling.grids or middle_sides(sides)
-    chosen = CaptureConfig(layers=labeling.layers, grids=grids, calls=labeling.calls)
-    chosen = chosen.model_copy(update={"device": capture.device})
-    self_grid = labeling.self_grid if labeling.needs_self_map else None
-    return MapRequest(labeling.text, chosen, self_grid)
-
-
-def middle_sides(sides: Collection[int]) -> tuple[int, ...]:
-    """Grids of 12 to 48, whose attention to words is about places and still about meaning.
-
-    On tuning scenes of the embedded model the area under the ROC curve of a class's pixels is
-    .89 for grid 16, .76 for 32, .55 for 8, .84 for all. Without such grids, the nearest one.
-
-    >>> middle_sides({8, 16, 32, 64}), middle_sides({12, 24, 48, 96}), middle_sides({1, 4, 8})
-    ((16, 32), (12, 24, 48), (8,))
-    """
-    middle = tuple(side for side in sorted(sides) if 12 <= side <= 48)
-    below = [side for side in sides if side < 12]
-    return middle or (max(below) if below else min(sides),)
-
-
 def class_attribution(
-    pipeline: Any,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
-    source: Source,
+    pipeline: Any, prompts: Sequence[Prompt], texts: Sequence[str], source: Source
 ) -> Attribution | None:
-    """The tokens whose cross-attention makes the heatmaps of a batch.
+    """The tokens whose cross-attention makes the heatmaps of a batch; None without classes.
 
     Args:
         pipeline: diffusers pipeline with its tokenizer and text encoder.
         prompts: Their class names become the groups, in order.
         texts: What the images are drawn from.
-        source: See `attributed_text`; ``none`` keeps nothing.
+        source: See `attributed_text`.
     """
-    if source == "none" or not any(prompt.class_names for prompt in prompts):
+    if not any(prompt.class_names for prompt in prompts):
         return None
     read = [attributed_text(p, t, source) for p, t in zip(prompts, texts, strict=True)]
-    groups = []
-    for prompt, text in zip(prompts, read, strict=True):
-        # no map for a word that the text encoder does not know: its heat would be any word's
-        spans = class_token_spans(pipeline.tokenizer, text, prompt.class_names, unknown=False)
-        groups.append([*(spans[name] for name in prompt.class_names), (START,)])
+    pairs = zip(read, (prompt.class_names for prompt in prompts), strict=True)
+    groups = [class_tokens(pipeline.tokenizer, text, names) for text, names in pairs]
     if source == "prompt":
         return Attribution(groups)
     states, _ = pipeline.encode_prompt(
         read, pipeline._execution_device, 1, do_classifier_free_guidance=False
     )
     return Attribution(groups, states)
+
+
+def class_tokens(tokenizer: Any, text: str, names: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token positions of each class and, behind them, of the start of the text.
+
+    No position for a word that the text encoder does not know: its map would be any word's.
+    """
+    spans = class_token_spans(tokenizer, text, names, unknown=False)
+    return [*(spans[name] for name in names), (START,)]
+
+
+def prompt_tokens(
+    tokenizer: Any, texts: Sequence[str], names: Sequence[str]
+) -> list[list[tuple[int, ...]]]:
+    """`class_tokens` of the same classes in every prompt.
+
+    Raises:
+        ValueError: In one line, for a class that a prompt does not name.
+    """
+    groups = [class_tokens(tokenizer, text, names) for text in texts]
+    for text, own in zip(texts, groups, strict=True):
+        missing = [name for name, tokens in zip(names, own, strict=False) if not tokens]
+        if missing:
+            raise ValueError(
+                f"classes must be named in the prompt. Got {missing[0]!r}, which {text!r:.120} "
+                "does not name in words that the model knows; leave it out, or draw a prompt "
+                "that names it."
+            )
+    return groups
 
 
 def attributed_text(prompt: Prompt, text: str, source: Source) -> str:
@@ -161,23 +134,29 @@ _REMEDY: Mapping[str, str] = {
 }
 
 
-def class_heatmaps(recording: Recording, prompts: Sequence[Prompt]) -> list[Heatmaps | None]:
-    """Heatmaps of every image of a batch; None for a prompt without classes."""
-    maps = recording.token_maps()
+def class_heatmaps(
+    maps: Mapping[str, Float[Tensor, "batch _pos group"]],
+    grids: Mapping[str, tuple[int, int]],
+    names: Sequence[tuple[str, ...]],
+) -> list[Heatmaps | None]:
+    """Heatmaps of every image of a batch; None for an image without classes.
+
+    Args:
+        maps: Layer to maps: those of an image's classes, then that of the start of the text.
+        grids: Layer to (height, width).
+        names: Classes of each image.
+    """
     if not maps:
-        return [None] * len(prompts)
-    grids = {layer.name: layer.grid for layer in recording.maps.layers}
-    merged = merge_layers(maps, grids)
-    found: list[Heatmaps | None] = []
-    for image, names in enumerate(prompt.class_names for prompt in prompts):
-        num = len(names)
-        values = merged[image, :num]
-        found.append(Heatmaps(names, values, merged[image, num]) if names else None)
-    return found
+        return [None] * len(names)
+    merged = merge_layers({name: value.mT for name, value in maps.items()}, grids)
+    return [
+        Heatmaps(own, merged[image, : len(own)], merged[image, len(own)]) if own else None
+        for image, own in enumerate(names)
+    ]
 
 
 def merge_layers(
-    maps: Mapping[str, Float[Tensor, "batch group pos"]],
+    maps: Mapping[str, Float[Tensor, "batch group _pos"]],
     grids: Mapping[str, tuple[int, int]],
 ) -> Float[Tensor, "batch group height width"]:
     """Weighted mean over layers on the largest grid, weights proportional to 1 / grid side.

@@ -72,7 +72,7 @@ def invert(
         )
     if not prompts:
         return []
-    latent_size = backbone.latent_size(*images.shape[1:3])
+    backbone.latent_size(*images.shape[1:3])  # refuses what does not go through the model
     image01 = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
     if timestep is None:
@@ -82,9 +82,7 @@ def invert(
     else:
         denoising = _single_call(backbone, image01, texts, seeds, timestep)
     with backbone.lock, torch.no_grad():
-        recording, latents = run_recorded(
-            backbone, denoising, prompts, texts, latent_size, capture, labeling
-        )
+        recording, latents = run_recorded(backbone, denoising, prompts, texts, capture, labeling)
     finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
     given = [image if fine else None for image, fine in zip(images, finite, strict=True)]
     return samples_or_failures(recording, prompts, seeds, given)

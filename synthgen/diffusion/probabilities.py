@@ -17,32 +17,30 @@ from torch import Tensor
 _CHUNK = 2**24
 """Probabilities held at once (64 MB in float32)."""
 
+TokenGroups = Sequence[Sequence[Sequence[int]]]
+"""Per image, groups of token positions: a class with all its tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
     """Whose cross-attention is kept: groups of tokens, of the prompt or of another text.
 
     Args:
-        token_groups: Per image, groups of token positions (a class with all its tokens); a
-            group's map is the mean of its tokens' maps, zero for an empty group.
+        token_groups: A group's map is the mean of its tokens' maps, zero for an empty group.
         text_states: The text encoder's states of the attribution text; None reads the prompt's.
     """
 
-    token_groups: Sequence[Sequence[Sequence[int]]]
+    token_groups: TokenGroups
     text_states: Float[Tensor, "batch token feature"] | None = None
 
-    @property
-    def num_groups(self) -> int:
-        """Groups of the image that has most."""
-        return max((len(groups) for groups in self.token_groups), default=0)
 
-    def group_means(self, num_tokens: int) -> Float[Tensor, "batch token group"]:
-        """Averaging of token maps into group maps, as a matrix."""
-        means = torch.zeros(len(self.token_groups), num_tokens, self.num_groups)
-        for image, groups in enumerate(self.token_groups):
-            for index, tokens in enumerate(groups):
-                means[image, list(tokens), index] = 1 / max(1, len(tokens))
-        return means
+def group_means(groups: TokenGroups, num_tokens: int) -> Float[Tensor, "batch token group"]:
+    """Averaging of token maps into group maps, as a matrix."""
+    means = torch.zeros(len(groups), num_tokens, max(map(len, groups)))
+    for image, own in enumerate(groups):
+        for index, tokens in enumerate(own):
+            means[image, list(tokens), index] = 1 / max(1, len(tokens))
+    return means
 
 
 def attention_probabilities(
@@ -52,7 +50,7 @@ def attention_probabilities(
     scale: float,
     key_means: Float[Tensor, "batch token group"] | None = None,
 ) -> Float[Tensor, "batch pos group"]:
-    """Mean over heads of ``softmax(q k^T * scale)``, in float32, a chunk of queries at a time.
+    """Mean over heads of ``softmax(q k^T * scale)``, in float32.
 
     Args:
         query: Outputs of ``to_q``, heads concatenated.
@@ -77,23 +75,15 @@ def pooled_self_map(
     """Self-attention of one layer, mean over heads, on another grid; rows sum to 1 (LS).
 
     A finer layer is averaged over the queries of each target cell and summed over its keys; of a
-    coarser one the keys are upsampled bilinearly and the queries repeated.
-
-    Args:
-        query: Outputs of ``to_q``, heads concatenated.
-        key: Outputs of ``to_k``.
-        heads: Number of heads.
-        scale: ``1 / sqrt(head dimension)``.
-        grid: (height, width) of the layer.
-        target: (height, width) of both axes of the result.
+    coarser one the keys are upsampled bilinearly and the queries repeated. Arguments as in
+    `attention_probabilities`; grids are (height, width).
     """
 
     def onto_target(rows: Tensor) -> Tensor:
         resized = _resize(rows.reshape(*rows.shape[:-1], *grid), target).flatten(-2)
         return resized / resized.sum(dim=-1, keepdim=True)
 
-    rows = _chunked(query, key, heads, scale, onto_target)
-    by_key = rows.transpose(1, 2)
+    by_key = _chunked(query, key, heads, scale, onto_target).transpose(1, 2)
     by_key = by_key.reshape(*by_key.shape[:-1], *grid)
     return _resize(by_key, target, repeat=True).flatten(-2).transpose(1, 2).contiguous()
 

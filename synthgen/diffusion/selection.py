@@ -1,21 +1,20 @@
-"""What is captured: which attention layers, on which grids, at which UNet calls; what it costs.
+"""What is recorded: which attention layers, on which grids, at which UNet calls; what it costs.
 
-Decided before the model runs, from the modules' names and the true latent size, so that a
-request that does not fit the memory budget fails before the first step. Captures are keyed by
-the index of the UNet call, not by the timestep: PNDM calls the UNet twice at one timestep.
+Calls are named by their index, not by their timestep: PNDM calls the UNet twice at one timestep.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from synthgen.config import CaptureConfig
 from synthgen.registry import near_miss
+
+Calls = Literal["last"] | tuple[float, ...] | int
+Groups = tuple[tuple[int, ...], ...]
+"""Groups of UNet calls by index; each group is averaged into one capture."""
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "up": ("up_blocks",),
@@ -58,51 +57,65 @@ def attention_layers(unet: Any, latent_size: tuple[int, int]) -> tuple[Layer, ..
         unet: A diffusers ``UNet2DConditionModel``.
         latent_size: (height, width) of the latents.
     """
-    levels = _levels(unet)
-    named = {n: m for n, m in unet.named_modules() if n.endswith(".attn1")}
-    order = {part: rank for rank, part in enumerate(_PARTS["all"])}
-    return tuple(
-        Layer(
-            name=name,
-            heads=attn.heads,
-            dim=attn.inner_dim // attn.heads,
-            grid=_grid(latent_size, levels[_block(name)]),
-        )
-        for name, attn in sorted(named.items(), key=lambda item: order[item[0].split(".")[0]])
-    )
+    halvings = _halvings(unet)
+    named = [(name, m) for name, m in unet.named_modules() if name.endswith(".attn1")]
+    named.sort(key=lambda item: _PARTS["all"].index(item[0].split(".")[0]))
+    found = []
+    for name, attn in named:
+        part, index, *_ = name.split(".")
+        scale = 2 ** halvings[part if part == "mid_block" else f"{part}.{index}"]
+        grid = (math.ceil(latent_size[0] / scale), math.ceil(latent_size[1] / scale))
+        found.append(Layer(name, attn.heads, attn.inner_dim // attn.heads, grid))
+    return tuple(found)
 
 
-def select_layers(layers: Sequence[Layer], capture: CaptureConfig) -> tuple[Layer, ...]:
+def _halvings(unet: Any) -> dict[str, int]:
+    """How often latents were halved before each block."""
+    found, level = {}, 0
+    for index, block in enumerate(unet.down_blocks):
+        found[f"down_blocks.{index}"] = level
+        level += len(getattr(block, "downsamplers", None) or ())
+    found["mid_block"] = level
+    for index, block in enumerate(unet.up_blocks):
+        found[f"up_blocks.{index}"] = level
+        level -= len(getattr(block, "upsamplers", None) or ())
+    return found
+
+
+def select_layers(
+    layers: Sequence[Layer],
+    asked: str | Sequence[str] | None = None,
+    grids: Collection[int] | None = None,
+) -> tuple[Layer, ...]:
     """The layers that ``capture.layers`` (None: up) and ``capture.grids`` ask for.
 
-    Explicit names are module names or whole leading parts of them (``up_blocks.1``).
+    Args:
+        layers: All there are.
+        asked: up, down, both, mid, all, or module names and whole leading parts of them
+            (``up_blocks.1``).
+        grids: Shorter sides of the grids that are kept; None keeps all.
 
     Raises:
         ValueError: If a name matches no layer, or no layer is left.
     """
-    asked = "up" if capture.layers is None else capture.layers
-    wanted = _PARTS[asked] if isinstance(asked, str) else asked
-    for name in wanted:
-        if not isinstance(asked, str) and not any(_under(x.name, name) for x in layers):
+    asked = "up" if asked is None else asked
+    wanted = _PARTS.get(asked, (asked,)) if isinstance(asked, str) else tuple(asked)
+    kept = tuple(x for x in layers if any(f"{x.name}.".startswith(f"{w}.") for w in wanted))
+    for name in () if isinstance(asked, str) and asked in _PARTS else wanted:
+        if not any(f"{x.name}.".startswith(f"{name}.") for x in layers):
             hint = near_miss(name, [layer.name for layer in layers])
             raise ValueError(
                 "capture.layers must be up, down, both, mid, all or module names of "
                 f"self-attention layers. Got {name!r}.{hint}"
             )
-    chosen = tuple(x for x in layers if any(_under(x.name, name) for name in wanted))
-    if capture.grids is None:
-        return chosen
-    kept = tuple(layer for layer in chosen if min(layer.grid) in capture.grids)
-    if not kept:
-        sides = sorted({min(layer.grid) for layer in chosen})
-        raise ValueError(f"capture.grids must name grids among {sides}. Got {capture.grids}.")
-    return kept
+    if grids is not None and not any(min(layer.grid) in grids for layer in kept):
+        sides = sorted({min(layer.grid) for layer in kept})
+        raise ValueError(f"capture.grids must name grids among {sides}. Got {tuple(grids)}.")
+    return tuple(layer for layer in kept if grids is None or min(layer.grid) in grids)
 
 
-def call_groups(
-    calls: Literal["last"] | tuple[float, ...] | int, num_calls: int
-) -> tuple[tuple[int, ...], ...]:
-    """Groups of UNet calls; each group is averaged into one capture.
+def call_groups(calls: Calls, num_calls: int | None) -> Groups | None:
+    """Groups of UNet calls; None for the last of an unknown number.
 
     Args:
         calls: ``last``; fractions of the run, 0 the first call and 1 the last, each its own
@@ -115,102 +128,41 @@ def call_groups(
     >>> call_groups("last", 51), call_groups(3, 51), call_groups((0.0, 0.5, 1.0), 51)
     (((50,),), ((48, 49, 50),), ((0,), (25,), (50,)))
     """
+    if num_calls is None:
+        if calls != "last":
+            raise ValueError(
+                f"calls must be 'last' where no scheduler says how many there are. Got {calls}; "
+                "give num_calls."
+            )
+        return None
     if calls == "last":
         return ((num_calls - 1,),)
     if isinstance(calls, int):
-        if calls > num_calls:
+        if not 1 <= calls <= num_calls:
             raise ValueError(
                 f"capture.calls must be at most {num_calls}, the UNet calls of this run. "
                 f"Got {calls}; raise generation.num_inference_steps."
             )
         return (tuple(range(num_calls - calls, num_calls)),)
-    if not calls:
-        raise ValueError("capture.calls must name at least one call. Got ().")
-    assert not isinstance(calls, str)
-    indices = dict.fromkeys(round(fraction * (num_calls - 1)) for fraction in calls)
-    return tuple((index,) for index in indices)
+    if not calls or isinstance(calls, str) or not all(0 <= share <= 1 for share in calls):
+        raise ValueError(
+            f"capture.calls must be last, a number, or at least one share of the run. Got {calls}."
+        )
+    return tuple((i,) for i in dict.fromkeys(round(c * (num_calls - 1)) for c in calls))
 
 
-@dataclass(frozen=True, slots=True)
-class CapturePlan:
-    """What one batch's recording is going to hold.
+def middle_sides(sides: Collection[int]) -> tuple[int, ...]:
+    """Grids of 12 to 48, whose attention to words is about places and still about meaning.
 
-    Args:
-        layers: Layers read.
-        groups: UNet calls read, in groups that are averaged.
-        num_calls: UNet calls of the run.
-        batch_size: Images; a guided UNet batch has twice as many rows, [negative, positive].
-        guided: Classifier-free guidance is on.
-        rows: Half of the guided batch that is kept: cond, uncond or both.
-        dtype: Of the kept head outputs.
-        device: Where captures are kept; None where the model is.
+    On tuning scenes of the embedded model the area under the ROC curve of a class's pixels is
+    .89 for grid 16, .76 for 32, .55 for 8, .84 for all. Without such grids, the nearest one.
+
+    >>> middle_sides({8, 16, 32, 64}), middle_sides({12, 24, 48, 96}), middle_sides({1, 4, 8})
+    ((16, 32), (12, 24, 48), (8,))
     """
-
-    layers: tuple[Layer, ...]
-    groups: tuple[tuple[int, ...], ...]
-    num_calls: int
-    batch_size: int
-    guided: bool
-    rows: Literal["cond", "uncond", "both"]
-    dtype: torch.dtype
-    device: torch.device | None
-
-    def __post_init__(self) -> None:
-        if self.rows != "cond" and not self.guided:
-            raise ValueError(
-                f"capture.rows must be 'cond' without guidance. Got {self.rows!r}; raise "
-                "generation.guidance_scale above 1."
-            )
-
-    @property
-    def head_bytes(self) -> int:
-        """Bytes of the head outputs; means over several calls are kept in float32."""
-        values = sum(x.heads * x.dim * math.prod(x.grid) for x in self.layers)
-        sizes = [4 if len(group) > 1 else self.dtype.itemsize for group in self.groups]
-        return values * self.batch_size * sum(sizes) * (2 if self.rows == "both" else 1)
-
-    def map_bytes(
-        self, num_groups: int, self_maps: bool, pooled_grid: tuple[int, int] | None = None
-    ) -> int:
-        """Bytes of the token maps (one per token group) and self-attention maps, in float32."""
-        positions = [math.prod(x.grid) for x in self.layers]
-        per_image = sum(pos * (num_groups + (pos if self_maps else 0)) for pos in positions)
-        pooled = 0 if pooled_grid is None else math.prod(pooled_grid) ** 2
-        return 4 * (per_image + pooled) * self.batch_size
-
-
-def plan_capture(
-    unet: Any,
-    capture: CaptureConfig,
-    *,
-    latent_size: tuple[int, int],
-    num_calls: int,
-    batch_size: int,
-    guided: bool,
-) -> CapturePlan:
-    """Settle what is captured of a batch.
-
-    Args:
-        unet: A diffusers ``UNet2DConditionModel``.
-        capture: The settings.
-        latent_size: (height, width) of the latents.
-        num_calls: UNet calls of the run: the number of the scheduler's timesteps.
-        batch_size: Images.
-        guided: Whether the UNet sees [negative, positive] rows.
-
-    Raises:
-        ValueError: For settings that this model or this run cannot satisfy.
-    """
-    return CapturePlan(
-        layers=select_layers(attention_layers(unet, latent_size), capture),
-        groups=call_groups(capture.calls, num_calls),
-        num_calls=num_calls,
-        batch_size=batch_size,
-        guided=guided,
-        rows=capture.rows,
-        dtype=getattr(torch, capture.dtype),
-        device=torch.device("cpu") if capture.device == "cpu" else None,
-    )
+    middle = tuple(side for side in sorted(sides) if 12 <= side <= 48)
+    below = [side for side in sides if side < 12]
+    return middle or (max(below) if below else min(sides),)
 
 
 def self_map_grid(layers: Sequence[Layer], side: int | None) -> tuple[int, int] | None:
@@ -226,9 +178,7 @@ def self_map_grid(layers: Sequence[Layer], side: int | None) -> tuple[int, int] 
         return None
     grids = sorted({layer.grid for layer in layers}, key=math.prod)
     fitting = [grid for grid in grids if min(grid) <= side]
-    if fitting:
-        return fitting[-1]
-    height, width = grids[0]
+    height, width = fitting[-1] if fitting else grids[0]
     while min(height, width) > side:
         height, width = math.ceil(height / 2), math.ceil(width / 2)
     return height, width
@@ -244,38 +194,9 @@ def check_budget(num_bytes: int, budget_mb: float) -> None:
     Traceback (most recent call last):
     ValueError: capture.memory_budget_mb must be at least 4. Got 2; raise it, ...
     """
-    needed = num_bytes / 1e6
-    if needed > budget_mb:
+    if num_bytes / 1e6 > budget_mb:
         raise ValueError(
-            f"capture.memory_budget_mb must be at least {math.ceil(needed)}. Got {budget_mb:g}; "
-            "raise it, lower generation.batch_size, keep fewer capture.layers, capture.grids or "
-            "capture.calls, or set capture.dtype to float16."
+            f"capture.memory_budget_mb must be at least {math.ceil(num_bytes / 1e6)}. Got "
+            f"{budget_mb:g}; raise it, lower generation.batch_size, keep fewer capture.layers, "
+            "capture.grids or capture.calls, or set capture.dtype to float16."
         )
-
-
-def _levels(unet: Any) -> dict[str, int]:
-    """Number of halvings before each block."""
-    levels: dict[str, int] = {}
-    level = 0
-    for index, block in enumerate(unet.down_blocks):
-        levels[f"down_blocks.{index}"] = level
-        level += len(getattr(block, "downsamplers", None) or ())
-    levels["mid_block"] = level
-    for index, block in enumerate(unet.up_blocks):
-        levels[f"up_blocks.{index}"] = level
-        level -= len(getattr(block, "upsamplers", None) or ())
-    return levels
-
-
-def _block(name: str) -> str:
-    part, index, *_ = name.split(".")
-    return part if part == "mid_block" else f"{part}.{index}"
-
-
-def _grid(latent_size: tuple[int, int], level: int) -> tuple[int, int]:
-    height, width = latent_size
-    return math.ceil(height / 2**level), math.ceil(width / 2**level)
-
-
-def _under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")

@@ -107,9 +107,10 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
 
     config, model = recipe.config, load_backbone(recipe.config.model)
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
-    capture = config.capture.model_copy(update={"heatmaps": "none"})  # labels have their own
     try:
-        outcomes = generate(model, prompts, seeds, config.generation, capture, config.labeling)
+        outcomes = generate(
+            model, prompts, seeds, config.generation, config.capture, config.labeling
+        )
     except out_of_memory() as error:
         if recipe.batch_size > 1:
             raise
@@ -126,11 +127,11 @@ def _finish(
 ) -> Made:
     if isinstance(outcome, Failure):
         return Made(_failed(planned, number, outcome.reason, outcome.message), None)
-    from synthgen.segmentation.segment import segment
+    from synthgen.segmentation.segment import segment_sample
 
     started = time.perf_counter()
     try:
-        segmentation = segment(outcome, recipe.config.segmentation)
+        segmentation = segment_sample(outcome, recipe.config.segmentation)
         segmented = time.perf_counter()
         labels = _label(recipe.config, outcome, segmentation)
         record = Record(

@@ -112,7 +112,7 @@ def _content(storage: Storage, config: Config) -> dict[str, Any]:
     """All that determines labels but the tars: what their digest covers."""
     identity: Any = read_identity(storage)
     content = {
-        "labeling": config.labeling.model_dump(mode="json"),
+        "labeling": config.labeling.digest_settings(),
         "segmentation": config.segmentation.model_dump(mode="json"),
         "dataset": identity["digest"],
         "versions": [ALGORITHM_VERSION, LABELING_VERSION],

@@ -1,43 +1,45 @@
-"""LS method 3 on clusterings of several k: a cluster's class is that of the largest mean heat.
+"""LS method 3 at several k: a cluster's class is that of the largest mean attention.
 
     p_K[c] = (1 / |K|) sum over pixels j of K of CA[j, c],   class of K = argmax over c     (eq. 3)
 
 LS labels the clusters of one k. Here every clustering has its say: a pixel takes the mean, over
-all k, of the mean heat in the cluster that it belongs to, where a clustering weighs log k, the
-most that it can tell about a pixel. Coarse clusterings steady what fine ones resolve. Each mask of
+all k, of the mean attention in its cluster, where a clustering weighs log k, the most that it can
+tell about a pixel. Coarse clusterings steady what fine ones resolve. Each mask of
 the hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
 
-Start-of-text heat is averaged geometrically, on the scale on which `evidence.middle` cuts it.
+Start-of-text attention is averaged geometrically, as `scores.geometric_midpoint` cuts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from synthgen.config import LabelConfig
-from synthgen.labeling.evidence import (
+from synthgen.labeling.scores import (
     ClassScores,
-    Evidence,
-    middle,
+    LabelInputs,
+    geometric_midpoint,
     score_classes,
     score_masks,
     upsample,
 )
 
 
-def label_by_clusters(evidence: Evidence, config: LabelConfig) -> ClassScores:
-    """Mean heat over the clusters of every k, and over each mask."""
-    segmentation = evidence.segmentation
-    heat = upsample(evidence.heat, evidence.size)
-    logs = np.log(np.maximum(heat[:1], 1e-12))
-    means = cluster_means(np.concatenate([logs, heat[1:]]), segmentation.labels, segmentation.ks)
+def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any) -> ClassScores:
+    """Mean attention over the clusters of every k, and over each mask."""
+    segmentation = inputs.segmentation
+    attention = upsample(inputs.attention, inputs.size)
+    logs = np.log(np.maximum(attention[:1], 1e-12))
+    means = cluster_means(
+        np.concatenate([logs, attention[1:]]), segmentation.labels, segmentation.ks
+    )
     means[0] = np.exp(means[0])
-    between = middle(means[0])
-    pixels = score_classes(means, between, config.background)
-    return ClassScores(pixels, score_masks(heat, segmentation, between, config.background))
+    midpoint = geometric_midpoint(means[0])
+    pixels = score_classes(means, midpoint, background)
+    return ClassScores(pixels, score_masks(attention, segmentation, midpoint, background))
 
 
 def cluster_means(

@@ -1,14 +1,14 @@
 """From shares to labels: presence, argmax, margin.
 
-Nothing is painted for being prompted. A class is *there* if its share of the heat is large enough
-over enough of the image; classes that are not there leave the comparison. A place is background
-if that share is more than all classes have together. Where the decision leads by the margin
-or less, between background and classes or between the best two classes, the label is 255: even
-without a margin, a tie is never decided.
+Nothing is painted for being prompted. A class is *there* if its share of the attention is
+large enough over enough of the image; classes that are not there leave the comparison. A place is
+background if that share is more than all classes have together. Where the decision leads by the
+margin or less, between background and classes or between the best two classes, the label is 255:
+even without a margin, a tie is never decided.
 
 Limit, measured on 12 tuning scenes of the embedded model: classes that were put behind a caption
-and are not in the image draw as much heat as those that are (area under the ROC curve .43 to .57
-for nine statistics of their maps), so the presence test finds faint classes, not foreign ones.
+and are not in the image draw as much attention as those that are (area under the ROC curve .43 to
+.57 for nine statistics of their maps), so the presence test finds faint classes, not foreign ones.
 LS reports the same of Stable Diffusion: cross-attention is to be asked for classes that are there.
 """
 
@@ -17,19 +17,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from synthgen.config import LabelConfig
-from synthgen.labeling.evidence import ClassScores, join, shares
+from synthgen.labeling.scores import ClassScores, join, shares
 from synthgen.types import BACKGROUND, IGNORE, LabelMap, Segmentation
 
 
-def keep_present(scores: ClassScores, config: LabelConfig) -> ClassScores:
-    """Shares with only the classes that pass the presence test.
-
-    Args:
-        scores: Of background (row 0) and classes.
-        config: ``presence``, ``presence_area``.
-    """
-    there = present_classes(scores.pixels, config.presence, config.presence_area)
+def keep_present(scores: ClassScores, presence: float, area: float) -> ClassScores:
+    """Shares with only the classes that pass the presence test, see `present_classes`."""
+    there = present_classes(scores.pixels, presence, area)
     return ClassScores(keep_classes(scores.pixels, there), keep_classes(scores.masks.T, there).T)
 
 
@@ -98,15 +92,16 @@ def choose(
     empty = scores[BACKGROUND] >= 0.5
     labels = np.where(empty, BACKGROUND, 1 + scores[1:].argmax(0)).astype(np.uint8)
     best = np.where(empty, scores[BACKGROUND], scores[1:].max(0))
-    undecided = lead(scores) <= margin
+    undecided = winning_margin(scores) <= margin
     return np.where(undecided, np.uint8(IGNORE), labels), best
 
 
-def lead(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "*place"]:
+def winning_margin(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "*place"]:
     """How far the choice is ahead: background of all classes together, or they of it; and of
     classes, the best of the second best.
 
-    >>> lead(np.array([[0.75, 0.25, 0.0], [0.25, 0.5, 0.5], [0.0, 0.25, 0.375]])).tolist()
+    >>> scores = np.array([[0.75, 0.25, 0.0], [0.25, 0.5, 0.5], [0.0, 0.25, 0.375]])
+    >>> winning_margin(scores).tolist()
     [0.5, 0.25, 0.125]
     """
     apart: Float[np.ndarray, "*place"] = np.abs(2 * scores[BACKGROUND] - 1)
@@ -118,10 +113,10 @@ def lead(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "*place"]:
     return chosen
 
 
-def contest(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "row ..."]:
+def decision_scores(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "row ..."]:
     """Scores whose largest row is the decision: the best class stands for all classes together.
 
-    >>> contest(np.array([[0.25], [0.5], [0.25]])).tolist()
+    >>> decision_scores(np.array([[0.25], [0.5], [0.25]])).tolist()
     [[0.25], [0.75], [0.375]]
     """
     best = scores[1:].max(0)
@@ -131,7 +126,7 @@ def contest(scores: Float[np.ndarray, "row ..."]) -> Float[np.ndarray, "row ..."
 
 def nothing_prompted(segmentation: Segmentation) -> LabelMap:
     """Labels where no class was prompted: nothing is known, so everything is undecided."""
-    masks = segmentation.mask_set.masks
+    masks = segmentation.masks
     num, size = len(masks), masks.shape[1:]
     return LabelMap(
         class_names=(),

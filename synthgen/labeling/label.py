@@ -1,34 +1,205 @@
-"""Class labels of one image: heat, a labeler, and a decision that may also say "I do not know".
+"""Class labels of images: attention, a labeler, and a decision that may also say "I do not know".
 
-    label_sample = class heat → labeler (registry.LABELERS) → keep_present → decide → refiner
+    label_image = class attention → labeler (registry.LABELERS) → keep_present → decide → refiner
 
-A labeler scores, `decide` chooses: background and absence are rows and tests there, not paint.
-Every label has its share as a score; classes without a pixel are listed.
+A labeler scores, `decide` chooses: background and absence are rows and tests there, nothing is
+painted. Every label has its share as a score; classes without a pixel are listed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from synthgen.config import LabelConfig
 from synthgen.labeling.decide import (
-    contest,
     decide,
+    decision_scores,
     keep_present,
     not_found,
     nothing_prompted,
 )
-from synthgen.labeling.evidence import (
+from synthgen.labeling.refine import reads_uncertainty, refine
+from synthgen.labeling.scores import (
     ClassScores,
-    Evidence,
     Labeler,
-    class_heat,
-    score_heat,
+    LabelInputs,
+    attention_rows,
+    score_attention,
 )
-from synthgen.labeling.refine import refine
 from synthgen.registry import LABELERS, resolve
-from synthgen.types import IGNORE, Heatmaps, LabelMap, Segmentation, SelfMap
+from synthgen.segmentation.features import head_blocks, upsampling_error
+from synthgen.types import (
+    IGNORE,
+    HeadFeatures,
+    Heatmaps,
+    LabelMap,
+    MaskSet,
+    Segmentation,
+    SelfMap,
+)
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What is read of a recording: one result per image that was drawn."""
+
+    images: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
+
+    def features(self) -> tuple[HeadFeatures, ...]:
+        """Head outputs of each image."""
+        ...
+
+    def heatmaps(
+        self, class_names: Sequence[str], prompts: Sequence[str] | None = None
+    ) -> tuple[Heatmaps, ...]:
+        """Cross-attention to classes that the prompts name."""
+        ...
+
+    def self_maps(self) -> tuple[SelfMap, ...]:
+        """Self-attention of each image, where it was kept."""
+        ...
+
+
+def label(
+    recorded: Recorded,
+    masks: MaskSet | Sequence[MaskSet],
+    classes: Sequence[str],
+    *,
+    method: str = "clusters",
+    image: UInt8[np.ndarray, "height width 3"] | None = None,
+    prompts: Sequence[str] | None = None,
+    refiner: str = "pamr",
+    background: float = 1.0,
+    presence: float = 0.25,
+    presence_area: float = 0.002,
+    margin: float = 0.02,
+    power: int = 4,
+) -> Any:
+    """Classes of the pixels and masks of what was recorded, from its attention to their words.
+
+    Args:
+        recorded: A recording (`synthgen.record`).
+        masks: What `synthgen.segment` made of it.
+        classes: Names to look for; each prompt must name them, singular or plural.
+        method: Row of LABELERS: clusters, propagate, dataset-diffusion, vote, argmax.
+        image: The image, for the refiner; None: the recorded one.
+        prompts: What each image was drawn from; None: what the text encoder read.
+        refiner: Row of REFINERS: none, pamr, color-majority, upsampling-error, upsampling-color.
+        background: Weight of the background.
+        presence: A class is there if its share of the attention is at least this ...
+        presence_area: ... on at least this share of the image.
+        margin: A lead of no more than this is undecided, 255.
+        power: Of self-attention, for dataset-diffusion.
+
+    Returns:
+        A `LabelMap`; for a recording of several images a tuple of them.
+
+    Raises:
+        ValueError: For a class that a prompt does not name, or without something that the method
+            or the refiner needs.
+
+    >>> pipe = synthgen.load_model()
+    >>> with synthgen.record(pipe) as recording:
+    ...     image = pipe("a red car", num_inference_steps=4).images[0]
+    >>> labels = synthgen.label(recording, synthgen.segment(recording), classes=["car"])
+    >>> labels.class_names, labels.semantic.shape
+    (('car',), (128, 128))
+    """
+    every = [masks] if isinstance(masks, MaskSet) else list(masks)
+    heatmaps = recorded.heatmaps(classes, prompts)
+    if len(every) != len(heatmaps):
+        raise ValueError(f"masks must be one set per image. Got {len(every)} for {len(heatmaps)}.")
+    seen = [image] * len(every) if image is not None else list(recorded.images)
+    if not seen:
+        raise ValueError("image must be given where the VAE decoded none. Got none.")
+    selves: Sequence[SelfMap | None] = recorded.self_maps() or [None] * len(every)
+    found = []
+    for index, own in enumerate(every):
+        if not isinstance(own, Segmentation):
+            raise ValueError(
+                "masks must be what synthgen.segment returns, with its clusters. Got a MaskSet."
+            )
+        uncertainty = None
+        if reads_uncertainty(refiner):
+            blocks = head_blocks(recorded.features()[index])
+            uncertainty = upsampling_error(blocks, seen[index].shape[:2]).float().cpu().numpy()
+        found.append(
+            label_image(
+                own,
+                heatmaps[index],
+                selves[index],
+                seen[index],
+                uncertainty,
+                method=method,
+                refiner=refiner,
+                margin=margin,
+                background=background,
+                presence=presence,
+                presence_area=presence_area,
+                power=power,
+            )
+        )
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def label_image(
+    segmentation: Segmentation,
+    heatmaps: Heatmaps | None,
+    self_map: SelfMap | None,
+    image: UInt8[np.ndarray, "height width 3"],
+    uncertainty: Float[np.ndarray, "height width"] | None = None,
+    *,
+    method: str = "clusters",
+    refiner: str = "pamr",
+    margin: float = 0.02,
+    background: float = 1.0,
+    presence: float = 0.25,
+    presence_area: float = 0.002,
+    power: int = 4,
+) -> LabelMap:
+    """Labels of one image's pixels and masks; see `label`.
+
+    Args:
+        segmentation: Its masks and clusters.
+        heatmaps: Cross-attention to its classes; None where no class was prompted, and then
+            everything is undecided.
+        self_map: Its self-attention, for the methods that need it.
+        image: Its pixels.
+        uncertainty: Upsampling error (BL eq. 6), for the refiners that need it.
+        method: Row of LABELERS or ``module:attribute``.
+        refiner: Row of REFINERS or ``module:attribute``.
+        margin: A lead of no more than this is undecided.
+        background: Weight of the background.
+        presence: Share of the attention that a class must reach ...
+        presence_area: ... on this share of the image.
+        power: Of self-attention.
+
+    Raises:
+        ValueError: For an unknown method or refiner, or one that lacks what it needs.
+    """
+    if heatmaps is None or not heatmaps.class_names:
+        return nothing_prompted(segmentation)
+    labeler: Labeler = resolve(method, LABELERS, "labeling.method")
+    inputs = LabelInputs(segmentation, attention_rows(heatmaps), self_map, image)
+    scored = labeler(
+        inputs,
+        background=background,
+        presence=presence,
+        presence_area=presence_area,
+        power=power,
+    )
+    scores = keep_present(scored, presence, presence_area)
+    decided = decide(scores, heatmaps.class_names, margin)
+    if refiner == "none":
+        return decided
+    planes = dict(enumerate(decision_scores(scores.pixels)))
+    semantic = refine(refiner, decided.semantic, image, planes, uncertainty)
+    return _relabeled(decided, semantic, scores)
 
 
 def label_sample(
@@ -39,36 +210,15 @@ def label_sample(
     image: UInt8[np.ndarray, "height width 3"],
     uncertainty: Float[np.ndarray, "height width"] | None = None,
 ) -> LabelMap:
-    """Labels of one image's pixels and masks.
-
-    Args:
-        segmentation: Its masks.
-        heatmaps: Cross-attention to its classes; None where no class was prompted, and then
-            everything is undecided.
-        self_map: Its self-attention, for the methods that need it.
-        config: Method, thresholds, refiner.
-        image: Its pixels.
-        uncertainty: Upsampling error (BL eq. 6), for the refiners that need it.
-
-    Raises:
-        ValueError: For an unknown method or refiner, or one that lacks what it needs.
-    """
-    if heatmaps is None or not heatmaps.class_names:
-        return nothing_prompted(segmentation)
-    labeler: Labeler = resolve(config.method, LABELERS, "labeling.method")
-    heat = class_heat(heatmaps)
-    scores = keep_present(labeler(Evidence(segmentation, heat, self_map, image), config), config)
-    decided = decide(scores, heatmaps.class_names, config.margin)
-    if config.refiner == "none":
-        return decided
-    evidence = dict(enumerate(contest(scores.pixels)))
-    semantic = refine(config.refiner, decided.semantic, image, evidence, uncertainty)
-    return _relabeled(decided, semantic, scores)
+    """`label_image` as a configuration has it."""
+    names = ("method", "refiner", "margin", "background", "presence", "presence_area", "power")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return label_image(segmentation, heatmaps, self_map, image, uncertainty, **settings)
 
 
-def label_by_argmax(evidence: Evidence, config: LabelConfig) -> ClassScores:
-    """LS method 1: each pixel takes the class of most heat (eq. 1); masks take their mean."""
-    return score_heat(evidence, evidence.heat, config)
+def label_by_argmax(inputs: LabelInputs, *, background: float = 1.0, **_: Any) -> ClassScores:
+    """LS method 1: each pixel takes the class of most attention (eq. 1); masks take their mean."""
+    return score_attention(inputs, inputs.attention, background)
 
 
 def _relabeled(
@@ -76,13 +226,11 @@ def _relabeled(
 ) -> LabelMap:
     """The labels with another semantic map; a pixel's score is its share of what it became."""
     rows = np.where(semantic == IGNORE, decided.semantic, semantic).astype(np.int64)
-    rows = np.where(rows == IGNORE, contest(scores.pixels).argmax(0), rows)
+    rows = np.where(rows == IGNORE, decision_scores(scores.pixels).argmax(0), rows)
     became = np.take_along_axis(scores.pixels, rows[None], axis=0)[0]
-    return LabelMap(
-        class_names=decided.class_names,
+    return replace(
+        decided,
         semantic=semantic,
         scores=np.where(semantic == decided.semantic, decided.scores, became),
-        mask_labels=decided.mask_labels,
-        mask_scores=decided.mask_scores,
         not_found=not_found(decided.class_names, semantic),
     )

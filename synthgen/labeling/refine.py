@@ -18,9 +18,9 @@ from synthgen.registry import REFINERS, resolve
 from synthgen.types import IGNORE
 
 Scores = Mapping[int, Float[np.ndarray, "_height _width"]]
-"""Class id to evidence for that class at each pixel; larger is likelier, never negative."""
+"""Class id to the score of that class at each pixel; larger is likelier, never negative."""
 
-_IMAGE_ALONE = ("none", "guided", "pcc")
+_IMAGE_ALONE = ("none", "pamr", "color-majority")
 """Rows of REFINERS that have no use for the upsampling error."""
 
 
@@ -52,8 +52,8 @@ def refine(
         method: Row of REFINERS or ``module:attribute``.
         semantic: Class id of each pixel; 255 is undecided.
         image: The image that it describes.
-        scores: Evidence for each class, where the labeler has it; ids that the map does not hold
-            are left out.
+        scores: Score of each class at each pixel, where the labeler has it; ids that the map does
+            not hold are left out.
         uncertainty: Upsampling error (BL eq. 6) at each pixel, of any scale.
 
     Raises:
@@ -79,7 +79,7 @@ def refine(
 def reads_uncertainty(method: str) -> bool:
     """Whether a refiner reads the upsampling error, which takes a PCA; a plug-in may.
 
-    >>> reads_uncertainty("guided"), reads_uncertainty("upsampling-color")
+    >>> reads_uncertainty("pamr"), reads_uncertainty("upsampling-color")
     (False, True)
     """
     return method not in _IMAGE_ALONE

@@ -138,6 +138,6 @@ def _required(
     if uncertainty is None:
         raise ValueError(
             "This refiner needs the upsampling error of the features at each pixel. Got None; "
-            "choose 'guided' or 'pcc', which look at the image alone."
+            "choose 'pamr' or 'color-majority', which look at the image alone."
         )
     return uncertainty

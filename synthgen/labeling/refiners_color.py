@@ -1,10 +1,10 @@
 """Refiners that look at the colors of the whole image: PAMR and the k-means majority of PCC.
 
-- `propagate_locally`: pixel-adaptive mask refinement (PAMR; Araslanov and Roth, CVPR 2020, section
+- `refine_by_pamr`: pixel-adaptive mask refinement (PAMR; Araslanov and Roth, CVPR 2020, section
   3.3). Ten times, the class maps of a pixel become the mean of those of 48 neighbors, weighed by
   how alike their colors are, relative to the local contrast.
-- `vote_by_color`: BL's labeled dataset (PCC, methods.md section 2). K-means on color and
-  position; every cluster takes the class of its majority, if that is clear.
+- `refine_by_color_majority`: BL's labeled dataset (PCC, methods.md section 2). K-means on color
+  and position; every cluster takes the class of its majority, if that is clear.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from jaxtyping import Float, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from synthgen.config import ClusterConfig
 from synthgen.labeling.refine import Scores
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
@@ -34,7 +33,7 @@ MAJORITY = 2  # PCC: the first must have more than twice the votes of the second
 MIN_COMPONENT = 10  # PCC: pixels
 
 
-def propagate_locally(
+def refine_by_pamr(
     semantic: UInt8[np.ndarray, "height width"],
     image: UInt8[np.ndarray, "height width 3"],
     scores: Scores | None = None,
@@ -48,9 +47,9 @@ def propagate_locally(
     if not len(classes):
         return semantic.copy()
     scored = scores if scores is not None and all(int(cls) in scores for cls in classes) else None
-    evidence = np.stack([_evidence(semantic, scored, int(cls)) for cls in classes])
+    maps = np.stack([_class_map(semantic, scored, int(cls)) for cls in classes])
     pixels = torch.from_numpy(image.astype(np.float32)).movedim(-1, 0)
-    refined = pamr(pixels, torch.from_numpy(evidence))
+    refined = pamr(pixels, torch.from_numpy(maps))
     winners = classes[refined.argmax(0).numpy()]
     return np.where(semantic == IGNORE, np.uint8(IGNORE), winners)
 
@@ -69,7 +68,7 @@ def pamr(
 
     Args:
         image: Colors, of any scale.
-        maps: Evidence for each class.
+        maps: LabelInputs for each class.
         iterations: Times that the maps are averaged.
         dilations: Distances of the neighbors, eight each.
     """
@@ -82,7 +81,7 @@ def pamr(
     return maps
 
 
-def vote_by_color(
+def refine_by_color_majority(
     semantic: UInt8[np.ndarray, "height width"],
     image: UInt8[np.ndarray, "height width 3"],
     scores: Scores | None = None,
@@ -92,9 +91,8 @@ def vote_by_color(
 
     Undecided pixels vote for 255. Components of fewer than 10 pixels become 255 too.
     """
-    settings = ClusterConfig(ks=(CLUSTERS,), seed=0)
     size = (image.shape[0], image.shape[1])
-    clusters = cluster([rgbxy_block(image)], size, settings).labels[0]
+    clusters = cluster([rgbxy_block(image)], size, (CLUSTERS,)).labels[0]
     return drop_components(majority(semantic, clusters), MIN_COMPONENT)
 
 
@@ -132,7 +130,7 @@ def drop_components(
     return refined
 
 
-def _evidence(
+def _class_map(
     semantic: UInt8[np.ndarray, "height width"], scores: Scores | None, cls: int
 ) -> Float[np.ndarray, "height width"]:
     """Scores of a class where they are given, else ones where the map holds it."""

@@ -20,7 +20,7 @@ from synthgen.diffusion.invert import invert
 from synthgen.registry import AUDITORS, resolve
 from synthgen.report import figures
 from synthgen.segmentation.features import feature_blocks
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
 OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")
@@ -51,9 +51,9 @@ def inspect_sample(
     if not existing.is_dir():
         raise ValueError(f"--out must be a folder. Got {str(out)!r}, and {existing} is a file.")
     sample = _record(source, config)
-    capture = load_backbone(config.model).settle_capture(config.capture)
+    capture = load_backbone(config.model).resolve_capture(config.capture)
     features = segmented_features(sample.features, capture)
-    segmentation = segment(replace(sample, features=features), config.segmentation)
+    segmentation = segment_sample(replace(sample, features=features), config.segmentation)
     image, masks = sample.image, segmentation.mask_set
     if auditor is None:
         shown = figures.hierarchy(image, masks)

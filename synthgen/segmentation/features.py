@@ -13,7 +13,7 @@ mean to the same number of components. A layer then gives one block of n compone
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -45,7 +45,7 @@ def pca_heads(
             f"of {values.shape[-1]}; all {values.shape[-1]} are kept.",
             stacklevel=2,
         )
-    centered = values.double()
+    centered = (values.cpu() if values.device.type == "mps" else values).double()
     centered = centered - centered.mean(1, keepdim=True)
     _, axes = torch.linalg.eigh(centered.mT @ centered)
     axes = axes.flip(-1)[..., :components]
@@ -74,12 +74,12 @@ def normalize(
     return block / torch.where(spread > 0, spread, 1.0)
 
 
-def reweight(
+def reweighted(
     blocks: Sequence[Float[Tensor, "_height _width _feature"]],
 ) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
     """BL eq. 5: the features of grid r times r / max(r); r is the grid's shorter side.
 
-    >>> [float(b.max()) for b in reweight([torch.ones(16, 16, 1), torch.ones(64, 64, 1)])]
+    >>> [float(b.max()) for b in reweighted([torch.ones(16, 16, 1), torch.ones(64, 64, 1)])]
     [0.25, 1.0]
     """
     largest = max(min(block.shape[:2]) for block in blocks)
@@ -97,15 +97,23 @@ def xy_block(height: int, width: int, like: Tensor) -> Float[Tensor, "height wid
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def feature_blocks(
-    features: HeadFeatures, config: FeatureConfig, average_heads: bool = False
+def head_blocks(
+    features: HeadFeatures,
+    components: int = 8,
+    *,
+    reweight: bool = False,
+    normalization: str = "none",
+    xy: float = 0.0,
+    average_heads: bool = False,
 ) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
     """The clustering features of an image: one block per grid size, smallest grid first.
 
     Args:
         features: Captured head outputs.
-        config: Components, eq. 5, normalization, weight of the position (added to the largest
-            grid as two features).
+        components: Principal components of each head.
+        reweight: BL eq. 5.
+        normalization: Of each component: none, minmax or std.
+        xy: Weight of the position, added to the largest grid as two features; 0 leaves it out.
         average_heads: Average the heads of each layer before PCA, see above.
 
     Float64 is needed on the way, so features on an Apple GPU are brought to the CPU.
@@ -115,25 +123,40 @@ def feature_blocks(
     """
     if not features.values:
         raise ValueError("Head features must name at least one layer. Got none: see capture.")
-    _require_finite(features.values)
+    for name, value in features.values.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"Head features must be finite. Got NaN or infinity in {name}.")
+    layers = sorted(features.values.items(), key=lambda item: features.grids[item[0]])
     if average_heads:
-        means = {name: value.float().mean(0, keepdim=True) for name, value in _sorted(features)}
-        features = HeadFeatures(means, features.grids)
+        layers = [(name, value.float().mean(0, keepdim=True)) for name, value in layers]
     blocks = [
-        torch.cat([_grid(value, grid, config) for _, value in layers], -1)
-        for grid, layers in groupby(_sorted(features), lambda item: features.grids[item[0]])
+        torch.cat([_on_grid(pca_heads(value, components), grid) for _, value in own], -1)
+        for grid, own in groupby(layers, lambda item: features.grids[item[0]])
     ]
-    blocks = [normalize(block, config.normalization) for block in blocks]
-    if config.reweight:
-        blocks = list(reweight(blocks))
-    if config.xy > 0:
+    blocks = [normalize(block, normalization) for block in blocks]
+    if reweight:
+        blocks = list(reweighted(blocks))
+    if xy > 0:
         height, width = blocks[-1].shape[:2]
-        blocks[-1] = torch.cat([blocks[-1], config.xy * xy_block(height, width, blocks[-1])], -1)
+        blocks[-1] = torch.cat([blocks[-1], xy * xy_block(height, width, blocks[-1])], -1)
     return tuple(blocks)
 
 
+def feature_blocks(
+    features: HeadFeatures, config: FeatureConfig
+) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
+    """`head_blocks` as a configuration has them."""
+    return head_blocks(
+        features,
+        config.components,
+        reweight=config.reweight,
+        normalization=config.normalization,
+        xy=config.xy,
+    )
+
+
 def rgbxy_block(image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "height width 5"]:
-    """Color and position of each pixel, each in [0, 1]: the chance baseline's features."""
+    """Color and position of each pixel, each in [0, 1]: the color baseline's features."""
     color = torch.from_numpy(image.astype(np.float32) / 255)
     return torch.cat([color, xy_block(image.shape[0], image.shape[1], color)], dim=-1)
 
@@ -153,22 +176,9 @@ def upsampling_error(
     return total / sum(block.shape[-1] for block in blocks)
 
 
-def _sorted(features: HeadFeatures) -> list[tuple[str, Tensor]]:
-    """Layers by grid, in the order of capture within a grid."""
-    return sorted(features.values.items(), key=lambda item: features.grids[item[0]])
-
-
-def _grid(
-    value: Float[Tensor, "head pos dim"], grid: tuple[int, int], config: FeatureConfig
+def _on_grid(
+    values: Float[Tensor, "head pos comp"], grid: tuple[int, int]
 ) -> Float[Tensor, "height width feature"]:
-    """PCA of one layer, laid out on its grid: head-major features."""
-    value = value.cpu() if value.device.type == "mps" else value
-    reduced = pca_heads(value, config.components)
-    assert reduced.shape[1] == grid[0] * grid[1], "pos must be height * width"
-    return torch.unflatten(reduced.movedim(0, 1).flatten(1), 0, grid)
-
-
-def _require_finite(values: Mapping[str, Float[Tensor, "_head _pos _dim"]]) -> None:
-    for name, value in values.items():
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"Head features must be finite. Got NaN or infinity in {name}.")
+    """The components of one layer, laid out on its grid: head-major features."""
+    assert values.shape[1] == grid[0] * grid[1], "pos must be height * width"
+    return torch.unflatten(values.movedim(0, 1).flatten(1), 0, grid)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from synthgen.segmentation.interpolation import Interpolant, Interpolation
-from synthgen.segmentation.lloyd import Assignment, Runs, spans
+from synthgen.segmentation.lloyd import Assignment, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +36,23 @@ class ImplicitEngine:
         return cls(Interpolant.at(blocks, size, kind=kind))
 
     def assign(
-        self, centroids: Float[Tensor, "batch slot feature"], runs: Runs, paint: bool = False
+        self,
+        centroids: Float[Tensor, "batch slot feature"],
+        ks: tuple[int, ...],
+        return_labels: bool = False,
     ) -> Assignment:
         """See `lloyd.Engine`."""
         sums, counts, labels = [], [], []
-        for k, count, part in spans(runs):
+        for _, part in spans(ks):
             vectors = centroids[:, part]
-            scores = self.pixels.project(vectors).sub_(
-                0.5 * vectors.square().sum(-1)[:, None, None]
-            )
-            best = torch.unflatten(scores, -1, (count, k)).argmax(-1, keepdim=True)
-            chosen = torch.unflatten(torch.zeros_like(scores), -1, (count, k)).scatter_(
-                -1, best, 1.0
-            )
-            sums.append(self.pixels.gather(chosen.flatten(-2)))
-            counts.append(chosen.sum((1, 2), dtype=torch.float64).flatten(1).to(scores))
-            if paint:
-                labels.append(best[..., 0].movedim(-1, 1).to(torch.uint8))
-        boundary = torch.zeros(len(centroids), sum(count for _, count in runs)).to(centroids)
-        maps = torch.cat(labels, 1) if paint else None
+            scores = self.pixels.project(vectors)
+            scores.sub_(0.5 * vectors.square().sum(-1)[:, None, None])
+            best = scores.argmax(-1, keepdim=True)
+            chosen = torch.zeros_like(scores).scatter_(-1, best, 1.0)
+            sums.append(self.pixels.gather(chosen))
+            counts.append(chosen.sum((1, 2), dtype=torch.float64).to(scores))
+            if return_labels:
+                labels.append(best.movedim(-1, 1).to(torch.uint8))
+        boundary = torch.zeros(len(centroids), len(ks)).to(centroids)
+        maps = torch.cat(labels, 1) if return_labels else None
         return Assignment(torch.cat(sums, 1), torch.cat(counts, 1), boundary, maps)

@@ -1,40 +1,39 @@
-"""Exact k-means at image resolution, for all k, restarts and images at once (BL section 4.1).
+"""Exact k-means at image resolution, for all k and images at once (BL section 4.1).
 
 The features of a pixel are the bilinearly upsampled grids, concatenated. Lloyd's iteration needs
 to know of them only the nearest centroid of each pixel and the sum of each cluster's features;
 a `lloyd.Engine` answers both without building the features:
 
-- ``knot``: `knots.KnotEngine` opens only the cells that a border crosses; its cost hardly depends
-  on the resolution. Needs bilinear features and sides divisible by twice every grid side.
-- ``implicit``: `implicit.ImplicitEngine` upsamples scores, not features; any size, nearest too.
-  ``knot`` falls back to it where the sizes do not divide.
-- ``sklearn``: scikit-learn on the features in full; slow, large, the outside witness.
+- `knots.KnotEngine` opens only the cells that a border crosses; its cost hardly depends on the
+  resolution. Needs bilinear features and sides divisible by twice every grid side.
+- `implicit.ImplicitEngine` upsamples scores, not features; any size, nearest too.
 
-Decided here: features are centered (shifts change no label and cost accuracy in float32); a run
+Decided here: features are centered (shifts change no label and cost accuracy in float32); k-means
 stops as in scikit-learn, once the squared shift of its centroids is at most ``tolerance`` times
 the mean variance of the features (k = 20 has needed up to 82 updates; the limit of 300 bounds
-the work, and images that reach it are counted); labels belong to the final centroids; the restart
-of least inertia wins, the first of equals. An empty cluster keeps its centroid: it was seeded at a
-pixel, so it is empty only among equal pixels, where any other seed would be as empty.
+the work, and images that reach it are counted); labels belong to the final centroids. An empty
+cluster keeps its centroid: it was seeded at a pixel, so it is empty only among equal pixels, where
+any other seed would be as empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.config import ClusterConfig
-from synthgen.segmentation.explicit import sklearn_solve
 from synthgen.segmentation.implicit import ImplicitEngine
 from synthgen.segmentation.interpolation import Interpolant, Interpolation
 from synthgen.segmentation.knots import KnotEngine
-from synthgen.segmentation.lloyd import Engine, Runs, Solution, inertia, lloyd
-from synthgen.segmentation.seeding import seed_runs
+from synthgen.segmentation.lloyd import Engine, inertia, lloyd
+from synthgen.segmentation.seeding import seed_centroids
+
+KS = (2, 5, 6, 10, 20)  # BL section 4.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Clustering:
         labels: Cluster of each pixel, 0..k-1.
         centroids: Per k the centroids, in the features' own origin.
         inertia: Per k the sum of squared distances of the pixels to their centroids.
-        iterations: Per k the updates of the run that won.
+        iterations: Per k the updates made.
         converged: Whether all of those stood still before ``max_iterations``.
         boundary_share: Mean over k of the share of knot cells that a border crosses; 0 where
             no knot grid was used.
@@ -64,56 +63,69 @@ class Clustering:
 def cluster(
     blocks: Sequence[Float[Tensor, "_grid_height _grid_width _feature"]],
     size: tuple[int, int],
-    config: ClusterConfig,
-    interpolation: Interpolation = "bilinear",
+    ks: Sequence[int] = KS,
+    **settings: Any,
 ) -> Clustering:
-    """Cluster the pixels of one image at every k of the configuration.
-
-    Args:
-        blocks: Features on grids of any sizes; they are upsampled and concatenated in thought.
-        size: Height and width of the label maps.
-        config: Numbers of clusters, solver, restarts, convergence, seed.
-        interpolation: How grids become pixels.
-
-    Raises:
-        ValueError: For features that are not finite.
-    """
-    return cluster_batch([block[None] for block in blocks], size, config, interpolation)[0]
+    """`cluster_batch` of one image."""
+    return cluster_batch([block[None] for block in blocks], size, ks, **settings)[0]
 
 
 def cluster_batch(
     blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
-    config: ClusterConfig,
+    ks: Sequence[int] = KS,
+    *,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    seed: int = 0,
     interpolation: Interpolation = "bilinear",
 ) -> list[Clustering]:
-    """Cluster a batch of images of one size; each as `cluster` would alone, up to rounding."""
+    """Cluster the pixels of images of one size at every k; each as it would be alone, up to
+    rounding.
+
+    Args:
+        blocks: Features on grids of any sizes; they are upsampled and concatenated in thought.
+        size: Height and width of the label maps.
+        ks: Numbers of clusters, increasing.
+        max_iterations: Updates at most.
+        tolerance: Relative shift of the centroids that ends it.
+        seed: Of the first centroids.
+        interpolation: How grids become pixels.
+
+    Raises:
+        ValueError: For features that are not finite.
+    """
     if not all(bool(block.isfinite().all()) for block in blocks):
         raise ValueError("Features must be finite. Got NaN or infinity: reject the sample.")
+    ks = tuple(ks)
     blocks, mean, energy = _center(blocks, size, interpolation)
-    pixels = Interpolant.at(blocks, size, kind=interpolation)
-    start = seed_runs(pixels, size, config.ks, config.restarts, config.seed)
-    runs = tuple((k, config.restarts) for k in config.ks)
-    if config.solver == "sklearn":
-        solution = sklearn_solve(blocks, size, start, runs, config, interpolation)
-    else:
-        engine = make_engine(blocks, size, config.solver, interpolation)
-        variance = energy / (size[0] * size[1] * start.shape[-1])
-        solution = lloyd(engine, start, runs, config.max_iterations, config.tolerance * variance)
-    costs = inertia(solution, energy, runs)
-    return [_best(solution, costs, runs, mean, image) for image in range(len(mean))]
+    start = seed_centroids(Interpolant.at(blocks, size, kind=interpolation), size, ks, seed)
+    variance = energy / (size[0] * size[1] * start.shape[-1])
+    engine = make_engine(blocks, size, interpolation)
+    solution = lloyd(engine, start, ks, max_iterations, tolerance * variance)
+    costs, final = inertia(solution, energy, ks), solution.final
+    assert final.labels is not None
+    return [
+        Clustering(
+            ks=ks,
+            labels=final.labels[image].cpu().numpy(),
+            centroids=torch.split(solution.centroids[image] + mean[image], list(ks)),
+            inertia=tuple(costs[image].tolist()),
+            iterations=tuple(solution.iterations[image].tolist()),
+            converged=bool(solution.converged[image].all()),
+            boundary_share=float(final.boundary[image].mean()),
+        )
+        for image in range(len(mean))
+    ]
 
 
 def make_engine(
     blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
     size: tuple[int, int],
-    solver: str = "knot",
     interpolation: Interpolation = "bilinear",
 ) -> Engine:
-    """The knot engine where it is asked for and the sizes divide, else the implicit one."""
-    knots = (
-        KnotEngine.of(blocks, size) if solver == "knot" and interpolation == "bilinear" else None
-    )
+    """The knot engine where the sizes divide, else the implicit one."""
+    knots = KnotEngine.of(blocks, size) if interpolation == "bilinear" else None
     return knots or ImplicitEngine.of(blocks, size, interpolation)
 
 
@@ -130,30 +142,3 @@ def _center(
     centered = [block - part for block, part in zip(blocks, parts, strict=True)]
     _, energy = Interpolant.at(centered, size, kind=interpolation).moments()
     return centered, mean, energy
-
-
-def _best(
-    solution: Solution,
-    costs: Float[Tensor, "batch run"],
-    runs: Runs,
-    mean: Float[Tensor, "batch feature"],
-    image: int,
-) -> Clustering:
-    """The restart of least inertia of each k of one image."""
-    assert solution.final.labels is not None
-    winners, centroids, run, slot = [], [], 0, 0
-    for k, count in runs:
-        restart = int(costs[image, run : run + count].argmin())
-        winners.append(run + restart)
-        first = slot + restart * k
-        centroids.append(solution.centroids[image, first : first + k] + mean[image])
-        run, slot = run + count, slot + count * k
-    return Clustering(
-        ks=tuple(k for k, _ in runs),
-        labels=solution.final.labels[image, winners].cpu().numpy(),
-        centroids=tuple(centroids),
-        inertia=tuple(costs[image, winners].tolist()),
-        iterations=tuple(solution.iterations[image, winners].tolist()),
-        converged=bool(solution.converged[image, winners].all()),
-        boundary_share=float(solution.final.boundary[image, winners].mean()),
-    )

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from synthgen.segmentation.cells import accumulate, open_cells
 from synthgen.segmentation.interpolation import Interpolant
-from synthgen.segmentation.lloyd import Assignment, Runs, spans
+from synthgen.segmentation.lloyd import Assignment, spans
 
 
 def knot_spacing(grids: Sequence[int], size: int) -> int | None:
@@ -77,39 +77,40 @@ class KnotEngine:
         return cls(Interpolant.at(blocks, size, (positions[0], positions[1])), (down, across))
 
     def assign(
-        self, centroids: Float[Tensor, "batch slot feature"], runs: Runs, paint: bool = False
+        self,
+        centroids: Float[Tensor, "batch slot feature"],
+        ks: tuple[int, ...],
+        return_labels: bool = False,
     ) -> Assignment:
         """See `lloyd.Engine`."""
         scores = self.knots.project(centroids)
         scores -= 0.5 * centroids.square().sum(-1)[:, None, None]
-        best = torch.cat(
-            [torch.unflatten(scores[..., s], -1, (n, k)).argmax(-1) for k, n, s in spans(runs)], -1
-        )
+        best = torch.cat([scores[..., s].argmax(-1, keepdim=True) for _, s in spans(ks)], -1)
         crossed = _crossed(best)
-        offsets = _first_slots(runs).to(best.device)
+        offsets = torch.tensor([s.start for _, s in spans(ks)], device=best.device)
         slots = scores.shape[-1]
         weights = _uniform_weights(best + offsets, crossed, slots, self.spacing, scores.dtype)
         where = _Where(*torch.nonzero(crossed, as_tuple=True))
-        opened = [_open(scores, *c, self.spacing) for c in _contests(scores, best, where, runs)]
+        opened = [_open(scores, *c, self.spacing) for c in _contenders(scores, best, where, ks)]
         for each in opened:
             _add_opened(weights, each)
         counts = weights.sum(1).sum(1, dtype=torch.float64).round().to(scores)
         shares = crossed.to(scores).mean((1, 2))
-        maps = _paint(best, opened, offsets, self.spacing) if paint else None
+        maps = _label_maps(best, opened, offsets, self.spacing) if return_labels else None
         return Assignment(self.knots.gather(weights), counts, shares, maps)
 
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """Places of cells: image, cell row, cell column, run."""
+    """Places of cells: image, cell row, cell column, place among the ks."""
 
     batch: Int[Tensor, " cell"]
     row: Int[Tensor, " cell"]
     column: Int[Tensor, " cell"]
-    run: Int[Tensor, " cell"]
+    k: Int[Tensor, " cell"]
 
     def __getitem__(self, kept: Tensor) -> _Where:
-        return _Where(self.batch[kept], self.row[kept], self.column[kept], self.run[kept])
+        return _Where(self.batch[kept], self.row[kept], self.column[kept], self.k[kept])
 
     def corners(self) -> tuple[Int[Tensor, "4 cell"], Int[Tensor, "4 cell"]]:
         """Knot rows and columns of the corners: top left, top right, bottom left, bottom right."""
@@ -128,14 +129,9 @@ class _Opened:
     held: UInt8[Tensor, "height width cell"]
 
 
-def _first_slots(runs: Runs) -> Int[Tensor, " run"]:
-    """The slot of each run's first cluster."""
-    return torch.tensor([s.start + k * run for k, count, s in spans(runs) for run in range(count)])
-
-
 def _crossed(
-    best: Int[Tensor, "batch knot_row knot_column run"],
-) -> Bool[Tensor, "batch row column run"]:
+    best: Int[Tensor, "batch knot_row knot_column k"],
+) -> Bool[Tensor, "batch row column k"]:
     first = best[:, :-1, :-1]
     crossed = first != best[:, :-1, 1:]
     crossed |= first != best[:, 1:, :-1]
@@ -144,8 +140,8 @@ def _crossed(
 
 
 def _uniform_weights(
-    winner: Int[Tensor, "batch knot_row knot_column run"],
-    crossed: Bool[Tensor, "batch row column run"],
+    winner: Int[Tensor, "batch knot_row knot_column k"],
+    crossed: Bool[Tensor, "batch row column k"],
     slots: int,
     spacing: tuple[int, int],
     dtype: torch.dtype,
@@ -164,34 +160,33 @@ def _uniform_weights(
     return weights
 
 
-def _contests(
+def _contenders(
     scores: Float[Tensor, "batch knot_row knot_column slot"],
-    best: Int[Tensor, "batch knot_row knot_column run"],
+    best: Int[Tensor, "batch knot_row knot_column k"],
     where: _Where,
-    runs: Runs,
+    ks: tuple[int, ...],
 ) -> Iterator[tuple[_Where, Int[Tensor, "contender cell"]]]:
-    """Crossed cells with the slots that contend: duels of all runs at once, then the rest per k.
+    """Crossed cells with the slots that contend: duels of all ks at once, then the rest per k.
 
     Where two clusters win at the corners, a third can win inside only if, for each of the two,
     it is ahead of it at some corner (of two bilinear functions ordered alike at all corners, the
     larger one is larger everywhere).
     """
     row, column = where.corners()
-    won = best[where.batch, row, column, where.run]
+    won = best[where.batch, row, column, where.k]
     pair = torch.stack([won.amin(0), won.amax(0)])
     duel = ((won == pair[0]) | (won == pair[1])).all(0)
-    offsets = _first_slots(runs).to(best.device)
-    rest, run = [], 0
-    for k, count, part in spans(runs):
-        mine = torch.nonzero((where.run >= run) & (where.run < run + count))[:, 0]
+    offsets = torch.tensor([s.start for _, s in spans(ks)], device=best.device)
+    rest = []
+    for index, (_, part) in enumerate(spans(ks)):
+        mine = torch.nonzero(where.k == index)[:, 0]
         own, pairs = where[mine], pair[:, mine, None]
-        of_run = torch.unflatten(scores[..., part], -1, (count, k))
-        values = of_run[own.batch, row[:, mine], column[:, mine], own.run - run]
+        values = scores[..., part][own.batch, row[:, mine], column[:, mine]]
         ahead = [(values > values.gather(-1, one.expand(4, -1, -1))).any(0) for one in pairs]
         duel[mine] &= ~(ahead[0] & ahead[1]).any(-1)
-        rest.append((mine, offsets[own.run] + torch.arange(k, device=best.device)[:, None]))
-        run += count
-    yield where[duel], pair[:, duel] + offsets[where.run[duel]]
+        everyone = torch.arange(part.start, part.stop, device=best.device)[:, None]
+        rest.append((mine, everyone.expand(-1, len(mine))))
+    yield where[duel], pair[:, duel] + offsets[where.k[duel]]
     for mine, everyone in rest:
         left = ~duel[mine]
         yield where[mine[left]], everyone[:, left]
@@ -220,21 +215,19 @@ def _add_opened(
     accumulate(weights.view(-1), knot * slots + opened.slots[:, None], opened.weights)
 
 
-def _paint(
-    best: Int[Tensor, "batch knot_row knot_column run"],
+def _label_maps(
+    best: Int[Tensor, "batch knot_row knot_column k"],
     opened: Sequence[_Opened],
-    offsets: Int[Tensor, " run"],
+    offsets: Int[Tensor, " k"],
     spacing: tuple[int, int],
-) -> UInt8[Tensor, "batch run height width"]:
+) -> UInt8[Tensor, "batch k height width"]:
     """The label maps: winners of the uniform cells, pixels of the opened ones."""
     down, across = spacing
     cells = best[:, :-1, :-1].movedim(-1, 1).to(torch.uint8)
     maps = cells[..., None, None].repeat(1, 1, 1, 1, down, across)
     for each in opened:
         where = each.where
-        contenders = (each.slots - offsets[where.run]).to(torch.uint8)
+        contenders = (each.slots - offsets[where.k]).to(torch.uint8)
         labels = contenders.gather(0, each.held.flatten(0, 1).long())
-        maps[where.batch, where.run, where.row, where.column] = torch.unflatten(
-            labels.T, 1, spacing
-        )
+        maps[where.batch, where.k, where.row, where.column] = torch.unflatten(labels.T, 1, spacing)
     return maps.transpose(3, 4).flatten(4, 5).flatten(2, 3)

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
-from synthgen.config import MaskConfig
 from synthgen.types import MaskSet
 
 Members = tuple[tuple[int, int], ...]
@@ -26,26 +25,37 @@ MAX_MASKS = 254
 
 
 def build_masks(
-    labels: UInt8[np.ndarray, "k height width"], ks: tuple[int, ...], config: MaskConfig
+    labels: UInt8[np.ndarray, "k height width"],
+    ks: tuple[int, ...],
+    *,
+    merge_iou: float = 0.9,
+    min_area: float = 0.0005,
+    split_components: bool = False,
+    fill_holes: bool = False,
+    containment: float = 0.95,
 ) -> MaskSet:
     """Masks of all clusters, merged, cleaned and ordered largest first.
 
     Args:
         labels: Label map per k.
         ks: Numbers of clusters, in the order of ``labels``.
-        config: Merging, minimum area, components, holes, containment.
+        merge_iou: Masks of at least this IoU become one.
+        min_area: Share of the image below which a mask is dropped.
+        split_components: Each connected piece of a cluster is a mask of its own.
+        fill_holes: Pixels that a mask encloses (by 4-neighbors) become part of it.
+        containment: Share of a mask that lies in its parent.
     """
     masks, members = cluster_masks(labels, ks)
-    if config.split_components:
-        masks, members = split_components(masks, members)
-    if config.fill_holes:
-        masks = fill_holes(masks)
-    large = masks.sum((1, 2)) >= max(1.0, config.min_area * masks[0].size)
+    if split_components:
+        masks, members = connected_masks(masks, members)
+    if fill_holes:
+        masks = np.stack([ndimage.binary_fill_holes(mask) for mask in masks])
+    large = masks.sum((1, 2)) >= max(1.0, min_area * masks[0].size)
     masks, members = masks[large], tuple(m for m, kept in zip(members, large, strict=True) if kept)
-    masks, members = merge_by_iou(masks, members, config.merge_iou)
+    masks, members = merge_by_iou(masks, members, merge_iou)
     order = sorted(range(len(masks)), key=lambda i: (-int(masks[i].sum()), members[i]))
     masks, members = masks[order], tuple(members[i] for i in order)
-    return MaskSet(masks, members, find_parents(masks, config.containment))
+    return MaskSet(masks, members, find_parents(masks, containment))
 
 
 def cluster_masks(
@@ -118,12 +128,12 @@ def merge_by_iou(
     return masks[np.sort(first)], tuple(merged[g] for g in order)
 
 
-def split_components(
+def connected_masks(
     masks: Bool[np.ndarray, "mask height width"], members: tuple[Members, ...]
 ) -> tuple[Bool[np.ndarray, "component height width"], tuple[Members, ...]]:
     """The 8-connected components of every mask, each with the members of its mask.
 
-    >>> masks, members = split_components(np.array([[[True, False, True]]]), (((2, 0),),))
+    >>> masks, members = connected_masks(np.array([[[True, False, True]]]), (((2, 0),),))
     >>> masks.tolist(), members
     ([[[True, False, False]], [[False, False, True]]], (((2, 0),), ((2, 0),)))
     """
@@ -134,16 +144,6 @@ def split_components(
         owners += [own] * num
     stacked = np.stack(parts) if parts else masks[:0]
     return stacked, tuple(owners)
-
-
-def fill_holes(
-    masks: Bool[np.ndarray, "mask height width"],
-) -> Bool[np.ndarray, "mask height width"]:
-    """Masks without holes: pixels that a mask encloses (by 4-neighbors) become part of it."""
-    filled = np.empty_like(masks)
-    for mask, out in zip(masks, filled, strict=True):
-        ndimage.binary_fill_holes(mask, output=out)
-    return filled
 
 
 def find_parents(

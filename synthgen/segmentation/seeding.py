@@ -20,36 +20,26 @@ SAMPLE = 4096
 """Pixels that seeds are drawn from: 40 times 100 clusters; a 64 x 64 grid holds no more."""
 
 
-def seed_runs(
-    pixels: Interpolant,
-    size: tuple[int, int],
-    ks: tuple[int, ...],
-    restarts: int,
-    seed: int,
+def seed_centroids(
+    pixels: Interpolant, size: tuple[int, int], ks: tuple[int, ...], seed: int
 ) -> Float[Tensor, "batch slot feature"]:
-    """Seeds of all runs: per k, in order, those of each restart.
+    """First centroids of every k, one k after the other.
 
     Args:
         pixels: Features at the pixels.
         size: Image (height, width).
         ks: Numbers of clusters, increasing.
-        restarts: Independent seedings of each k.
-        seed: Of the generators; restart r uses ``seed + r``.
+        seed: Of the generator.
     """
-    sequences = []
-    for restart in range(restarts):
-        places = torch.Generator().manual_seed(seed + restart)
-        row = torch.randint(size[0], (SAMPLE,), generator=places)
-        column = torch.randint(size[1], (SAMPLE,), generator=places)
-        device = pixels.blocks[0].device
-        sample = pixels.pick(row.to(device), column.to(device))
-        state = places.get_state()
-        images = []
-        for features in sample:
-            places.set_state(state)
-            images.append(plus_plus(features, ks[-1], places))
-        sequences.append(torch.stack(images))
-    return torch.cat([sequence[:, :k] for k in ks for sequence in sequences], dim=1)
+    places = torch.Generator().manual_seed(seed)
+    row = torch.randint(size[0], (SAMPLE,), generator=places)
+    column = torch.randint(size[1], (SAMPLE,), generator=places)
+    device, state = pixels.blocks[0].device, places.get_state()
+    images = []
+    for features in pixels.pick(row.to(device), column.to(device)):
+        places.set_state(state)
+        images.append(plus_plus(features, ks[-1], places))
+    return torch.cat([torch.stack(images)[:, :k] for k in ks], dim=1)
 
 
 def plus_plus(

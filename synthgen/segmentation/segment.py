@@ -1,26 +1,40 @@
 """The paper on one page: head features to features, clusters, masks (BL section 4.1, figure 4).
 
-A segmenter is any callable ``(sample, config) -> Segmentation``; `segment` finds it by name in
-``registry.SEGMENTERS`` or as ``module:attribute``. Same input, same bytes.
+`segment` takes what was recorded and says all there is to choose in its signature. Datasets go
+through `segment_sample`, which finds a segmenter by the name in its configuration: any callable
+``(sample, config) -> Segmentation``, a row of ``registry.SEGMENTERS`` or ``module:attribute``.
+Same input, same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.config import ClusterConfig, SegmentationConfig
+from synthgen.config import SegmentationConfig
 from synthgen.registry import SEGMENTERS, resolve
-from synthgen.segmentation.features import feature_blocks, rgbxy_block
+from synthgen.segmentation.features import head_blocks, rgbxy_block
 from synthgen.segmentation.interpolation import Interpolation
-from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.kmeans import KS, cluster
 from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.refine import refine_clusters
-from synthgen.types import Sample, Segmentation
+from synthgen.types import HeadFeatures, Sample, Segmentation
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What is read of a recording: one result per image that was drawn."""
+
+    size: tuple[int, int] | None
+    images: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
+
+    def features(self) -> tuple[HeadFeatures, ...]:
+        """Head outputs of each image."""
+        ...
 
 
 @runtime_checkable
@@ -32,8 +46,158 @@ class Segmenter(Protocol):
         ...
 
 
-def segment(sample: Sample, config: SegmentationConfig) -> Segmentation:
-    """Segment one image by the method that the configuration names.
+def segment(
+    recorded: HeadFeatures | Recorded,
+    size: tuple[int, int] | None = None,
+    *,
+    ks: Sequence[int] = KS,
+    components: int = 8,
+    image: UInt8[np.ndarray, "height width 3"] | None = None,
+    average_heads: bool = False,
+    reweight: bool = False,
+    normalization: Literal["none", "minmax", "std"] = "none",
+    xy: float = 0.0,
+    interpolation: Interpolation = "bilinear",
+    resolution: int | Literal["image"] = "image",
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    refiner: Literal["none", "affinity"] = "none",
+    merge_iou: float = 0.9,
+    min_area: float = 0.0005,
+    split_components: bool = False,
+    fill_holes: bool = False,
+    containment: float = 0.95,
+) -> Any:
+    """Masks of an image from what its attention heads wrote: PCA, k-means, merged clusters.
+
+    Args:
+        recorded: A recording (`synthgen.record`), or the features of one image.
+        size: Height and width of the masks; None: those of the recorded image.
+        ks: Numbers of clusters, increasing.
+        components: Principal components kept of each head (BL table 6: 8 are good).
+        image: The image, for ``refiner="affinity"``; None: the recorded one.
+        average_heads: Average the heads of each layer before PCA, which BL argues against.
+        reweight: BL eq. 5; off is better (BL table 2).
+        normalization: Of each component: none, minmax or std.
+        xy: Weight of the pixel's position among the features.
+        interpolation: How grids become pixels, bilinear or nearest.
+        resolution: Longer side in pixels that is clustered at; image: that of the masks.
+        max_iterations: Of k-means at each k.
+        tolerance: Relative shift of the centroids that ends k-means.
+        seed: Of the first centroids.
+        refiner: affinity: move the clusters' borders to the image's edges.
+        merge_iou: Masks of at least this IoU become one.
+        min_area: Share of the image below which a mask is dropped.
+        split_components: Each connected piece of a cluster is a mask of its own.
+        fill_holes: Pixels that a mask encloses become part of it.
+        containment: Share of a mask that lies in its parent.
+
+    Returns:
+        A `Segmentation`, which is a `MaskSet`; for a recording of several images a tuple of them.
+
+    Raises:
+        ValueError: For features that are not finite, or without a size or image that is needed.
+
+    >>> pipe = synthgen.load_model()
+    >>> with synthgen.record(pipe) as recording:
+    ...     image = pipe("a red car", num_inference_steps=4).images[0]
+    >>> masks = synthgen.segment(recording)
+    >>> masks.masks.shape[1:], masks.masks.dtype
+    ((128, 128), dtype('bool'))
+    """
+    alone = isinstance(recorded, HeadFeatures)
+    every = (recorded,) if isinstance(recorded, HeadFeatures) else recorded.features()
+    seen = () if isinstance(recorded, HeadFeatures) else recorded.images
+    if size is None and image is not None:
+        size = image.shape[0], image.shape[1]
+    if size is None and not isinstance(recorded, HeadFeatures):
+        size = recorded.size
+    if size is None:
+        raise ValueError("size must be (height, width) of the masks. Got None for features alone.")
+    found = []
+    for index, features in enumerate(every):
+        blocks = head_blocks(
+            features,
+            components,
+            reweight=reweight,
+            normalization=normalization,
+            xy=xy,
+            average_heads=average_heads,
+        )
+        picture = seen[index] if image is None and seen else image
+        found.append(
+            segment_blocks(
+                blocks,
+                size,
+                picture,
+                ks=ks,
+                interpolation=interpolation,
+                resolution=resolution,
+                max_iterations=max_iterations,
+                tolerance=tolerance,
+                seed=seed,
+                refiner=refiner,
+                merge_iou=merge_iou,
+                min_area=min_area,
+                split_components=split_components,
+                fill_holes=fill_holes,
+                containment=containment,
+            )
+        )
+    return found[0] if alone or len(found) == 1 else tuple(found)
+
+
+def segment_blocks(
+    blocks: Sequence[Float[Tensor, "_height _width _feature"]],
+    size: tuple[int, int],
+    image: UInt8[np.ndarray, "height width 3"] | None = None,
+    *,
+    ks: Sequence[int] = KS,
+    interpolation: Interpolation = "bilinear",
+    resolution: int | Literal["image"] = "image",
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    refiner: str = "none",
+    **masks: Any,
+) -> Segmentation:
+    """Clusters and masks of any features on grids, smallest grid first; see `segment`.
+
+    Args:
+        blocks: Features of each grid.
+        size: Height and width of the masks.
+        image: The image, for the refiner.
+        ks: Numbers of clusters, increasing.
+        interpolation: How grids become pixels.
+        resolution: Longer side in pixels that is clustered at.
+        max_iterations: Of k-means at each k.
+        tolerance: Relative shift of the centroids that ends k-means.
+        seed: Of the first centroids.
+        refiner: none or affinity.
+        masks: See `masks.build_masks`.
+    """
+    clustering = cluster(
+        blocks,
+        label_size(size, resolution),
+        ks,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
+        seed=seed,
+        interpolation=interpolation,
+    )
+    labels = _resize_nearest(clustering.labels, size)
+    if refiner == "affinity":
+        if image is None:
+            raise ValueError("refiner='affinity' must have the image. Got none; give image=...")
+        labels = refine_clusters(labels, clustering.ks, image)
+    merged = build_masks(labels, clustering.ks, **masks)
+    steps, still = max(clustering.iterations), clustering.converged
+    return Segmentation.of(merged, clustering.ks, labels, steps, still)
+
+
+def segment_sample(sample: Sample, config: SegmentationConfig) -> Segmentation:
+    """Segment one image of a dataset by the method that the configuration names.
 
     Raises:
         ValueError: For an unknown method, or features that are not finite.
@@ -44,51 +208,45 @@ def segment(sample: Sample, config: SegmentationConfig) -> Segmentation:
 
 def segment_per_head(sample: Sample, config: SegmentationConfig) -> Segmentation:
     """BL: PCA per head, concatenation, k-means at every k, masks merged into a hierarchy."""
-    blocks = feature_blocks(sample.features, config.features)
-    return _segment(blocks, sample.image, config, config.features.interpolation)
+    own = {**dict(config.features), **_clusters_and_masks(config)}
+    found: Segmentation = segment(sample.features, image=sample.image, **own)
+    return found
 
 
 def segment_head_average(sample: Sample, config: SegmentationConfig) -> Segmentation:
     """The same with the heads of each layer averaged before PCA, which BL argues against."""
-    blocks = feature_blocks(sample.features, config.features, average_heads=True)
-    return _segment(blocks, sample.image, config, config.features.interpolation)
+    own = {**dict(config.features), **_clusters_and_masks(config)}
+    found: Segmentation = segment(sample.features, image=sample.image, average_heads=True, **own)
+    return found
 
 
 def segment_rgbxy(sample: Sample, config: SegmentationConfig) -> Segmentation:
-    """The chance baseline: color and position in place of features, everything else the same."""
-    return _segment([rgbxy_block(sample.image)], sample.image, config, "bilinear")
+    """The color baseline: color and position in place of features, everything else the same."""
+    return segment_colors(sample.image, config)
 
 
-def label_size(
-    image: UInt8[np.ndarray, "height width 3"], config: ClusterConfig
-) -> tuple[int, int]:
+def segment_colors(
+    image: UInt8[np.ndarray, "height width 3"], config: SegmentationConfig
+) -> Segmentation:
+    """What k-means on color and position alone finds in an image."""
+    size = (image.shape[0], image.shape[1])
+    return segment_blocks([rgbxy_block(image)], size, image, **_clusters_and_masks(config))
+
+
+def label_size(size: tuple[int, int], resolution: int | Literal["image"]) -> tuple[int, int]:
     """Height and width that pixels are clustered at: the image's, or scaled to the longer side.
 
-    >>> label_size(np.zeros((512, 768, 3), dtype=np.uint8), ClusterConfig(resolution=96))
+    >>> label_size((512, 768), 96)
     (64, 96)
     """
-    height, width = image.shape[:2]
-    if config.resolution == "image":
-        return height, width
-    scale = config.resolution / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    if resolution == "image":
+        return size
+    scale = resolution / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _segment(
-    blocks: Sequence[Float[Tensor, "_height _width _feature"]],
-    image: UInt8[np.ndarray, "height width 3"],
-    config: SegmentationConfig,
-    interpolation: Interpolation,
-) -> Segmentation:
-    size = label_size(image, config.clusters)
-    clustering = cluster(blocks, size, config.clusters, interpolation)
-    labels = _resize_nearest(clustering.labels, (image.shape[0], image.shape[1]))
-    if config.refiner == "affinity":
-        labels = refine_clusters(labels, clustering.ks, image)
-    masks = build_masks(labels, clustering.ks, config.masks)
-    return Segmentation.of(
-        masks, clustering.ks, labels, max(clustering.iterations), clustering.converged
-    )
+def _clusters_and_masks(config: SegmentationConfig) -> dict[str, Any]:
+    return {**dict(config.clusters), **dict(config.masks), "refiner": config.refiner}
 
 
 def _resize_nearest(

@@ -83,7 +83,10 @@ def test_help_names_every_command_and_teaches_by_example() -> None:
         (["generate", "scenes", "--runner", "rayy"], "'ray'?"),
         (["generate", "scenes", "--engine", "inline", "--workers", "2"], "--engine inline"),
         (["generate", "scenes", "--audit", "scenes-sma"], "'scenes-sam'?"),
-        (["config", "validate", "scenes", "--set", "labeling.refiner=guide"], "'guided'?"),
+        (
+            ["config", "validate", "scenes", "--set", "labeling.refiner=guided"],
+            "guided is called pamr",
+        ),
         (["config", "validate", "absent.yaml"], "readable"),
         (["verify", "absent-folder"], "absent-folder"),
         (["replay", "absent-folder", "0000000000"], "absent-folder"),

@@ -16,14 +16,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from torch import Tensor
 
-from synthgen.config import CaptureConfig
-from synthgen.diffusion.attention import Attribution, Recording, record
+from synthgen.diffusion.attention import record
 from synthgen.diffusion.heatmaps import merge_layers
-from synthgen.diffusion.probabilities import attention_probabilities
+from synthgen.diffusion.probabilities import Attribution, attention_probabilities
+from synthgen.diffusion.recording import Recording
 from synthgen.diffusion.selection import attention_layers, call_groups, select_layers
 
 UP3 = "up_blocks.3.attentions.0.transformer_blocks.0.attn1"
-ALL = CaptureConfig(layers="all")
+ALL = {"layers": "all", "map_grids": (8, 4, 2, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,10 @@ def unet_inputs(rows: int, height: int = 8, width: int = 8, seed: int = 0) -> di
 
 
 @contextmanager
-def recording(
-    unet: Any, capture: CaptureConfig = ALL, size: tuple[int, int] = (8, 8), **settings: Any
-) -> Iterator[Recording]:
-    settings = {"num_calls": 1, "batch_size": 1, "guided": False} | settings
-    with torch.no_grad(), record(unet, capture, latent_size=size, **settings) as kept:
+def recording(unet: Any, **settings: Any) -> Iterator[Recording]:
+    """One call without guidance, unless something else is said."""
+    settings = {"num_calls": 1, "guided": False, **ALL, **settings}
+    with torch.no_grad(), record(unet, **settings) as kept:
         yield kept
 
 
@@ -105,18 +104,18 @@ def test_captured_tensor_equals_attention_by_the_textbook(unet: Any) -> None:
     attn = unet.get_submodule(UP3)
     slow = SlowProcessor()
     attn.set_processor(slow)
-    with recording(unet, CaptureConfig(layers=(UP3,)), self_maps=True) as kept:
+    settings = {"map_layers": (UP3,), "map_grids": None, "self_grid": 8}
+    with recording(unet, layers=(UP3,), **settings) as kept:
         unet(**unet_inputs(1))
     torch.testing.assert_close(kept.features()[0].values[UP3], slow.outputs[0][0])
-    expected = slow.probabilities[0].mean(dim=1)
-    torch.testing.assert_close(kept.self_maps()[UP3], expected, atol=1e-6, rtol=1e-5)
+    expected, (found,) = slow.probabilities[0].mean(dim=1)[0], kept.self_maps()
+    torch.testing.assert_close(found.values, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["default", "textbook", "sliced", "fused", "lora"])
 def test_unet_output_is_bit_identical_and_features_agree(unet: Any, mode: str) -> None:
     inputs = unet_inputs(2)
-    token_groups = [[(1,), (2, 3)]]
-    settings = {"guided": True, "attribution": Attribution(token_groups), "self_maps": True}
+    settings = {"guided": True, "attribution": Attribution([[(1,), (2, 3)]]), "self_grid": 8}
     if mode == "lora":
         unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
         for name, parameter in unet.named_parameters():
@@ -134,10 +133,10 @@ def test_unet_output_is_bit_identical_and_features_agree(unet: Any, mode: str) -
         plain = unet(**inputs).sample
     with recording(unet, **settings) as kept:
         assert torch.equal(unet(**inputs).sample, plain)
+    torch.testing.assert_close(kept.self_maps()[0].values, reference.self_maps()[0].values)
     for layer, expected in reference.features()[0].values.items():
         torch.testing.assert_close(kept.features()[0].values[layer], expected)
         torch.testing.assert_close(kept.token_maps()[layer], reference.token_maps()[layer])
-        torch.testing.assert_close(kept.self_maps()[layer], reference.self_maps()[layer])
 
 
 def test_lora_changes_what_is_captured(unet: Any) -> None:
@@ -157,12 +156,11 @@ def test_cross_attention_equals_the_scores_of_diffusers(unet: Any) -> None:
         getattr(attn, name).register_forward_hook(
             lambda _, __, output, name=name: projected.update({name: output})
         )
-    groups = [[(t,) for t in range(77)]]
-    with recording(unet, CaptureConfig(layers=(UP3,)), attribution=Attribution(groups)) as kept:
+    with recording(unet, map_layers=(UP3,), map_grids=None) as kept:
         unet(**unet_inputs(1))
     heads = {name: attn.head_to_batch_dim(value) for name, value in projected.items()}
     scores = attn.get_attention_scores(heads["to_q"], heads["to_k"])
-    expected = scores.unflatten(0, (1, attn.heads)).mean(dim=1).mT
+    expected = scores.unflatten(0, (1, attn.heads)).mean(dim=1)
     torch.testing.assert_close(kept.token_maps()[UP3], expected, atol=1e-5, rtol=0)
 
 
@@ -178,15 +176,15 @@ def test_probabilities_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatc
 def test_attribution_text_reads_other_keys_and_leaves_the_output_alone(unet: Any) -> None:
     """Equal to cross-attention of a pass over the other text, with the queries of this one."""
     layer = attention_layers(unet, (8, 8))[0].name  # its query does not see any text before
-    capture = CaptureConfig(layers=(layer,))
+    chosen = {"layers": (layer,), "map_layers": (layer,), "map_grids": None}
     inputs, other = unet_inputs(1), unet_inputs(1, seed=5)["encoder_hidden_states"]
     with torch.no_grad():
         plain = unet(**inputs).sample
-    with recording(unet, capture, attribution=Attribution([[(3, 4)]], other)) as attributed:
+    with recording(unet, **chosen, attribution=Attribution([[(3, 4)]], other)) as attributed:
         assert torch.equal(unet(**inputs).sample, plain)
-    with recording(unet, capture, attribution=Attribution([[(3, 4)]])) as of_prompt:
+    with recording(unet, **chosen, attribution=Attribution([[(3, 4)]])) as of_prompt:
         unet(**inputs)
-    with recording(unet, capture, attribution=Attribution([[(3, 4)]])) as of_other:
+    with recording(unet, **chosen, attribution=Attribution([[(3, 4)]])) as of_other:
         unet(**(inputs | {"encoder_hidden_states": other}))
     maps = [x.token_maps()[layer] for x in (attributed, of_prompt, of_other)]
     torch.testing.assert_close(maps[0], maps[2])
@@ -194,50 +192,30 @@ def test_attribution_text_reads_other_keys_and_leaves_the_output_alone(unet: Any
 
 
 def test_token_groups_are_means_and_empty_groups_zero(unet: Any) -> None:
-    capture = CaptureConfig(layers=(UP3,))
     groups = [[(1,), (2,), (1, 2), ()], [(5,)]]
-    with recording(unet, capture, batch_size=2, attribution=Attribution(groups)) as kept:
+    with recording(unet, attribution=Attribution(groups)) as kept:
         unet(**unet_inputs(2))
-    maps = kept.token_maps()[UP3]
+    maps = kept.token_maps()[UP3].mT
     assert maps.shape == (2, 4, 64)
     torch.testing.assert_close(maps[0, 2], (maps[0, 0] + maps[0, 1]) / 2)
     assert maps[0, 3].abs().max() == 0
     assert maps[1, 1:].abs().max() == 0
 
 
-def test_rows_of_a_guided_batch(unet: Any) -> None:
-    """diffusers stacks [negative, positive]: 3 images are 6 rows."""
+def test_rows_of_a_guided_batch_are_those_of_the_prompt(unet: Any) -> None:
+    """[negative, positive]: 3 images are 6 rows; without guidance all are kept."""
     inputs = unet_inputs(6)
-    kept = {}
-    for rows in ("cond", "uncond", "both"):
-        with recording(
-            unet, ALL.model_copy(update={"rows": rows}), batch_size=3, guided=True
-        ) as kept[rows]:
-            unet(**inputs)
+    with recording(unet, guided=True) as kept:
+        unet(**inputs)
     for image in range(3):
-        for half, row in (("uncond", image), ("cond", 3 + image)):
-            alone = {k: v[row : row + 1] if v.ndim else v for k, v in inputs.items()}
-            with recording(unet) as single:
-                unet(**alone)
-            value = kept[half].features()[image].values[UP3]
-            torch.testing.assert_close(value, single.features()[0].values[UP3])
-        both = kept["both"].features()[image]
-        halves = [kept[half].features()[image].values[UP3] for half in ("cond", "uncond")]
-        assert torch.equal(both.values[UP3], torch.cat(halves))
-        assert both.num_heads == 54
-
-
-def test_no_guidance_is_one_half_and_never_sliced(unet: Any) -> None:
-    with recording(unet, batch_size=2) as kept:
-        unet(**unet_inputs(2))
-    assert len(kept.features()) == 2
-    assert kept.features()[0].num_heads == 27
-    for rows in ("uncond", "both"):
-        with (
-            pytest.raises(ValueError, match=r"capture\.rows must be 'cond' without guidance"),
-            recording(unet, CaptureConfig(rows=rows)),
-        ):
-            pass
+        alone = {k: v[3 + image : 4 + image] if v.ndim else v for k, v in inputs.items()}
+        with recording(unet) as single:
+            unet(**alone)
+        value = kept.features()[image].values[UP3]
+        torch.testing.assert_close(value, single.features()[0].values[UP3])
+    with recording(unet) as plain:
+        unet(**inputs)
+    assert (len(plain), plain.features()[0].num_heads) == (6, 27)
 
 
 def test_calls_are_keyed_by_index_and_averaged(unet: Any) -> None:
@@ -249,21 +227,25 @@ def test_calls_are_keyed_by_index_and_averaged(unet: Any) -> None:
         singles.append(single.features()[0].values[UP3])
 
     def run(calls_setting: Any, **settings: Any) -> Recording:
-        capture = CaptureConfig(layers=(UP3,), calls=calls_setting, **settings)
-        attribution = Attribution([[(1,)]])
-        with recording(unet, capture, num_calls=4, attribution=attribution) as kept:
+        own = {
+            "layers": (UP3,),
+            "calls": calls_setting,
+            "map_calls": calls_setting,
+            "num_calls": 4,
+        }
+        with recording(unet, **own, **settings, attribution=Attribution([[(1,)]])) as kept:
             for inputs in calls:
                 unet(**inputs)
         return kept
 
     last = run("last")
     assert torch.equal(last.features()[0].values[UP3], singles[3])
-    assert last.coverage.calls == ((3,),)
+    assert "UNet calls 3 of 4" in repr(last)
     mean = run(3)
     torch.testing.assert_close(
         mean.features()[0].values[UP3], torch.stack(singles[1:]).mean(dim=0)
     )
-    assert mean.coverage.calls == ((1, 2, 3),)
+    assert "UNet calls 1+2+3 of 4" in repr(mean)
     half = run(3, dtype="float16").features()[0].values[UP3]
     assert half.dtype == torch.float16
     torch.testing.assert_close(
@@ -282,7 +264,7 @@ def test_call_groups_refuse_what_the_run_does_not_have() -> None:
     assert call_groups((0.5, 0.5, 0.51), 3) == ((1,),)
     with pytest.raises(ValueError, match=r"capture\.calls must be at most 2"):
         call_groups(3, 2)
-    with pytest.raises(ValueError, match="at least one call"):
+    with pytest.raises(ValueError, match="at least one share"):
         call_groups((), 2)
 
 
@@ -296,7 +278,7 @@ def test_grids_follow_the_true_latent_size(unet: Any, size: tuple[int, int]) -> 
 
     blocks = {n: m for n, m in unet.named_modules() if n.endswith("attentions.0")}
     handles = [block.register_forward_pre_hook(keep) for block in blocks.values()]
-    with recording(unet, size=size) as kept:
+    with recording(unet) as kept:
         unet(**unet_inputs(1, *size))
     for handle in handles:
         handle.remove()
@@ -311,15 +293,15 @@ def test_layers_and_grids_are_selected(unet: Any) -> None:
     layers = attention_layers(unet, (16, 24))
 
     def heads(**settings: Any) -> int:
-        return sum(x.heads for x in select_layers(layers, CaptureConfig(**settings)))
+        return sum(x.heads for x in select_layers(layers, **settings))
 
     parts = {"up": 15, "down": 10, "mid": 2, "both": 25, "all": 27}
-    assert {part: heads(layers=part) for part in parts} == parts
-    assert heads(layers=("up_blocks.3",)) == 3
-    assert heads(layers=(UP3, "mid_block")) == 3
-    assert heads(layers="all", grids=(16,)) == 5
+    assert {part: heads(asked=part) for part in parts} == parts
+    assert heads(asked=("up_blocks.3",)) == 3
+    assert heads(asked=(UP3, "mid_block")) == 3
+    assert heads(asked="all", grids=(16,)) == 5
     with pytest.raises(ValueError, match=r"Got 'up_blocks\.33'"):
-        heads(layers=("up_blocks.33",))
+        heads(asked=("up_blocks.33",))
     with pytest.raises(ValueError, match=r"capture\.grids must name grids among \[4, 8, 16\]"):
         heads(grids=(64,))
 
@@ -327,63 +309,63 @@ def test_layers_and_grids_are_selected(unet: Any) -> None:
 def test_hooks_are_gone_after_success_and_after_an_exception(unet: Any) -> None:
     before = count_hooks(unet)
     processors = dict(unet.attn_processors)
-    settings = {"attribution": Attribution([[(1,)]]), "self_maps": True}
+    settings = {"attribution": Attribution([[(1,)]]), "self_grid": 8}
     with recording(unet, **settings):
         assert count_hooks(unet) > before + 16
     assert count_hooks(unet) == before
     with pytest.raises(KeyboardInterrupt), recording(unet, **settings):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError), recording(unet, CaptureConfig(memory_budget_mb=1e-3)):
-        pass
+    with pytest.raises(ValueError), recording(unet, memory_budget_mb=1e-3):
+        unet(**unet_inputs(1))
     assert count_hooks(unet) == before
     assert unet.attn_processors == processors
 
 
 def test_memory_budget_is_exact_and_names_the_setting(unet: Any) -> None:
-    capture = CaptureConfig(layers="all", dtype="float16")
-    with recording(unet, capture, batch_size=3, size=(16, 24)) as kept:
-        unet(**unet_inputs(3, 16, 24))
-    assert sum(x.num_bytes for x in kept.features()) == kept.plan.head_bytes
-    needed = kept.plan.head_bytes / 1e6
-    small = capture.model_copy(update={"memory_budget_mb": needed * 0.99})
-    with (
-        pytest.raises(ValueError, match=r"^capture\.memory_budget_mb must be at least 1\. Got"),
-        recording(unet, small, batch_size=3, size=(16, 24)),
-    ):
-        pass
-    enough = capture.model_copy(update={"memory_budget_mb": needed * 1.01})
-    with recording(unet, enough, batch_size=3, size=(16, 24)):
-        pass
-    with (
-        pytest.raises(ValueError, match="memory_budget_mb"),
-        recording(unet, enough, batch_size=3, size=(16, 24), self_maps=True),
-    ):
-        pass
+    """Head outputs alone, then with maps; refused at the first call, before it computes."""
+    inputs, chosen = unet_inputs(3, 16, 24), {"dtype": "float16", "map_layers": None}
+    with recording(unet, **chosen) as kept:
+        unet(**inputs)
+    needed = sum(x.num_bytes for x in kept.features()) / 1e6
+    message = r"^capture\.memory_budget_mb must be at least 1\. Got"
+    few = {"memory_budget_mb": needed * 0.99}
+    with pytest.raises(ValueError, match=message), recording(unet, **chosen, **few):
+        unet(**inputs)
+    enough = {"memory_budget_mb": needed * 1.01}
+    with recording(unet, **chosen, **enough):
+        unet(**inputs)
+    half = {"dtype": "float16", **enough}
+    with pytest.raises(ValueError, match="memory_budget_mb"), recording(unet, **half):
+        unet(**inputs)
 
 
-def test_coverage_tells_what_was_captured(unet: Any) -> None:
+def test_a_recording_tells_what_it_holds(unet: Any) -> None:
     with recording(unet, num_calls=2) as kept:
+        assert repr(kept) == "Recording of nothing yet"
+        with pytest.raises(RuntimeError, match="call the pipeline inside the with block"):
+            kept.features()
         unet(**unet_inputs(1))
-    assert kept.coverage.heads == {}
-    with pytest.raises(RuntimeError, match=r"nothing from down_blocks\.0"):
+    with pytest.raises(RuntimeError, match=r"in 2 UNet calls.*nothing from down_blocks\.0"):
         kept.features()
     with recording(unet) as kept:
         unet(**unet_inputs(1))
-    assert str(kept.coverage) == (
-        "27 heads in 16 layers on grids 1x1, 2x2, 4x4, 8x8; UNet calls 0 of 1; rows cond"
+    assert repr(kept) == (
+        "Recording of 1 image(s): 27 heads in 16 layers on grids 1x1, 2x2, 4x4, 8x8; "
+        "UNet calls 0 of 1"
     )
 
 
 @pytest.mark.parametrize("calls", ["last", (0.0,), 2])
 def test_other_numbers_of_calls_than_announced_are_an_error(unet: Any, calls: Any) -> None:
     """They would give another call than the one asked for."""
-    capture = CaptureConfig(layers=(UP3,), calls=calls)
-    with recording(unet, capture, num_calls=2):
+    with recording(unet, layers=(UP3,), calls=calls, num_calls=2):
         unet(**unet_inputs(1))
+        with pytest.raises(RuntimeError, match=r"of one shape\. Got \(2, 4, 8, 8\)"):
+            unet(**unet_inputs(2))
         unet(**unet_inputs(1))
-        with pytest.raises(RuntimeError, match="Got 2, and one more call"):
+        with pytest.raises(RuntimeError, match="one more UNet call than the 2"):
             unet(**unet_inputs(1))
-    with recording(unet, capture, num_calls=4) as kept:
+    with recording(unet, layers=(UP3,), calls=calls, num_calls=4) as kept:
         for _ in range(3):
             unet(**unet_inputs(1))
     with pytest.raises(RuntimeError, match=r"must be reached in 4 UNet calls\. Got 3 calls"):
@@ -392,8 +374,7 @@ def test_other_numbers_of_calls_than_announced_are_an_error(unet: Any, calls: An
 
 def test_captures_outlive_the_pass_and_are_moved_and_cast(unet: Any) -> None:
     """Kept rows own their memory: half a guided batch is not held through a view."""
-    capture = CaptureConfig(layers=(UP3,), dtype="bfloat16", device="cpu")
-    with recording(unet, capture, guided=True) as kept:
+    with recording(unet, layers=(UP3,), dtype="bfloat16", device="cpu", guided=True) as kept:
         unet(**unet_inputs(2))
     value = kept.features()[0].values[UP3]
     assert value.dtype == torch.bfloat16

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from synthgen.config import CaptureConfig, GenerationConfig, SegmentationConfig
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig, SegmentationConfig
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.cards import load_cards
 from synthgen.diffusion.generate import generate
@@ -83,7 +83,8 @@ def test_full_size_sample_through_the_pipeline() -> None:
         [prompt],
         [0],
         GenerationConfig(num_inference_steps=2, scheduler="ddim"),
-        CaptureConfig(layers="all", heatmaps="classes"),
+        CaptureConfig(layers="all"),
+        LabelConfig(method="argmax", text="classes"),
     )
     drawn = time.perf_counter()
     (sample,) = results
@@ -97,7 +98,7 @@ def test_full_size_sample_through_the_pipeline() -> None:
         sides[sample.features.grids[layer][0]] += value.shape[0]
     assert sides == {64: 25, 32: 50, 16: 100, 8: 20}
     assert sample.features.num_bytes == pytest.approx(46e6, rel=0.01)  # 23 MB in fp16
-    assert sample.heatmaps.values.shape == (2, 64, 64)
+    assert sample.heatmaps.values.shape == (2, 32, 32)
     assert sample.heatmaps.values.min() > 0
     segmented = segment_per_head(sample, SegmentationConfig())
     done = time.perf_counter()
@@ -106,6 +107,6 @@ def test_full_size_sample_through_the_pipeline() -> None:
     print(
         f"\n{sample.features.num_heads} heads, {sample.features.num_bytes / 1e6:.1f} MB captured; "
         f"built in {loaded - start:.0f} s, drawn in {drawn - loaded:.0f} s, "
-        f"segmented in {done - drawn:.0f} s ({len(segmented.mask_set)} masks); "
+        f"segmented in {done - drawn:.0f} s ({len(segmented)} masks); "
         f"peak {peak:.1f} GB"
     )

@@ -15,7 +15,7 @@ from drawn_samples import CAPTURE, CAR, DOG, FAST, HOUSE, fast, images, samples,
 from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import Attribution, record
 from synthgen.diffusion.backbones import Backbone
-from synthgen.diffusion.generate import generate, initial_noise, settle
+from synthgen.diffusion.generate import generate, initial_noise, resolve_settings
 from synthgen.diffusion.schedulers import SCHEDULERS, make_scheduler, sample_generators
 from synthgen.types import Failure, Prompt, Sample
 
@@ -46,10 +46,12 @@ def test_images_are_those_of_diffusers_with_and_without_capture(backbone: Backbo
     outputs = []
     for capture in (
         CaptureConfig(layers=("mid_block",)),
-        CaptureConfig(layers="all", calls=2, rows="both", heatmaps="classes"),
-        CaptureConfig(layers="all", heatmaps="prompt"),
+        CaptureConfig(layers="all", calls=2),
+        CaptureConfig(layers="all"),
     ):
-        outputs.append(images(generate(backbone, prompts, seeds, FAST, capture)))
+        text = ("caption", "classes", "prompt")[len(outputs)]
+        labeling = LabelConfig(method="propagate", text=text)
+        outputs.append(images(generate(backbone, prompts, seeds, FAST, capture, labeling)))
         assert np.array_equal(outputs[0], outputs[-1])
     difference = np.abs(outputs[0].astype(int) - expected)
     assert difference.max() <= 1
@@ -143,8 +145,6 @@ def test_several_images_per_prompt_and_no_guidance(backbone: Backbone) -> None:
     finally:
         handle.remove()
     assert set(rows) == {2, 4}
-    with pytest.raises(ValueError, match=r"capture\.rows"):
-        generate(backbone, [CAR], [1], fast(guidance_scale=1.0), CaptureConfig(rows="both"))
 
 
 def test_negative_prompt_works_under_guidance_and_warns_without(backbone: Backbone) -> None:
@@ -162,10 +162,10 @@ def test_appended_classes_are_drawn(backbone: Backbone) -> None:
 
 
 def test_what_a_card_or_unet_says_fills_what_is_not_asked_for(backbone: Backbone) -> None:
-    settings = settle(backbone, GenerationConfig())
+    settings = resolve_settings(backbone, GenerationConfig())
     assert (settings.height, settings.width) == (64, 64)  # sample_size 16 times 4
     assert (settings.num_inference_steps, settings.guidance_scale) == (50, 7.5)
-    assert settle(backbone, GenerationConfig(guidance_scale=0.0)).guidance_scale == 0.0
+    assert resolve_settings(backbone, GenerationConfig(guidance_scale=0.0)).guidance_scale == 0.0
 
 
 def test_the_card_names_the_layers_that_the_configuration_does_not(backbone: Backbone) -> None:
@@ -236,7 +236,8 @@ def test_images_without_content_fail(
 def test_heatmaps_through_class_names_equal_a_slow_reference(backbone: Backbone) -> None:
     """Per class: mean over its tokens, layers resized and weighted by 1 / grid."""
     prompts = [CAR, HOUSE]
-    results = samples(generate(backbone, prompts, [1, 2], FAST, CaptureConfig(heatmaps="classes")))
+    labeling = LabelConfig(method="argmax", text="classes", layers="up", grids=(16, 8, 4))
+    results = samples(generate(backbone, prompts, [1, 2], FAST, CAPTURE, labeling))
     assert results[1].heatmaps is None
     heatmaps = results[0].heatmaps
     assert heatmaps.class_names == ("car", "aeroplane")
@@ -247,28 +248,25 @@ def test_heatmaps_through_class_names_equal_a_slow_reference(backbone: Backbone)
     states, _ = pipeline.encode_prompt(texts, "cpu", 1, False)
     every = Attribution([[(t,) for t in range(77)]] * 2, states)
     with record(
-        pipeline.unet,
-        CaptureConfig(),
-        latent_size=(16, 16),
-        num_calls=3,
-        batch_size=2,
-        guided=True,
-        attribution=every,
+        pipeline, map_layers="up", map_grids=(16, 8, 4), num_calls=3, attribution=every
     ) as kept:
         plain_images(backbone, prompts, [1, 2])
     total, weights = torch.zeros(2, 16, 16), 0.0
     for name, maps in kept.token_maps().items():
-        side = kept.coverage.grids[name][0]
-        tokens = torch.stack([maps[0, 1], maps[0, [3, 4]].mean(dim=0)]).view(1, 2, side, side)
-        total += F.interpolate(tokens, size=(16, 16), mode="bilinear")[0] / side
+        side = kept.map_grids[name][0]
+        tokens = torch.stack([maps[0, :, 1], maps[0, :, [3, 4]].mean(dim=1)])
+        total += (
+            F.interpolate(tokens.view(1, 2, side, side), size=(16, 16), mode="bilinear")[0] / side
+        )
         weights += 1 / side
     torch.testing.assert_close(heatmaps.values, total / weights, atol=1e-6, rtol=1e-4)
 
 
 def test_heatmaps_through_the_prompt_are_zero_for_unnamed_classes(backbone: Backbone) -> None:
-    capture = CaptureConfig(heatmaps="prompt")
-    heatmaps = samples(generate(backbone, [CAR], [1], FAST, capture))[0].heatmaps
+    labeling = LabelConfig(method="argmax", text="prompt")
+    heatmaps = samples(generate(backbone, [CAR], [1], FAST, CAPTURE, labeling))[0].heatmaps
     assert heatmaps.values[0].min() > 0
     assert heatmaps.values[1].abs().max() == 0  # the caption names no aeroplane
-    both = samples(generate(backbone, [CAR], [1], fast(append_classes=True), capture))[0]
+    appended = fast(append_classes=True)
+    both = samples(generate(backbone, [CAR], [1], appended, CAPTURE, labeling))[0]
     assert both.heatmaps.values[1].min() > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from drawn_samples import CAPTURE, CAR, DOG, FAST, samples, spoiled
 
-from synthgen.config import CaptureConfig, GenerationConfig
+from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.invert import invert
@@ -39,7 +39,8 @@ def test_inversion_takes_two_effective_steps(
             [CAR, Prompt("1", "")],
             [1, 2],
             GenerationConfig(scheduler=scheduler),
-            CaptureConfig(heatmaps="classes", calls=calls),
+            CaptureConfig(calls=calls),
+            labeling=LabelConfig(method="argmax", text="classes", calls=calls),
         )
     finally:
         handle.remove()
@@ -64,14 +65,7 @@ def test_inversion_at_a_timestep_equals_one_call_by_hand(
         noise = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(9))
         noisy = alpha_bar.sqrt() * mean + (1 - alpha_bar).sqrt() * noise
         states, _ = pipeline.encode_prompt([CAR.text], "cpu", 1, False)
-        with record(
-            pipeline.unet,
-            CAPTURE,
-            latent_size=(16, 16),
-            num_calls=1,
-            batch_size=1,
-            guided=False,
-        ) as kept:
+        with record(pipeline.unet, num_calls=1) as kept:
             pipeline.unet(noisy, torch.tensor(300), states)
     for layer, value in kept.features()[0].values.items():
         torch.testing.assert_close(found.features.values[layer], value, atol=1e-4, rtol=1e-4)

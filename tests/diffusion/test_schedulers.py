@@ -20,7 +20,7 @@ from tiny_run import tiny_config, write_prompts
 from synthgen import jobs
 from synthgen.config import CaptureConfig, GenerationConfig
 from synthgen.diffusion.backbones import Backbone
-from synthgen.diffusion.generate import generate, initial_noise, settle
+from synthgen.diffusion.generate import generate, initial_noise, resolve_settings
 from synthgen.diffusion.invert import invert
 from synthgen.diffusion.schedulers import FAMILY, sample_generators
 
@@ -68,7 +68,7 @@ def test_a_scheduler_gives_the_same_bytes_twice_or_is_refused(
         with pytest.raises(ValueError, match=rf"Got {name}; set generation\.scheduler") as caught:
             generate(model, [CAR], [1], FAST, CAPTURE)
         assert "\n" not in str(caught.value)
-        assert settle(model, fast(scheduler="euler")).scheduler == "euler"
+        assert resolve_settings(model, fast(scheduler="euler")).scheduler == "euler"
         return
     used: list[torch.Generator] = []
     monkeypatch.setattr(

@@ -64,7 +64,7 @@ def our_masks(index: int) -> MaskSet:
         moved = np.roll(dense, rng.integers(-2, 3, 2), (0, 1)).astype(np.uint8)
         wrong = rng.random(moved.shape) < 0.01
         labels.append(np.where(wrong, rng.integers(0, k, moved.shape, dtype=np.uint8), moved))
-    return build_masks(np.stack(labels), KS, CONFIG.segmentation.masks)
+    return build_masks(np.stack(labels), KS, **dict(CONFIG.segmentation.masks))
 
 
 def make_dataset(out: str | Path, num: int, shard_size: int, shift: int = 0) -> Storage:

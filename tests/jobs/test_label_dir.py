@@ -302,7 +302,7 @@ def test_bad_arguments_of_label_are_one_line_and_exit_code_2(
 ) -> None:
     there = str(out)
     assert "must change a setting of labeling" in bad(capsys, "label", there, "--set", "num=3")
-    assert "Did you mean 'pcc'" in bad(capsys, "label", there, "--method", "pc")
+    assert "Did you mean 'vote'" in bad(capsys, "label", there, "--method", "vot")
     assert "increasing integers" in bad(capsys, "label", there, "--ks", "5,2")
     assert "id of labels" in bad(capsys, "label", there, "--id", "../data")
     assert "method must be a labeler" in bad(capsys, "label", there, "--method", "none")

@@ -255,7 +255,7 @@ def test_the_command_line_measures_refiners() -> None:
     shown = CliRunner().invoke(app, ["evaluate", "refiners", "--num", "1", "--tuning"])
     assert shown.exit_code == 0, shown.output
     assert "1 tuning scenes, truth on a 32 x 32 grid" in shown.stdout
-    assert "| guided |" in shown.stdout
+    assert "| pamr |" in shown.stdout
 
 
 def test_the_command_line_measures_labels() -> None:
@@ -277,7 +277,7 @@ def test_the_command_line_measures_labels() -> None:
 def test_labels_of_a_scene_have_its_ids() -> None:
     backbone, scene = load_backbone(ModelConfig()), render(TUNING_SEEDS[1])
     (sample,) = recorded(backbone, [scene], LabelConfig())
-    (semantic,) = labeled(sample, LabelConfig(), ["clusters"], ["guided"]).values()
+    (semantic,) = labeled(sample, LabelConfig(), ["clusters"], ["pamr"]).values()
     there = set(np.unique(scene.semantic).tolist())
     assert set(np.unique(semantic).tolist()) <= there | {IGNORE}
     assert {NAMES.index(name) for name in sample.prompt.class_names} == there - {0}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthgen.config import FeatureConfig, MaskConfig, SegmentationConfig
-from synthgen.segmentation.features import feature_blocks, pca_heads, reweight, upsampling_error
+from synthgen.config import FeatureConfig, SegmentationConfig
+from synthgen.segmentation.features import feature_blocks, pca_heads, reweighted, upsampling_error
 from synthgen.segmentation.masks import build_masks, pairwise_iou
 from synthgen.segmentation.metrics import top_n
 from synthgen.types import HeadFeatures
@@ -41,7 +41,7 @@ def test_bl_eq_5_multiplies_the_features_of_a_grid_by_its_share_of_the_largest()
 
 def test_bl_eq_5_of_one_grid_changes_nothing() -> None:
     block = torch.randn(8, 8, 3)
-    torch.testing.assert_close(reweight([block])[0], block)
+    torch.testing.assert_close(reweighted([block])[0], block)
 
 
 def test_bl_eq_6_upsampling_error_is_the_mean_over_components_of_bilinear_less_nearest() -> None:
@@ -60,7 +60,7 @@ def test_bl_section_4_1_clusters_at_five_counts_into_43_masks() -> None:
     assert ks == (2, 5, 6, 10, 20)
     pixels = np.arange(60 * 60).reshape(60, 60)
     labels = np.stack([(pixels * 7 // 11) % k for k in ks]).astype(np.uint8)
-    mask_set = build_masks(labels, ks, MaskConfig(min_area=0.0, merge_iou=1.0))
+    mask_set = build_masks(labels, ks, min_area=0.0, merge_iou=1.0)
     assert sum(len(own) for own in mask_set.members) == 43
 
 

@@ -38,7 +38,7 @@ from synthgen.lab.study.settings import Layout, Setting, StudyName, model_layout
 from synthgen.lab.study.study import Study, score_row
 from synthgen.lab.world.render import render
 from synthgen.progress import report
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import (
     Annotations,
     Failure,
@@ -128,7 +128,7 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     tree["clusters"] |= {"resolution": 16}
     only = {name for name, grid in grids.items() if grid == (8, 8)}
     features = HeadFeatures({n: renamed[n] for n in only}, {n: grids[n] for n in only})
-    expected = segment(replace(sample, features=features), SegmentationConfig(**tree))
+    expected = segment_sample(replace(sample, features=features), SegmentationConfig(**tree))
     metrics = judge.score(expected.mask_set, seen, base.clusters.ks)
     assert found == {k: metrics[k] for k in found}
     assert "top_15" in found

@@ -11,16 +11,23 @@ import torch
 from planted import quadrants
 from tiny import tiny_tokenizer
 
-from synthgen.config import LabelConfig, MaskConfig
-from synthgen.diffusion.heatmaps import attributed_text, check_class_tokens, map_request
+from synthgen.config import Config, LabelConfig
+from synthgen.diffusion.heatmaps import attributed_text, check_class_tokens
 from synthgen.diffusion.probabilities import pooled_self_map
 from synthgen.jobs.classes import check_names
 from synthgen.labeling.clusters import cluster_means, label_by_clusters
 from synthgen.labeling.decide import choose, decide, keep_present, present_classes
-from synthgen.labeling.evidence import ClassScores, Evidence, class_heat, middle, shares, upsample
 from synthgen.labeling.label import label_by_argmax, label_sample
-from synthgen.labeling.pcc import THRESHOLDS, label_by_votes, nearest_ks
 from synthgen.labeling.propagation import propagate, smooth
+from synthgen.labeling.scores import (
+    ClassScores,
+    LabelInputs,
+    attention_rows,
+    geometric_midpoint,
+    shares,
+    upsample,
+)
+from synthgen.labeling.votes import THRESHOLDS, label_by_votes, nearest_ks
 from synthgen.registry import LABELERS, resolve
 from synthgen.segmentation.masks import build_masks
 from synthgen.types import Heatmaps, MaskSet, Prompt, Segmentation, SelfMap
@@ -35,15 +42,15 @@ def random_segmentation(seed: int, size: tuple[int, int] = SIZE) -> Segmentation
     rows, columns = size[0] // 4, size[1] // 4
     maps = [np.kron(rng.integers(0, k, (rows, columns)), np.ones((4, 4))) for k in KS]
     labels = np.stack(maps).astype(np.uint8)
-    return Segmentation.of(build_masks(labels, KS, MaskConfig(min_area=0.0)), KS, labels)
+    return Segmentation.of(build_masks(labels, KS, min_area=0.0), KS, labels)
 
 
-def random_evidence(seed: int = 0, num: int = 3) -> Evidence:
+def random_inputs(seed: int = 0, num: int = 3) -> LabelInputs:
     rng = np.random.default_rng(seed)
     heat = rng.random((num + 1, 6, 8)).astype(np.float32) + 0.05
     attention = torch.from_numpy(rng.random((48, 48))).softmax(dim=1).float()
     image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    return Evidence(random_segmentation(seed), heat, SelfMap(attention, (6, 8)), image)
+    return LabelInputs(random_segmentation(seed), heat, SelfMap(attention, (6, 8)), image)
 
 
 def slow_upsample(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -70,12 +77,12 @@ def slow_shares(heat: np.ndarray, between: float) -> np.ndarray:
     return np.array([background, *classes])
 
 
-def slow_cluster_means(evidence: Evidence) -> np.ndarray:
+def slow_cluster_means(inputs: LabelInputs) -> np.ndarray:
     """LS eq. 3 pixel by pixel, then the mean over k with weights log k."""
-    heat = np.stack([slow_upsample(row, SIZE) for row in evidence.heat])
+    heat = np.stack([slow_upsample(row, SIZE) for row in inputs.attention])
     means = np.zeros(heat.shape)
     for y, x in np.ndindex(*SIZE):
-        for k, labels in zip(KS, evidence.segmentation.labels, strict=True):
+        for k, labels in zip(KS, inputs.segmentation.labels, strict=True):
             inside = labels == labels[y, x]
             own = [np.log(heat[0][inside]).mean(), *(row[inside].mean() for row in heat[1:])]
             means[:, y, x] += np.log(k) / np.log(KS).sum() * np.array(own)
@@ -85,10 +92,10 @@ def slow_cluster_means(evidence: Evidence) -> np.ndarray:
 
 def test_pixels_take_the_mean_heat_of_their_clusters_by_hand() -> None:
     """LS eq. 3, over all k."""
-    evidence = random_evidence(1)
-    means = slow_cluster_means(evidence)
+    inputs = random_inputs(1)
+    means = slow_cluster_means(inputs)
     between = np.sqrt(means[0].min() * means[0].max())
-    scores = label_by_clusters(evidence, LabelConfig(method="clusters"))
+    scores = label_by_clusters(inputs)
     for y, x in np.ndindex(*SIZE):
         expected = slow_shares(means[:, y, x], between)
         np.testing.assert_allclose(scores.pixels[:, y, x], expected, rtol=1e-4)
@@ -96,11 +103,11 @@ def test_pixels_take_the_mean_heat_of_their_clusters_by_hand() -> None:
 
 def test_masks_take_the_mean_heat_over_them_by_hand() -> None:
     """LS eq. 3."""
-    evidence = random_evidence(2)
-    heat = [slow_upsample(row, SIZE) for row in evidence.heat]
-    between = middle(slow_cluster_means(evidence)[0])
-    scores = label_by_clusters(evidence, LabelConfig(method="clusters"))
-    for mask, found in zip(evidence.segmentation.mask_set.masks, scores.masks, strict=True):
+    inputs = random_inputs(2)
+    heat = [slow_upsample(row, SIZE) for row in inputs.attention]
+    between = geometric_midpoint(slow_cluster_means(inputs)[0])
+    scores = label_by_clusters(inputs)
+    for mask, found in zip(inputs.segmentation.masks, scores.masks, strict=True):
         pixels = [tuple(place) for place in np.argwhere(mask)]
         start = np.exp(sum(np.log(heat[0][place]) for place in pixels) / len(pixels))
         mean = [start, *(sum(row[place] for place in pixels) / len(pixels) for row in heat[1:])]
@@ -116,43 +123,43 @@ def test_a_clustering_that_tells_more_weighs_more() -> None:
 
 def test_propagation_is_a_sum_over_all_places() -> None:
     """LS eq. 2: AGG[i] = sum over j of CA[j] SA[j, i]."""
-    evidence = random_evidence(3)
-    assert evidence.self_map is not None
-    attention = evidence.self_map.values.numpy()
-    flat = evidence.heat.reshape(4, 48)
+    inputs = random_inputs(3)
+    assert inputs.self_map is not None
+    attention = inputs.self_map.values.numpy()
+    flat = inputs.attention.reshape(4, 48)
     expected = np.zeros((4, 48))
     for row, i, j in itertools.product(range(4), range(48), range(48)):
         expected[row, i] += flat[row, j] * attention[j, i]
-    found = propagate(evidence.heat, evidence.self_map)
+    found = propagate(inputs.attention, inputs.self_map)
     np.testing.assert_allclose(found.reshape(4, 48), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("power", [1, 4])
 def test_powers_are_those_of_the_matrix(power: int) -> None:
     """Dataset Diffusion: SA^4 CA."""
-    evidence = random_evidence(4)
-    assert evidence.self_map is not None
-    attention = np.linalg.matrix_power(evidence.self_map.values.numpy().astype(float), power)
-    expected = np.stack([attention @ row.ravel() for row in evidence.heat])
-    found = smooth(evidence.heat, evidence.self_map, power)
+    inputs = random_inputs(4)
+    assert inputs.self_map is not None
+    attention = np.linalg.matrix_power(inputs.self_map.values.numpy().astype(float), power)
+    expected = np.stack([attention @ row.ravel() for row in inputs.attention])
+    found = smooth(inputs.attention, inputs.self_map, power)
     np.testing.assert_allclose(found.reshape(4, 48), expected, rtol=1e-4)
 
 
 def test_heat_of_another_grid_is_brought_to_the_self_map() -> None:
-    evidence = random_evidence(5)
-    assert evidence.self_map is not None
+    inputs = random_inputs(5)
+    assert inputs.self_map is not None
     fine = np.random.default_rng(1).random((4, 12, 16)).astype(np.float32)
     coarse = upsample(fine, (6, 8))
     np.testing.assert_array_equal(
-        propagate(fine, evidence.self_map), propagate(coarse, evidence.self_map)
+        propagate(fine, inputs.self_map), propagate(coarse, inputs.self_map)
     )
 
 
 def test_argmax_is_the_largest_heat_of_each_pixel() -> None:
     """LS eq. 1."""
-    evidence = random_evidence(6)
-    heat = np.stack([slow_upsample(row, SIZE) for row in evidence.heat])
-    scores = label_by_argmax(evidence, LabelConfig(method="argmax"))
+    inputs = random_inputs(6)
+    heat = np.stack([slow_upsample(row, SIZE) for row in inputs.attention])
+    scores = label_by_argmax(inputs)
     between = np.sqrt(heat[0].min() * heat[0].max())
     labels, _ = choose(scores.pixels, 0.0)
     for y, x in np.ndindex(*SIZE):
@@ -162,13 +169,13 @@ def test_argmax_is_the_largest_heat_of_each_pixel() -> None:
         assert labels[y, x] == best
 
 
-def slow_votes(evidence: Evidence) -> np.ndarray:
+def slow_votes(inputs: LabelInputs) -> np.ndarray:
     """The authors' votes, one pixel's component after the other."""
-    heat = np.stack([slow_upsample(row, SIZE) for row in evidence.heat])
+    heat = np.stack([slow_upsample(row, SIZE) for row in inputs.attention])
     scaled = [(row - row.min()) / (row.max() - row.min()) for row in heat[1:]]
     votes = np.zeros((len(heat), *SIZE))
     for k, threshold in itertools.product((4, 7, 10), THRESHOLDS):
-        labels = evidence.segmentation.labels[KS.index(k)]
+        labels = inputs.segmentation.labels[KS.index(k)]
         classes = [np.all([row < 1.2 * threshold for row in scaled], axis=0)]
         classes += [row >= threshold for row in scaled]
         done = np.zeros(SIZE, dtype=bool)
@@ -191,10 +198,9 @@ def slow_votes(evidence: Evidence) -> np.ndarray:
 
 def test_votes_are_those_of_a_loop_over_components() -> None:
     """PCC: 3 x 3 votes; below .56 agreement nothing is decided."""
-    evidence = random_evidence(7)
-    config = LabelConfig(method="pcc", presence=0.0, presence_area=0.0)
-    expected = slow_votes(evidence)
-    scores = label_by_votes(evidence, config)
+    inputs = random_inputs(7)
+    expected = slow_votes(inputs)
+    scores = label_by_votes(inputs, presence=0.0, presence_area=0.0)
     agreed = expected.max(0) >= 0.56
     assert 0.1 < agreed.mean() < 1
     np.testing.assert_allclose(scores.pixels[:, agreed], expected[:, agreed], atol=1e-6)
@@ -210,16 +216,18 @@ def test_votes_that_disagree_stay_undecided_whichever_classes_are_there(
     num: int, margin: float
 ) -> None:
     """One class is there, the others have next to no heat."""
-    evidence = random_evidence(7, num)
-    evidence.heat[2:] *= 0.02
-    config = LabelConfig(method="pcc", presence_area=0.01, margin=margin, refiner="none")
+    inputs = random_inputs(7, num)
+    inputs.attention[2:] *= 0.02
+    config = LabelConfig(method="vote", presence_area=0.01, margin=margin, refiner="none")
     assert config.presence == 0.25
-    scaled = replace(evidence, heat=evidence.heat[:2])
+    scaled = replace(inputs, attention=inputs.attention[:2])
     agreed = slow_votes(scaled).max(0) >= 0.56
     assert 0.1 < agreed.mean() < 1
     names = tuple(f"class {i}" for i in range(num))
-    heat = Heatmaps(names, torch.from_numpy(evidence.heat[1:]), torch.from_numpy(evidence.heat[0]))
-    found = label_sample(evidence.segmentation, heat, None, config, evidence.image)
+    heat = Heatmaps(
+        names, torch.from_numpy(inputs.attention[1:]), torch.from_numpy(inputs.attention[0])
+    )
+    found = label_sample(inputs.segmentation, heat, None, config, inputs.image)
     assert found.not_found == names[1:]
     np.testing.assert_array_equal(found.semantic == 255, ~agreed)
 
@@ -231,29 +239,27 @@ def test_the_authors_ks_are_taken_where_they_are() -> None:
 
 @pytest.mark.parametrize("method", sorted(LABELERS))
 def test_a_sample_without_masks_has_labels_of_pixels(method: str) -> None:
-    evidence = random_evidence(9)
-    config = LabelConfig(method=method, refiner="none")
-    none = MaskSet(np.zeros((0, *SIZE), bool), (), np.zeros(0, np.int64))
-    without = replace(evidence, segmentation=replace(evidence.segmentation, mask_set=none))
+    inputs = random_inputs(9)
+    none = {"masks": np.zeros((0, *SIZE), bool), "members": (), "parent": np.zeros(0, np.int64)}
+    without = replace(inputs, segmentation=replace(inputs.segmentation, **none))
     labeler = resolve(method, LABELERS)
-    scores = labeler(without, config)
+    scores = labeler(without)
     assert scores.masks.shape == (0, 4)
-    np.testing.assert_array_equal(scores.pixels, labeler(evidence, config).pixels)
-    found = decide(keep_present(scores, config), ("a", "b", "c"), config.margin)
+    np.testing.assert_array_equal(scores.pixels, labeler(inputs).pixels)
+    found = decide(keep_present(scores, 0.25, 0.002), ("a", "b", "c"), 0.02)
     assert found.mask_labels.shape == found.mask_scores.shape == (0,)
 
 
 @pytest.mark.parametrize("method", sorted(LABELERS))
 def test_every_labeler_gives_shares_and_repeats(method: str) -> None:
-    evidence = random_evidence(8)
-    config = LabelConfig(method=method)
+    inputs = random_inputs(8)
     labeler = resolve(method, LABELERS)
-    scores = labeler(evidence, config)
+    scores = labeler(inputs)
     assert scores.pixels.shape == (4, *SIZE)
-    assert scores.masks.shape == (len(evidence.segmentation.mask_set), 4)
+    assert scores.masks.shape == (len(inputs.segmentation), 4)
     np.testing.assert_allclose(scores.pixels.sum(0), 1, rtol=1e-4)
     np.testing.assert_allclose(scores.masks.sum(1), 1, rtol=1e-4)
-    again = labeler(evidence, config)
+    again = labeler(inputs)
     assert again.pixels.tobytes() == scores.pixels.tobytes()
     assert again.masks.tobytes() == scores.masks.tobytes()
 
@@ -273,10 +279,10 @@ def planted_segmentation(size: int = 64) -> Segmentation:
     """Four quadrants, each a mask, and halves that hold two of them."""
     quarters = quadrants(size)
     labels = np.stack([quarters // 2, quarters]).astype(np.uint8)
-    return Segmentation.of(build_masks(labels, (2, 4), MaskConfig()), (2, 4), labels)
+    return Segmentation.of(build_masks(labels, (2, 4)), (2, 4), labels)
 
 
-@pytest.mark.parametrize("method", ["clusters", "argmax", "propagate", "dataset-diffusion", "pcc"])
+@pytest.mark.parametrize("method", sorted(LABELERS))
 def test_every_method_finds_planted_classes_and_not_an_absent_one(method: str) -> None:
     """Cat above left, dog below right; a bird was prompted and has no place."""
     region = quadrants(16)
@@ -291,7 +297,7 @@ def test_every_method_finds_planted_classes_and_not_an_absent_one(method: str) -
     found = label_sample(planted_segmentation(), heat, self_map, config, image)
     expected = np.select([quadrants(64) == 0, quadrants(64) == 3], [1, 2], 0)
     decided = found.semantic != 255
-    assert decided.mean() > (0.45 if method == "pcc" else 0.9)  # k = 2 cannot vote for quadrants
+    assert decided.mean() > (0.45 if method == "vote" else 0.9)  # k = 2 cannot vote for quadrants
     right = (found.semantic == expected)[decided].mean()
     assert right == 1 if method == "clusters" else right > 0.95  # pixels blur along borders
     assert found.not_found == ("bird",)
@@ -344,7 +350,7 @@ def test_decisions_by_hand() -> None:
     rng = np.random.default_rng(5)
     pixels, masks = shares(rng.random((4, 6, 7)) + 0.01), shares(rng.random((4, 5))).T
     config = LabelConfig(method="argmax", presence=0.4, presence_area=0.1, margin=0.1)
-    kept = keep_present(ClassScores(pixels, masks), config)
+    kept = keep_present(ClassScores(pixels, masks), config.presence, config.presence_area)
     found = decide(kept, ("a", "b", "c"), config.margin)
     there = [i for i in (1, 2, 3) if (pixels[i] >= 0.4).sum() / 42 >= 0.1]
     assert 1 < len(there) < 3
@@ -403,9 +409,9 @@ def test_a_refiner_sees_no_class_that_was_not_there() -> None:
     image = np.full((64, 64, 3), 128, dtype=np.uint8)
     before = label_sample(planted_segmentation(), heat, None, plain, image)
     assert before.not_found == ("dog", "bird", "cow")
-    guided = plain.model_copy(update={"refiner": "guided"})
-    after = label_sample(planted_segmentation(), heat, None, guided, image)
-    expected = label_sample(planted_segmentation(), alone, None, guided, image)
+    refining = plain.model_copy(update={"refiner": "pamr"})
+    after = label_sample(planted_segmentation(), heat, None, refining, image)
+    expected = label_sample(planted_segmentation(), alone, None, refining, image)
     np.testing.assert_array_equal(after.semantic, expected.semantic)
     np.testing.assert_allclose(after.scores, expected.scores, atol=1e-6)
 
@@ -416,11 +422,11 @@ def undecide(
     return np.full_like(semantic, 255)
 
 
-def by_red(evidence: Evidence, config: LabelConfig) -> ClassScores:
+def by_red(inputs: LabelInputs, **_: float) -> ClassScores:
     """A third party's labeler: class 1 wherever red is strong."""
-    red = evidence.image[..., 0] / 255
+    red = inputs.image[..., 0] / 255
     pixels = np.stack([1 - red, red])
-    return ClassScores(pixels, np.tile([0.5, 0.5], (len(evidence.segmentation.mask_set), 1)))
+    return ClassScores(pixels, np.tile([0.5, 0.5], (len(inputs.segmentation), 1)))
 
 
 def test_a_third_partys_labeler_is_found_by_its_name() -> None:
@@ -444,7 +450,7 @@ def test_methods_that_lack_what_they_need_say_so() -> None:
 
 def test_the_background_is_above_the_geometric_middle() -> None:
     values, start = torch.rand(2, 3, 4), torch.tensor([[0.01, 0.09, 0.11, 1.0]]).repeat(3, 1)
-    heat = class_heat(Heatmaps(("a", "b"), values, start))
+    heat = attention_rows(Heatmaps(("a", "b"), values, start))
     np.testing.assert_array_equal(heat, torch.cat([start[None], values]).numpy())
     config = LabelConfig(method="argmax", **NO_TESTS)
     segmentation = Segmentation.of(
@@ -545,21 +551,7 @@ def test_class_names_that_no_map_can_tell_apart_are_refused() -> None:
             check_names([one, other])
 
 
-def test_only_labeling_changes_what_is_recorded() -> None:
-    from synthgen.config import CaptureConfig, Config
-
-    capture = CaptureConfig(heatmaps="prompt")
-    sides = {8, 16, 32, 64}
-    assert map_request(capture, None, sides).source == "prompt"
-    assert map_request(capture, LabelConfig(), sides).capture is None
-    chosen = map_request(capture, LabelConfig(method="propagate"), sides)
-    assert (chosen.source, chosen.self_grid) == ("caption", 32)
-    assert chosen.capture is not None
-    assert chosen.capture.grids == (16, 32)
-    coarse = map_request(capture, LabelConfig(method="clusters", grids=(8,)), sides)
-    assert coarse.self_grid is None
-    assert coarse.capture is not None
-    assert coarse.capture.grids == (8,)
+def test_only_labeling_changes_the_digest() -> None:
     assert "labeling" not in Config().digest_settings()
-    labeled = Config(labeling=LabelConfig(method="clusters")).digest_settings()
-    assert labeled["labeling"]["method"] == "clusters"
+    labeled = Config(labeling=LabelConfig(method="vote")).digest_settings()
+    assert labeled["labeling"]["method"] == "pcc"  # what it was called when digests were made

@@ -38,8 +38,8 @@ from synthgen.labeling.refiners_color import (
     drop_components,
     majority,
     pamr,
-    propagate_locally,
-    vote_by_color,
+    refine_by_color_majority,
+    refine_by_pamr,
 )
 from synthgen.registry import REFINERS
 from synthgen.segmentation.metrics import boundary_f
@@ -92,8 +92,8 @@ def test_an_invented_class_is_refused() -> None:
     semantic, image, error = random_sample(0)
     with pytest.raises(ValueError, match=r"only classes of the map .* Got \[9\]"):
         refine("test_refine:paint_nine", semantic, image, None, error)
-    with pytest.raises(ValueError, match="Did you mean 'guided'"):
-        refine("guide", semantic, image)
+    with pytest.raises(ValueError, match="guided is called pamr"):
+        refine("guided", semantic, image)
 
 
 def paint_nine(semantic, image, scores=None, uncertainty=None):  # type: ignore[no-untyped-def]
@@ -156,7 +156,7 @@ def test_eq_6_is_computed_for_those_that_read_it(method: str) -> None:
     else:
         assert row.status == "ok"
     same = made["heat_alone"].members == made["heat_and_heads"].members
-    assert same == (method in ("none", "guided", "pcc"))
+    assert same == (method in ("none", "pamr", "color-majority"))
 
 
 @given(seed=st.integers(0, 10_000), side=st.sampled_from([8, 64, 96]))
@@ -270,13 +270,13 @@ def test_pamr_of_maps_that_sum_to_one_sums_to_one() -> None:
 
 def test_undecided_pixels_stay_undecided_and_scores_decide_where_all_have_some() -> None:
     semantic, image, _ = random_sample(6)
-    refined = propagate_locally(semantic, image)
+    refined = refine_by_pamr(semantic, image)
     assert (refined[semantic == IGNORE] == IGNORE).all()
     assert (refined[semantic != IGNORE] != IGNORE).all()
     ones, zeros = np.ones(semantic.shape), np.zeros(semantic.shape)
-    seven = propagate_locally(semantic, image, {0: zeros, 3: zeros, 7: ones})
+    seven = refine_by_pamr(semantic, image, {0: zeros, 3: zeros, 7: ones})
     assert (seven[semantic != IGNORE] == 7).all()
-    some = propagate_locally(semantic, image, {0: zeros, 7: ones})
+    some = refine_by_pamr(semantic, image, {0: zeros, 7: ones})
     assert (some == refined).all(), "scores of some classes say nothing about the others"
 
 
@@ -334,10 +334,10 @@ def test_color_clusters_find_the_edge_that_blocks_have_lost() -> None:
     coarse, error = degrade_truth(truth, 8)
     before = boundary_f(truth == 1, coarse == 1, 1.0)
     assert before < 0.7
-    for method in ("pcc", "guided", "upsampling-color"):
+    for method in ("color-majority", "pamr", "upsampling-color"):
         refined = refine(method, coarse, image, None, error)
         assert boundary_f(truth == 1, refined == 1, 1.0) > before + 0.15, method
-    assert (vote_by_color(coarse, image) == truth).mean() > 0.99
+    assert (refine_by_color_majority(coarse, image) == truth).mean() > 0.99
 
 
 def test_a_degraded_truth_is_the_majority_of_each_cell(scene: Scene) -> None:

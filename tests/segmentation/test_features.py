@@ -8,10 +8,9 @@ import torch
 from planted import random_sample
 from sklearn.decomposition import PCA
 
-from synthgen.config import FeatureConfig
-from synthgen.segmentation.explicit import materialize
+from synthgen.lab.bench.explicit import materialize
 from synthgen.segmentation.features import (
-    feature_blocks,
+    head_blocks,
     normalize,
     pca_heads,
     rgbxy_block,
@@ -78,7 +77,7 @@ def test_normalizations() -> None:
 
 def test_blocks_gather_the_layers_of_one_grid_head_by_head() -> None:
     sample = random_sample(((8, 12), (4, 6)), heads=3)
-    blocks = feature_blocks(sample.features, FeatureConfig(components=2))
+    blocks = head_blocks(sample.features, 2)
     assert [tuple(block.shape) for block in blocks] == [(4, 6, 12), (8, 12, 12)]
     heads = pca_heads(sample.features.values["up.8.1"], 2)
     torch.testing.assert_close(blocks[1][2, 5, 8:10], heads[1, 2 * 12 + 5])
@@ -86,7 +85,7 @@ def test_blocks_gather_the_layers_of_one_grid_head_by_head() -> None:
 
 def test_averaged_heads_give_one_set_of_components_per_layer() -> None:
     sample = random_sample(heads=3)
-    blocks = feature_blocks(sample.features, FeatureConfig(components=2), average_heads=True)
+    blocks = head_blocks(sample.features, 2, average_heads=True)
     assert [tuple(block.shape) for block in blocks] == [(4, 4, 4), (8, 8, 4)]
     mean = sample.features.values["up.8.0"].mean(0, keepdim=True)
     expected = pca_heads(mean, 2)[0].reshape(8, 8, 2)
@@ -95,8 +94,8 @@ def test_averaged_heads_give_one_set_of_components_per_layer() -> None:
 
 def test_position_is_appended_to_the_largest_grid() -> None:
     features = random_sample().features
-    plain = feature_blocks(features, FeatureConfig(components=2))
-    with_xy = feature_blocks(features, FeatureConfig(components=2, xy=0.5))
+    plain = head_blocks(features, 2)
+    with_xy = head_blocks(features, 2, xy=0.5)
     assert torch.equal(plain[0], with_xy[0])
     torch.testing.assert_close(with_xy[1][..., -2:], 0.5 * xy_block(8, 8, plain[0]))
 
@@ -115,12 +114,12 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     features = random_sample().features
     features.values["up.8.1"][0, 3, 1] = bad
     with pytest.raises(ValueError, match=r"finite\. Got NaN or infinity in up\.8\.1"):
-        feature_blocks(features, FeatureConfig())
+        head_blocks(features)
 
 
 def test_no_features_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one layer"):
-        feature_blocks(HeadFeatures({}, {}), FeatureConfig())
+        head_blocks(HeadFeatures({}, {}))
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "nearest"])

@@ -9,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from synthgen.config import ClusterConfig
+from synthgen.lab.bench.explicit import ExplicitEngine, materialize
 from synthgen.segmentation import cells
 from synthgen.segmentation.cells import corner_weights, open_cells
-from synthgen.segmentation.explicit import ExplicitEngine, materialize
 from synthgen.segmentation.implicit import ImplicitEngine
 from synthgen.segmentation.interpolation import Interpolant
 from synthgen.segmentation.kmeans import cluster, cluster_batch, make_engine
 from synthgen.segmentation.knots import KnotEngine
-from synthgen.segmentation.lloyd import Engine, Runs, Solution, inertia, lloyd
-from synthgen.segmentation.seeding import plus_plus, seed_runs
+from synthgen.segmentation.lloyd import Engine, Solution, inertia, lloyd
+from synthgen.segmentation.seeding import plus_plus, seed_centroids
 
-RUNS: Runs = ((2, 1), (3, 2), (7, 1))
+ALL_KS = (2, 3, 3, 7)
 
 
 def random_blocks(
@@ -30,21 +29,21 @@ def random_blocks(
     return [torch.randn(*grid, features, generator=generator).to(dtype) for grid in grids]
 
 
-def random_start(blocks: list[torch.Tensor], size: tuple[int, int], runs: Runs) -> torch.Tensor:
-    """Distinct pixels for every run."""
+def random_start(
+    blocks: list[torch.Tensor], size: tuple[int, int], ks: tuple[int, ...]
+) -> torch.Tensor:
+    """Distinct pixels for every k."""
     generator = torch.Generator().manual_seed(3)
     flat = materialize(blocks, size).flatten(0, 1)
-    seeds = [
-        flat[torch.randperm(len(flat), generator=generator)[:k]]
-        for k, count in runs
-        for _ in range(count)
-    ]
+    seeds = [flat[torch.randperm(len(flat), generator=generator)[:k]] for k in ks]
     return torch.cat(seeds)[None]
 
 
-def solve(engine: Engine, start: torch.Tensor, runs: Runs = RUNS, iterations: int = 6) -> Solution:
+def solve(
+    engine: Engine, start: torch.Tensor, ks: tuple[int, ...] = ALL_KS, iterations: int = 6
+) -> Solution:
     still = start.new_full((len(start),), 1e-24)  # engines may differ in a centroid's last bit
-    return lloyd(engine, start, runs, iterations, still)
+    return lloyd(engine, start, ks, iterations, still)
 
 
 def check_equal(ours: Solution, plain: Solution) -> None:
@@ -84,7 +83,7 @@ def test_knots_implicit_and_explicit_agree(
     grids: list[tuple[int, int]], size: tuple[int, int]
 ) -> None:
     blocks = random_blocks(grids)
-    start = random_start(blocks, size, RUNS)
+    start = random_start(blocks, size, ALL_KS)
     plain = solve(ExplicitEngine(materialize(blocks, size)[None]), start)
     batched = [block[None] for block in blocks]
     knots = KnotEngine.of(batched, size)
@@ -109,10 +108,12 @@ def test_knots_assign_as_the_textbook_on_any_grids(
     blocks = random_blocks(grids, features=3, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     centroids = torch.randn(1, 15, 3 * len(grids), generator=generator).double()
-    plain = ExplicitEngine(materialize(blocks, size)[None]).assign(centroids, RUNS, paint=True)
+    plain = ExplicitEngine(materialize(blocks, size)[None]).assign(
+        centroids, ALL_KS, return_labels=True
+    )
     knots = KnotEngine.of([block[None] for block in blocks], size)
     assert knots is not None
-    ours = knots.assign(centroids, RUNS, paint=True)
+    ours = knots.assign(centroids, ALL_KS, return_labels=True)
     assert torch.equal(ours.labels, plain.labels)
     assert torch.equal(ours.counts, plain.counts)
     torch.testing.assert_close(ours.sums, plain.sums)
@@ -125,7 +126,7 @@ def test_sizes_that_do_not_divide_fall_back_to_the_implicit_form(size: tuple[int
     assert KnotEngine.of(batched, size) is None
     engine = make_engine(batched, size)
     assert isinstance(engine, ImplicitEngine)
-    start = random_start(blocks, size, RUNS)
+    start = random_start(blocks, size, ALL_KS)
     check_equal(
         solve(engine, start), solve(ExplicitEngine(materialize(blocks, size)[None]), start)
     )
@@ -135,22 +136,22 @@ def test_nearest_features_are_clustered_as_they_are() -> None:
     blocks, size = random_blocks([(8, 8), (4, 4)]), (32, 24)
     engine = make_engine([block[None] for block in blocks], size, interpolation="nearest")
     full = materialize(blocks, size, "nearest")[None]
-    start = random_start(blocks, size, RUNS)
+    start = random_start(blocks, size, ALL_KS)
     check_equal(solve(engine, start), solve(ExplicitEngine(full), start))
 
 
 def test_explicit_engine_is_textbook_lloyd() -> None:
-    blocks, size, runs = random_blocks([(6, 6)]), (18, 12), ((4, 1),)
+    blocks, size, ks = random_blocks([(6, 6)]), (18, 12), (4,)
     full = materialize(blocks, size)
-    start = random_start(blocks, size, runs)
-    labels = solve(ExplicitEngine(full[None]), start, runs, 5).final.labels
+    start = random_start(blocks, size, ks)
+    labels = solve(ExplicitEngine(full[None]), start, ks, 5).final.labels
     expected = textbook_lloyd(full.flatten(0, 1).numpy(), start[0].numpy(), 5)
     assert np.array_equal(labels[0, 0].numpy().ravel(), expected)
 
 
 def test_float32_labels_agree_on_nearly_all_pixels() -> None:
     blocks, size = random_blocks([(8, 8), (16, 16)], 40, dtype=torch.float32), (128, 128)
-    start = random_start(blocks, size, RUNS)
+    start = random_start(blocks, size, ALL_KS)
     plain = solve(ExplicitEngine(materialize(blocks, size)[None]), start)
     knots = solve(KnotEngine.of([block[None] for block in blocks], size), start)
     agree = (knots.final.labels == plain.final.labels).double().mean()
@@ -180,39 +181,33 @@ def test_cells_of_smooth_features_stay_closed() -> None:
     engine = KnotEngine.of([ramp[None]], (256, 256))
     assert engine is not None
     start = torch.tensor([[[-0.5], [0.5]]])
-    final = solve(engine, start, ((2, 1),)).final
+    final = solve(engine, start, (2,)).final
     assert 0 < final.boundary[0, 0] <= 1 / 16  # one row of cells of 32
     assert (final.labels[0, 0, :128] == 0).all()
     assert (final.labels[0, 0, 128:] == 1).all()
 
 
-@pytest.mark.parametrize("solver", ["knot", "implicit", "sklearn"])
-def test_cluster_reports_the_exact_inertia(solver: str) -> None:
-    blocks, size = random_blocks([(8, 8), (4, 4)], dtype=torch.float32), (32, 32)
-    config = ClusterConfig(ks=(2, 6), solver=solver, restarts=2)
-    result = cluster([block + 30 for block in blocks], size, config)
-    full = materialize([block + 30 for block in blocks], size).flatten(0, 1).double()
+@pytest.mark.parametrize("size", [(32, 32), (30, 33)])
+def test_cluster_is_sklearn_with_the_exact_inertia(size: tuple[int, int]) -> None:
+    """On the knot grid and, where the sides do not divide, through the implicit form."""
+    blocks = [block + 30 for block in random_blocks([(8, 8), (4, 4)], dtype=torch.float32)]
+    result = cluster(blocks, size, (2, 6))
+    full = materialize(blocks, size).flatten(0, 1).double()
     for labels, centroids, cost in zip(
         result.labels, result.centroids, result.inertia, strict=True
     ):
         own = centroids.double()[torch.from_numpy(labels).long().flatten()]
         assert cost == pytest.approx(float((full - own).square().sum()), rel=1e-5)
-
-
-def test_solvers_agree_from_the_same_seeds() -> None:
-    blocks, size = random_blocks([(8, 8), (4, 4)]), (32, 32)
-    results = [
-        cluster(blocks, size, ClusterConfig(ks=(2, 5), solver=solver, tolerance=0.0))
-        for solver in ("knot", "implicit", "sklearn")
-    ]
-    for other in results[1:]:
-        assert np.array_equal(results[0].labels, other.labels)
-        assert other.inertia == pytest.approx(results[0].inertia)
+    batched = [block[None] - 30 for block in blocks]
+    start = seed_centroids(Interpolant.at(batched, size), size, (2, 6), 0)[0]
+    for labels, first in zip(result.labels, torch.split(start, [2, 6]), strict=True):
+        fit = KMeans(len(first), init=first.double().numpy(), n_init=1, tol=1e-4)
+        assert np.mean(fit.fit((full - 30).numpy()).labels_ != labels.ravel()) < 0.002
 
 
 def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
     blocks, size = random_blocks([(8, 8)]), (32, 32)
-    result = cluster(blocks, size, ClusterConfig(ks=(5,), tolerance=0.0, max_iterations=500))
+    result = cluster(blocks, size, (5,), tolerance=0.0, max_iterations=500)
     assert result.iterations[0] < 500
     full = materialize(blocks, size).flatten(0, 1).numpy()
     again = KMeans(5, init=result.centroids[0].numpy(), n_init=1, max_iter=1).fit(full)
@@ -224,10 +219,10 @@ def test_an_image_that_needs_many_updates_gets_them() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = ((4, 4, 3), (8, 8, 4))
     blocks, size = [torch.randn(*shape, generator=generator) for shape in shapes], (64, 64)
-    ours = cluster(blocks, size, ClusterConfig(ks=(20,)))
+    ours = cluster(blocks, size, (20,))
     assert 50 < ours.iterations[0] < 300
     assert ours.converged
-    stopped = cluster(blocks, size, ClusterConfig(ks=(20,), max_iterations=50))
+    stopped = cluster(blocks, size, (20,), max_iterations=50)
     assert not stopped.converged
     assert not np.array_equal(stopped.labels, ours.labels)
     full = materialize(blocks, size).flatten(0, 1).numpy()
@@ -236,21 +231,12 @@ def test_an_image_that_needs_many_updates_gets_them() -> None:
     assert np.mean(again.labels_ != ours.labels[0].ravel()) < 0.002
 
 
-def test_more_restarts_never_cost_more() -> None:
-    blocks, size = random_blocks([(4, 4), (8, 8)]), (32, 32)
-    one = cluster(blocks, size, ClusterConfig(ks=(3, 5, 9), restarts=1))
-    many = cluster(blocks, size, ClusterConfig(ks=(3, 5, 9), restarts=4))
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(one.inertia, many.inertia, strict=True))
-    assert sum(many.inertia) < sum(one.inertia)
-
-
 def test_a_batch_gives_what_each_image_gives_alone() -> None:
     images = [random_blocks([(8, 8), (4, 4)], seed=seed) for seed in range(3)]
-    config = ClusterConfig(ks=(2, 9), restarts=2, max_iterations=15)
     stacked = [torch.stack(blocks) for blocks in zip(*images, strict=True)]
-    batch = cluster_batch(stacked, (64, 32), config)
+    batch = cluster_batch(stacked, (64, 32), (2, 9), max_iterations=15)
     for blocks, together in zip(images, batch, strict=True):
-        alone = cluster(blocks, (64, 32), config)
+        alone = cluster(blocks, (64, 32), (2, 9), max_iterations=15)
         assert np.array_equal(alone.labels, together.labels)
         assert alone.iterations == together.iterations
         assert alone.inertia == pytest.approx(together.inertia)
@@ -258,13 +244,12 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
 
 def test_a_run_that_stopped_is_not_touched_again() -> None:
     blocks, size = random_blocks([(8, 8)]), (32, 32)
-    start = random_start(blocks, size, RUNS)
+    start = random_start(blocks, size, ALL_KS)
     engine = KnotEngine.of([block[None] for block in blocks], size)
-    solution = lloyd(engine, start, RUNS, 100, torch.tensor([2.0]).double())
+    solution = lloyd(engine, start, ALL_KS, 100, torch.tensor([2.0]).double())
     assert len(set(solution.iterations[0].tolist())) > 1
-    for run, slots in enumerate(([0, 1], [2, 3, 4], [5, 6, 7], [8, 9, 10, 11, 12, 13, 14])):
-        alone: Runs = ((len(slots), 1),)
-        single = lloyd(engine, start[:, slots], alone, 100, torch.tensor([2.0]).double())
+    for run, slots in enumerate(([0, 1], [2, 3, 4], [5, 6, 7], [*range(8, 15)])):
+        single = lloyd(engine, start[:, slots], (len(slots),), 100, torch.tensor([2.0]).double())
         assert int(single.iterations) == int(solution.iterations[0, run])
         torch.testing.assert_close(single.centroids, solution.centroids[:, slots])
 
@@ -273,24 +258,24 @@ def test_a_run_that_stopped_is_not_touched_again() -> None:
 def test_equal_pixels_leave_clusters_empty_without_nan(value: float) -> None:
     block = torch.full((8, 8, 3), value)
     block[4:] += 1
-    result = cluster([block], (64, 64), ClusterConfig(ks=(2, 20)))
+    result = cluster([block], (64, 64), (2, 20))
     assert all(centroids.isfinite().all() for centroids in result.centroids)
     assert len(np.unique(result.labels[0])) == 2
-    constant = cluster([torch.full((8, 8, 3), value)], (64, 64), ClusterConfig(ks=(2, 5)))
+    constant = cluster([torch.full((8, 8, 3), value)], (64, 64), (2, 5))
     assert constant.labels.max() == 0
     assert constant.inertia == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="must be finite"):
-        cluster([torch.full((4, 4, 1), float("nan"))], (16, 16), ClusterConfig())
+        cluster([torch.full((4, 4, 1), float("nan"))], (16, 16))
 
 
 def test_inertia_is_as_good_as_sklearn() -> None:
     blocks, size = random_blocks([(4, 4), (8, 8)], 8, dtype=torch.float32), (32, 32)
     full = materialize(blocks, size).flatten(0, 1).numpy()
     ks, seeds = (3, 8), range(7)
-    ours = [cluster(blocks, size, ClusterConfig(ks=ks, seed=s)).inertia for s in seeds]
+    ours = [cluster(blocks, size, ks, seed=s).inertia for s in seeds]
     theirs = [
         [KMeans(k, n_init=1, max_iter=50, random_state=s).fit(full).inertia_ for k in ks]
         for s in seeds
@@ -302,9 +287,9 @@ def test_inertia_is_as_good_as_sklearn() -> None:
 def test_seeds_are_pixels_shared_by_all_k_and_spread_out() -> None:
     blocks, size = random_blocks([(8, 8)]), (32, 32)
     pixels = Interpolant.at([block[None] for block in blocks], size)
-    seeds = seed_runs(pixels, size, (2, 5), 2, seed=7)
-    assert torch.equal(seeds[:, 0:2], seeds[:, 4:6])
-    assert not torch.equal(seeds[:, 0:2], seeds[:, 2:4])
+    seeds = seed_centroids(pixels, size, (2, 5), seed=7)
+    assert torch.equal(seeds[:, 0:2], seeds[:, 2:4])
+    assert not torch.equal(seeds, seed_centroids(pixels, size, (2, 5), seed=8))
     full = materialize(blocks, size).flatten(0, 1)
     assert float(torch.cdist(seeds[0], full).amin(1).max()) < 1e-6
     clumps = torch.cat([torch.randn(500, 2) * 0.01 + 10 * c for c in range(4)])
@@ -314,22 +299,21 @@ def test_seeds_are_pixels_shared_by_all_k_and_spread_out() -> None:
 
 def test_inertia_of_a_known_case() -> None:
     features = torch.tensor([[[[0.0], [2.0], [10.0], [14.0]]]])
-    solution = solve(ExplicitEngine(features), torch.tensor([[[0.0], [10.0]]]), ((2, 1),))
+    solution = solve(ExplicitEngine(features), torch.tensor([[[0.0], [10.0]]]), (2,))
     assert solution.final.labels.flatten().tolist() == [0, 0, 1, 1]
     assert solution.centroids.flatten().tolist() == [1.0, 12.0]
     energy = features.square().sum()[None]
-    assert inertia(solution, energy, ((2, 1),)).item() == pytest.approx(2 + 8)
+    assert inertia(solution, energy, (2,)).item() == pytest.approx(2 + 8)
 
 
 def test_threads_do_not_change_the_labels() -> None:
     blocks = random_blocks([(8, 8), (16, 16)], 40, dtype=torch.float32)
-    config = ClusterConfig(ks=(2, 10), max_iterations=10)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(cluster(blocks, (64, 64), config).labels.tobytes())
+            results.append(cluster(blocks, (64, 64), (2, 10), max_iterations=10).labels.tobytes())
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1]

@@ -7,16 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthgen.config import MaskConfig
 from synthgen.segmentation.masks import (
     build_masks,
     cluster_masks,
-    fill_holes,
+    connected_masks,
     find_parents,
     id_map,
     merge_by_iou,
     pairwise_iou,
-    split_components,
 )
 from synthgen.types import MaskSet
 
@@ -94,7 +92,7 @@ def test_merging_makes_the_groups_of_brute_force(seed: int, threshold: float) ->
 def test_merging_is_idempotent_and_does_not_depend_on_the_order(
     seed: int, threshold: float
 ) -> None:
-    masks, members = split_components(*cluster_masks(random_labels(seed), (2, 3, 5)))
+    masks, members = connected_masks(*cluster_masks(random_labels(seed), (2, 3, 5)))
     merged, owners = merge_by_iou(masks, members, threshold)
     again, owners_again = merge_by_iou(merged, owners, threshold)
     assert np.array_equal(again, merged)
@@ -119,12 +117,13 @@ def test_threshold_one_removes_exact_duplicates_only() -> None:
 def test_components_and_holes() -> None:
     ring = square(16, 2, 2, 8) & ~square(16, 4, 4, 2)
     two = ring | square(16, 12, 12, 3)
-    parts, owners = split_components(two[None], (((2, 1),),))
+    parts, owners = connected_masks(two[None], (((2, 1),),))
     assert [int(part.sum()) for part in parts] == [60, 9]
     assert owners == (((2, 1),), ((2, 1),))
-    assert int(fill_holes(ring[None])[0].sum()) == 64
+    filled = build_masks(ring[None].astype(np.uint8), (2,), fill_holes=True)
+    assert 64 in filled.masks.sum((1, 2))
     diagonal = np.eye(4, dtype=bool)
-    assert len(split_components(diagonal[None], (((2, 0),),))[0]) == 1  # 8-connected
+    assert len(connected_masks(diagonal[None], (((2, 0),),))[0]) == 1  # 8-connected
 
 
 def test_parents_are_the_smallest_larger_mask_that_holds_95_percent() -> None:
@@ -159,8 +158,8 @@ def test_equal_masks_are_nobodys_parents_and_there_are_no_cycles() -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), split=st.booleans(), fill=st.booleans())
 def test_id_map_names_the_smallest_mask_at_each_pixel(seed: int, split: bool, fill: bool) -> None:
-    config = MaskConfig(split_components=split, fill_holes=fill, min_area=0.0, merge_iou=0.8)
-    mask_set = build_masks(random_labels(seed), (2, 3, 5), config)
+    own = {"split_components": split, "fill_holes": fill, "min_area": 0.0, "merge_iou": 0.8}
+    mask_set = build_masks(random_labels(seed), (2, 3, 5), **own)
     ids = id_map(mask_set)
     areas = mask_set.masks.sum((1, 2))
     assert (np.diff(areas) <= 0).all()
@@ -172,17 +171,16 @@ def test_id_map_names_the_smallest_mask_at_each_pixel(seed: int, split: bool, fi
 def test_small_masks_are_dropped_and_their_pixels_fall_to_larger_ones() -> None:
     labels = np.zeros((1, 20, 20), dtype=np.uint8)
     labels[0, 0, 0] = 1
-    mask_set = build_masks(labels, (2,), MaskConfig(min_area=0.01))
+    mask_set = build_masks(labels, (2,), min_area=0.01)
     assert len(mask_set) == 1
     assert id_map(mask_set)[0, 0] == 0
-    both = build_masks(labels, (2,), MaskConfig(min_area=1 / 400))
+    both = build_masks(labels, (2,), min_area=1 / 400)
     assert id_map(both)[0, 0] == 2
 
 
 def test_no_masks_at_all() -> None:
     labels = np.array([[[0, 1, 0, 1]]], dtype=np.uint8)
-    config = MaskConfig(min_area=0.5, split_components=True)
-    mask_set = build_masks(labels, (2,), config)
+    mask_set = build_masks(labels, (2,), min_area=0.5, split_components=True)
     assert len(mask_set) == 0
     assert id_map(mask_set).tolist() == [[0, 0, 0, 0]]
 

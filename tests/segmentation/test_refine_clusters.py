@@ -14,7 +14,7 @@ from synthgen.embedded.vocabulary import TUNING_SEEDS
 from synthgen.lab.world.render import render
 from synthgen.segmentation import refine
 from synthgen.segmentation.metrics import boundary_f
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 
 KS = (2, 3)
 
@@ -112,8 +112,8 @@ def test_a_flat_image_moves_no_straight_border() -> None:
 
 def test_the_setting_refines_every_k_before_masks_are_built() -> None:
     sample = planted_sample()
-    plain = segment(sample, SegmentationConfig())
-    refined = segment(sample, SegmentationConfig(refiner="affinity"))
+    plain = segment_sample(sample, SegmentationConfig())
+    refined = segment_sample(sample, SegmentationConfig(refiner="affinity"))
     expected = refine.refine_clusters(plain.labels, plain.ks, sample.image)
     assert np.array_equal(refined.labels, expected)
     assert not np.array_equal(refined.labels, plain.labels)

@@ -29,7 +29,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from synthgen.config import CaptureConfig
 from synthgen.diffusion.attention import record
 
 PACKAGE = "attention-map-diffusers"
@@ -187,15 +186,7 @@ def _plain(unet: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
 
 def _captured(unet: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """Our defaults: up layers, last call, conditional rows."""
-    height, width = inputs["sample"].shape[-2:]
-    with record(
-        unet,
-        CaptureConfig(),
-        latent_size=(height, width),
-        num_calls=1,
-        batch_size=1,
-        guided=False,
-    ) as recording:
+    with record(unet, map_layers=None, num_calls=1, guided=False) as recording:
         output = unet(**inputs).sample
     return output, sum(features.num_bytes for features in recording.features())
 

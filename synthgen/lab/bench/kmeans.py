@@ -29,19 +29,16 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from synthgen.config import ClusterConfig, FeatureConfig
-from synthgen.segmentation.explicit import ExplicitEngine, materialize
-from synthgen.segmentation.features import feature_blocks
+from synthgen.lab.bench.explicit import ExplicitEngine, materialize
+from synthgen.segmentation.features import head_blocks
 from synthgen.segmentation.interpolation import Interpolant
-from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.kmeans import KS, cluster
 from synthgen.segmentation.knots import KnotEngine
-from synthgen.segmentation.lloyd import Runs, Solution, lloyd
+from synthgen.segmentation.lloyd import Solution, lloyd
 from synthgen.types import HeadFeatures
 
 Blocks = list[Float[Tensor, "_height _width _feature"]]
 
-KS = (2, 5, 6, 10, 20)  # BL section 4.1
-RUNS: Runs = tuple((k, 1) for k in KS)
 ITERATIONS = 10
 SD21_UP = ((16, 480), (32, 240), (64, 120))
 """Grid and features of SD 2.1's up layers at 8 components: 3 x (20, 10, 5) heads (BL table 1)."""
@@ -72,7 +69,7 @@ def bench_kmeans(embedded: HeadFeatures | None = None, quick: bool = False) -> d
         "embedded": {str(top): None},
     }
     if embedded is not None:
-        captured = [block.cpu() for block in feature_blocks(embedded, FeatureConfig())]
+        captured = [block.cpu() for block in head_blocks(embedded)]
         result["embedded"][str(top)] = _measure(f"embedded {top}", captured, top)
     result["peak_extra_ratio"] = _peak_extra("knot", top) / _peak_extra("sklearn", top)
     result["inertia_ratio"] = inertia_ratio(smooth, 128, 3 if quick else 11)
@@ -94,19 +91,10 @@ def made_blocks(roughness: Sequence[tuple[int, float]], seed: int = 0) -> Blocks
 
 def inertia_ratio(blocks: Blocks, size: int, seeds: int) -> float:
     """Median inertia over seeds, ours over scikit-learn's with its own seeding; worst over k."""
-    settings = ClusterConfig(ks=KS)
-    ours = [
-        cluster(blocks, (size, size), settings.model_copy(update={"seed": seed})).inertia
-        for seed in range(seeds)
-    ]
+    ours = [cluster(blocks, (size, size), seed=seed).inertia for seed in range(seeds)]
     full = materialize(blocks, (size, size)).flatten(0, 1).numpy()
     theirs = [
-        [
-            KMeans(k, n_init=1, max_iter=settings.max_iterations, tol=1e-4, random_state=seed).fit(
-                full
-            )
-            for k in KS
-        ]
+        [KMeans(k, n_init=1, max_iter=300, tol=1e-4, random_state=seed).fit(full) for k in KS]
         for seed in range(seeds)
     ]
     costs = [[fit.inertia_ for fit in fits] for fits in theirs]
@@ -147,7 +135,7 @@ def _start(blocks: Blocks, size: int) -> Float[Tensor, "1 slot feature"]:
 def _ours(blocks: Blocks, size: int, start: Float[Tensor, "1 slot feature"]) -> Solution:
     engine = KnotEngine.of([block[None] for block in blocks], (size, size))
     assert engine is not None
-    return lloyd(engine, start, RUNS, ITERATIONS, torch.zeros(1, dtype=start.dtype))
+    return lloyd(engine, start, KS, ITERATIONS, torch.zeros(1, dtype=start.dtype))
 
 
 def _sklearn(
@@ -168,7 +156,7 @@ def _agreement(name: str, blocks: Blocks, size: int, dtype: torch.dtype) -> floa
     thin = [block[..., ::step].to(dtype) for block in blocks]
     start = _start(thin, size)
     plain = ExplicitEngine(materialize(thin, (size, size))[None])
-    expected = lloyd(plain, start, RUNS, ITERATIONS, torch.zeros(1, dtype=dtype)).final.labels
+    expected = lloyd(plain, start, KS, ITERATIONS, torch.zeros(1, dtype=dtype)).final.labels
     labels = _ours(thin, size, start).final.labels
     assert labels is not None
     assert expected is not None

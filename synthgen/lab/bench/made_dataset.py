@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from synthgen.config import Config, MaskConfig
+from synthgen.config import Config
 from synthgen.dataset.card import class_table, config_yaml, readme
 from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.manifest import (
@@ -78,7 +78,7 @@ def make_sample(seed: int, prompt: str, size: tuple[int, int], preview: bool = T
     """A sample of smooth random regions, each cluster of the finest k in one color."""
     rng = np.random.default_rng(seed)
     labels = np.stack([_regions(rng, k, size) for k in KS])
-    segmentation = Segmentation.of(build_masks(labels, KS, MaskConfig()), KS, labels)
+    segmentation = Segmentation.of(build_masks(labels, KS), KS, labels)
     colors = rng.integers(0, 256, (KS[-1], 3), dtype=np.uint8)
     noise = rng.integers(0, 24, (*size, 3), dtype=np.uint8)
     image = np.minimum(colors[labels[-1]], 231) + noise

@@ -14,7 +14,7 @@ import torch
 
 from synthgen.config import Config
 from synthgen.lab.bench.fake_model import draw
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import Prompt, Sample
 
 SAMPLES = 4
@@ -38,7 +38,7 @@ class Yardstick:
         with _one_thread():
             started = time.process_time()
             for sample in self._samples:
-                segment(sample, self._config)
+                segment_sample(sample, self._config)
             return time.process_time() - started
 
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from synthgen import __version__
-from synthgen.diffusion.generate import settle
+from synthgen.diffusion.generate import resolve_settings
 from synthgen.lab.doctor.install import Finding, installed_version, shareable
 from synthgen.lab.doctor.machine import Examination
 from synthgen.lab.tables import escape, markdown_table
@@ -84,7 +84,7 @@ def facts(examination: Examination) -> dict[str, str]:
     if examination.backbone is None:
         return known
     model, config = examination.backbone, examination.config
-    settings = settle(model, config.generation)
+    settings = resolve_settings(model, config.generation)
     revision = model.identity["revision"] if model.card.hub_id else None
     return {
         **known,

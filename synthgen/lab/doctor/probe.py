@@ -14,14 +14,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from synthgen.diffusion.attention import Recording
 from synthgen.diffusion.generate import (
     decode_image,
     drawn_text,
+    resolve_settings,
     run_recorded,
-    settle,
     text_to_image,
 )
+from synthgen.diffusion.recording import Recording
 from synthgen.lab.doctor.install import Finding
 from synthgen.lab.doctor.machine import Examination
 from synthgen.lab.doctor.page import gigabytes
@@ -104,7 +104,7 @@ def record_one_step(
 ) -> tuple[Recording, Tensor]:
     """Recording and latents of one step of one batch."""
     backbone, config = examination.model, examination.config
-    settings = replace(settle(backbone, config.generation), num_inference_steps=1)
+    settings = replace(resolve_settings(backbone, config.generation), num_inference_steps=1)
     texts = texts_of(examination, chosen)
     seeds, negative = [sample.seed for sample in chosen], config.generation.negative_prompt
     wanted = {"layers": layers, "calls": "last", "grids": None}
@@ -114,7 +114,6 @@ def record_one_step(
             text_to_image(backbone, texts, seeds, settings, negative),
             [sample.prompt for sample in chosen],
             texts,
-            backbone.latent_size(settings.height, settings.width),
             config.capture.model_copy(update=wanted),
         )
 

@@ -22,7 +22,7 @@ from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import (
     decode_image,
     generate,
-    settle,
+    resolve_settings,
     text_to_image,
 )
 from synthgen.diffusion.selection import Layer, attention_layers
@@ -34,7 +34,7 @@ from synthgen.lab.doctor.page import write_page
 from synthgen.lab.doctor.probe import probe_batches, record_one_step, texts_of
 from synthgen.progress import report
 from synthgen.segmentation.masks import id_map
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import Failure, Sample, Segmentation
 
 EXPECTED: Mapping[str, Mapping[str, Mapping[int, int]]] = {
@@ -126,7 +126,7 @@ def count_heads(examination: Examination) -> Finding:
     backbone = examination.model
     recording = record_one_step(examination, examination.samples[:1], "all")[0]
     (features,) = recording.features()
-    settings = settle(backbone, examination.config.generation)
+    settings = resolve_settings(backbone, examination.config.generation)
     size = (settings.height, settings.width)
     layers = attention_layers(backbone.pipeline.unet, backbone.latent_size(*size))
     groups: dict[tuple[str, tuple[int, int]], list[Layer]] = defaultdict(list)
@@ -161,7 +161,7 @@ def count_heads(examination: Examination) -> Finding:
 def draw_plain(examination: Examination) -> Finding:
     """All images by diffusers' pipeline alone."""
     backbone, generation = examination.model, examination.config.generation
-    settings = settle(backbone, generation)
+    settings = resolve_settings(backbone, generation)
     started = time.perf_counter()
     examination.plain.clear()
     for batch in examination.batches():
@@ -216,7 +216,7 @@ def segment_all(examination: Examination) -> Finding:
     started = time.perf_counter()
     examination.segmentations.clear()
     for sample in examination.captured:
-        examination.segmentations.append(segment(sample, examination.config.segmentation))
+        examination.segmentations.append(segment_sample(sample, examination.config.segmentation))
         report("samples", count=1)
     seconds, num = examination.seconds, len(examination.samples)
     seconds["masks"] = seconds["captured"] + time.perf_counter() - started

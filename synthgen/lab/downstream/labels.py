@@ -30,7 +30,7 @@ from synthgen.lab.world.render import Scene, render
 from synthgen.labeling.label import label_sample
 from synthgen.registry import LABELERS, REFINERS
 from synthgen.segmentation.features import feature_blocks, upsampling_error
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import Prompt, Sample
 
 BATCH = 10
@@ -97,7 +97,7 @@ def labeled(
     sample: Sample, labeling: LabelConfig, methods: Sequence[str], refiners: Sequence[str]
 ) -> dict[tuple[str, str], UInt8[np.ndarray, "height width"]]:
     """Semantic maps, with the ids of the scenes, by labeler and refiner."""
-    segmentation = segment(sample, SegmentationConfig())
+    segmentation = segment_sample(sample, SegmentationConfig())
     blocks = feature_blocks(sample.features, SegmentationConfig().features)
     error = upsampling_error(blocks, sample.image.shape[:2]).float().cpu().numpy()
     ids = np.arange(256, dtype=np.uint8)

@@ -164,8 +164,7 @@ def capture_bytes(layers: Sequence[Layer], capture: CaptureConfig) -> int:
     """Bytes of the captures of one image."""
     values = sum(layer.heads * layer.dim * layer.grid[0] * layer.grid[1] for layer in layers)
     calls = len(capture.calls) if isinstance(capture.calls, tuple) else 1
-    halves = 2 if capture.rows == "both" else 1
-    return int(values * getattr(torch, capture.dtype).itemsize * calls * halves)
+    return int(values * getattr(torch, capture.dtype).itemsize * calls)
 
 
 def check_scratch(num_bytes: int, num_images: int, budget_gb: float) -> None:

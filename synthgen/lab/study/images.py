@@ -15,7 +15,7 @@ import numpy as np
 from synthgen.auditing.annotations import NO_POINT
 from synthgen.config import CaptureConfig, Config
 from synthgen.diffusion.backbones import Backbone
-from synthgen.diffusion.generate import generate, settle
+from synthgen.diffusion.generate import generate, resolve_settings
 from synthgen.diffusion.invert import invert
 from synthgen.embedded.vocabulary import IMAGE_SIZE, TUNING_SEEDS
 from synthgen.jobs.identity import environment, model_content
@@ -66,7 +66,7 @@ def image_size(backbone: Backbone, config: Config, source: Source) -> tuple[int,
     """Height and width of the images in pixels."""
     if source == "rendered":
         return IMAGE_SIZE, IMAGE_SIZE
-    settings = settle(backbone, config.generation)
+    settings = resolve_settings(backbone, config.generation)
     return settings.height, settings.width
 
 
@@ -74,7 +74,7 @@ def images_identity(config: Config, source: Source) -> dict[str, Any]:
     """Everything that determines the captures of an image but the layers that are kept."""
     settings = config.digest_settings()
     kept = {name: settings[name] for name in ("seed", "model", "generation", "algorithm_version")}
-    decided = ("layers", "grids", "heatmaps")
+    decided = ("layers", "grids")
     capture = {k: v for k, v in settings["capture"].items() if k not in decided}
     if source == "generated":
         origin: dict[str, Any] = {"prompts": prompts_of(config).digest}

@@ -19,7 +19,7 @@ from typing import Literal
 from synthgen.config import SegmentationConfig
 from synthgen.diffusion.selection import Layer
 from synthgen.lab.study.paper import ALL_GRIDS, TABLES, PaperRow, paper_row
-from synthgen.segmentation.segment import segment
+from synthgen.segmentation.segment import segment_sample
 from synthgen.types import HeadFeatures, Sample, Segmentation
 
 StudyName = Literal["layers", "components", "resolutions", "mid", "upsampling"]
@@ -84,7 +84,7 @@ class Setting:
         }
         with warnings.catch_warnings():  # heads of fewer features keep all; `study_rows` says so
             warnings.filterwarnings("ignore", "features.components must be at most")
-            return segment(chosen, base.model_copy(update=changes))
+            return segment_sample(chosen, base.model_copy(update=changes))
 
     def select(self, features: HeadFeatures) -> HeadFeatures:
         """The layers of an image that the row clusters; none for color and position."""

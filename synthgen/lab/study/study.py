@@ -110,10 +110,10 @@ class Study:
         self.rows = {name: study_rows(name, layout) for name in dict.fromkeys(names)}
         every = (row.setting for rows in self.rows.values() for row in rows)
         self.settings = tuple(dict.fromkeys(every))
-        kept = {"grids": None, "heatmaps": "none", "device": "cpu"}
+        kept = {"grids": None, "device": "cpu"}
         wanted = {"layers": needed_layers(self.settings), **kept}
         self.capture_config = config.capture.model_copy(update=wanted)
-        chosen = select_layers(layers, self.capture_config)
+        chosen = select_layers(layers, self.capture_config.layers, self.capture_config.grids)
 
         identity = images_identity(config, source)
         storage = local_storage(out / "scratch" / digest(identity)[:16])

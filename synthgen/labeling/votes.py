@@ -1,33 +1,33 @@
 """Votes of clusters and thresholds, as BL's authors label their own dataset (PCC).
 
-For each of three numbers of clusters and each of the thresholds .3, .5, .8: heat, brought to 0..1
-per class, is cut at the threshold into class masks, the background being where no class reaches
-1.2 times it, and every 8-connected component of a cluster takes the class whose mask it has the
-highest IoU with. Nine votes per pixel; a pixel's share of a class is its share of the votes.
+For each of three numbers of clusters and each of the thresholds .3, .5, .8: attention, brought to
+0..1 per class, is cut at the threshold into class masks, the background being where no class
+reaches 1.2 times it, and every 8-connected component of a cluster takes the class whose mask it
+has the highest IoU with. Nine votes per pixel; a pixel's share of a class is its share of them.
 
 The authors cluster with k in {4, 7, 10}; of the ks at hand the three nearest are taken. Their
 scaling by minimum and maximum paints every prompted class; here only classes that pass the
-presence test on the plain heat take part. Agreement below .56 is undecided (`AGREEMENT`): such
-pixels are half background and half those classes, so that no margin lets them through, whichever
-of the classes `decide` leaves.
+presence test on the plain attention take part. Agreement below .56 is undecided (`AGREEMENT`);
+such pixels are half background and half those classes, so that no margin lets them through,
+whichever of the classes `decide` leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from synthgen.config import LabelConfig
 from synthgen.labeling.decide import present_classes
-from synthgen.labeling.evidence import (
+from synthgen.labeling.scores import (
     ClassScores,
-    Evidence,
+    LabelInputs,
+    geometric_midpoint,
     join,
     mask_means,
-    middle,
     scale_rows,
     score_classes,
     shares,
@@ -44,21 +44,28 @@ AGREEMENT = 0.56
 _EIGHT = np.ones((3, 3), dtype=int)
 
 
-def label_by_votes(evidence: Evidence, config: LabelConfig) -> ClassScores:
+def label_by_votes(
+    inputs: LabelInputs,
+    *,
+    background: float = 1.0,
+    presence: float = 0.25,
+    presence_area: float = 0.002,
+    **_: Any,
+) -> ClassScores:
     """The authors' 3 x 3 votes."""
-    heat = upsample(evidence.heat, evidence.size)
-    scored = score_classes(heat, middle(heat[0]), config.background)
-    there = present_classes(scored, config.presence, config.presence_area)
-    scaled = scale_rows(heat[1:]) * there[1:, None, None]
-    maps = evidence.segmentation.labels
-    chosen = [maps[i] for i in nearest_ks(evidence.segmentation.ks)]
-    votes = np.zeros((len(heat), *evidence.size), dtype=np.float32)
+    attention = upsample(inputs.attention, inputs.size)
+    scored = score_classes(attention, geometric_midpoint(attention[0]), background)
+    there = present_classes(scored, presence, presence_area)
+    scaled = scale_rows(attention[1:]) * there[1:, None, None]
+    maps = inputs.segmentation.labels
+    chosen = [maps[i] for i in nearest_ks(inputs.segmentation.ks)]
+    votes = np.zeros((len(attention), *inputs.size), dtype=np.float32)
     for components in map(split_regions, chosen):
         for threshold in THRESHOLDS:
             elected = vote(components, class_masks(scaled, threshold))
             np.add.at(votes, (elected, *np.indices(elected.shape)), 1)
     pixels = votes / (len(chosen) * len(THRESHOLDS))
-    masks = mask_means(pixels, evidence.segmentation)
+    masks = mask_means(pixels, inputs.segmentation)
     spread = shares(there[1:, None, None].astype(np.float32))
     even = join(np.full((1, 1), 0.5, dtype=np.float32), spread)
     pixels = np.where(pixels.max(0) < AGREEMENT, even, pixels)
@@ -83,7 +90,7 @@ def nearest_ks(ks: Sequence[int]) -> list[int]:
 def class_masks(
     scaled: Float[np.ndarray, "row height width"], threshold: float
 ) -> Bool[np.ndarray, "more height width"]:
-    """Background (row 0) and classes at a threshold of their heat."""
+    """Background (row 0) and classes at a threshold of their attention."""
     background = scaled.max(0, keepdims=True, initial=0) < BACKGROUND_FACTOR * threshold
     return np.concatenate([background, scaled >= threshold])
 

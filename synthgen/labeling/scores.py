@@ -1,14 +1,14 @@
 """What a labeler is given of one image, and what it gives back.
 
-Heat is cross-attention: how strongly each place attends to each class's tokens, and, as row 0,
-to the start-of-text token, which gathers what no word of the text names (LS section 4.1, after
-Chen et al.). Scores are shares: at each place those of background and classes sum to 1, so that
-they compare over places, images and methods.
+Attention here is cross-attention: how strongly each place attends to each class's tokens, and, as
+row 0, to the start-of-text token, which gathers what no word of the text names (LS section 4.1,
+after Chen et al.). Scores are shares: at each place those of background and classes sum to 1, so
+that they compare over places, images and methods.
 
 The background is no class among classes, but what is left when all of them are taken away; if it
 had to beat each class alone, it would win more pixels the more classes are prompted (the best
 factor on 60 generated images was 1.0 for one class, 2.0 for two, 2.5 for four). So a place is
-background if its start-of-text heat is above the middle between the image's extremes, on the
+background if its start-of-text attention is above the middle between the image's extremes, on the
 logarithmic scale on which attention lives (it comes out of a softmax):
 
     b = w s / (w s + sqrt(min s * max s)),   share of class c = (1 - b) h_c / sum of h
@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 
-from synthgen.config import LabelConfig
 from synthgen.types import Heatmaps, Segmentation, SelfMap
 
 _LEAST = 1e-12
@@ -34,18 +33,18 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class LabelInputs:
     """Everything that is known of one image when its labels are chosen.
 
     Args:
         segmentation: Masks and label maps.
-        heat: Start-of-text (row 0) and class heat on the attention's grid, not negative.
+        attention: Start-of-text (row 0) and class attention on the attention's grid, not negative.
         self_map: Self-attention, where it was recorded.
         image: The image; its size is that of all maps that are made.
     """
 
     segmentation: Segmentation
-    heat: Float[np.ndarray, "row grid_height grid_width"]
+    attention: Float[np.ndarray, "row grid_height grid_width"]
     self_map: SelfMap | None
     image: UInt8[np.ndarray, "height width 3"]
 
@@ -72,53 +71,62 @@ class ClassScores:
 class Labeler(Protocol):
     """What a row of LABELERS must be."""
 
-    def __call__(self, evidence: Evidence, config: LabelConfig) -> ClassScores:
-        """Score the classes at every pixel and for every mask of one image."""
+    def __call__(
+        self,
+        inputs: LabelInputs,
+        *,
+        background: float,
+        presence: float,
+        presence_area: float,
+        power: int,
+    ) -> ClassScores:
+        """Score the classes at every pixel and for every mask of one image; settings that it has
+        no use for go into ``**_``."""
         ...
 
 
-def class_heat(heatmaps: Heatmaps) -> Float[np.ndarray, "row grid_height grid_width"]:
-    """Start-of-text heat (row 0) and class heat; without a start-of-text map, row 0 is zero.
+def attention_rows(heatmaps: Heatmaps) -> Float[np.ndarray, "row grid_height grid_width"]:
+    """Attention to the start of the text (row 0; zero without its map) and to the classes.
 
     >>> maps = Heatmaps(("cat",), torch.ones(1, 1, 2), torch.tensor([[2.0, 6.0]]))
-    >>> class_heat(maps).tolist()
+    >>> attention_rows(maps).tolist()
     [[[2.0, 6.0]], [[1.0, 1.0]]]
     """
     classes = heatmaps.values.float().cpu()
     start = torch.zeros_like(classes[0])
     if heatmaps.background is not None:
         start = heatmaps.background.float().cpu()
-    heat: Float[np.ndarray, "row grid_height grid_width"] = torch.cat(
+    attention: Float[np.ndarray, "row grid_height grid_width"] = torch.cat(
         [start[None], classes]
     ).numpy()
-    return heat
+    return attention
 
 
-def middle(start: Float[np.ndarray, "*place"]) -> float:
-    """Geometric middle between the least and the most start-of-text heat of an image.
+def geometric_midpoint(start: Float[np.ndarray, "*place"]) -> float:
+    """Geometric middle between the least and the most start-of-text attention of an image.
 
-    >>> middle(np.array([1.0, 2.0, 4.0]))
+    >>> geometric_midpoint(np.array([1.0, 2.0, 4.0]))
     2.0
     """
     return float(np.sqrt(max(float(start.min()), _LEAST) * max(float(start.max()), _LEAST)))
 
 
 def score_classes(
-    heat: Float[np.ndarray, "row ..."], between: float, weight: float
+    attention: Float[np.ndarray, "row ..."], midpoint: float, weight: float
 ) -> Float[np.ndarray, "row ..."]:
     """Shares of background and classes, see above.
 
     Args:
-        heat: Start-of-text (row 0) and class heat, not negative.
-        between: The `middle` of the image's start-of-text heat.
+        attention: Start-of-text (row 0) and class attention, not negative.
+        midpoint: The `geometric_midpoint` of the image's start-of-text attention.
         weight: Of the background; 1 leaves it as it is.
 
     >>> score_classes(np.array([[3.0, 1.0], [2.0, 1.0], [0.0, 3.0]]), 1.0, 1.0).tolist()
     [[0.75, 0.5], [0.25, 0.125], [0.0, 0.375]]
     """
-    level = weight * heat[0]
-    background = level / np.maximum(level + between, _LEAST)
-    return join(background, shares(heat[1:]))
+    level = weight * attention[0]
+    background = level / np.maximum(level + midpoint, _LEAST)
+    return join(background, shares(attention[1:]))
 
 
 def join(
@@ -157,39 +165,41 @@ def shares(values: Float[np.ndarray, "cls ..."]) -> Float[np.ndarray, "cls ..."]
 
 
 def scale_rows(
-    heat: Float[np.ndarray, "row height width"],
+    attention: Float[np.ndarray, "row height width"],
 ) -> Float[np.ndarray, "row height width"]:
     """Each row from 0 at its minimum to 1 at its maximum; a constant row is 0."""
-    low, high = heat.min((1, 2), keepdims=True), heat.max((1, 2), keepdims=True)
-    scaled: Float[np.ndarray, "row height width"] = (heat - low) / np.where(
+    low, high = attention.min((1, 2), keepdims=True), attention.max((1, 2), keepdims=True)
+    scaled: Float[np.ndarray, "row height width"] = (attention - low) / np.where(
         high > low, high - low, 1
     )
     return scaled
 
 
 def score_masks(
-    heat: Float[np.ndarray, "row height width"],
+    attention: Float[np.ndarray, "row height width"],
     segmentation: Segmentation,
-    between: float,
+    midpoint: float,
     weight: float,
 ) -> Float[np.ndarray, "mask row"]:
-    """Shares of the mean heat over each mask (LS eq. 3); of the start-of-text heat, geometric."""
-    logs = np.log(np.maximum(heat[:1], _LEAST))
-    means = mask_means(np.concatenate([logs, heat[1:]]), segmentation).T
+    """Shares of the mean attention over each mask (LS eq. 3); row 0 is averaged geometrically."""
+    logs = np.log(np.maximum(attention[:1], _LEAST))
+    means = mask_means(np.concatenate([logs, attention[1:]]), segmentation).T
     means[0] = np.exp(means[0])
-    scored: Float[np.ndarray, "mask row"] = score_classes(means, between, weight).T
+    scored: Float[np.ndarray, "mask row"] = score_classes(means, midpoint, weight).T
     return scored
 
 
-def score_heat(
-    evidence: Evidence, heat: Float[np.ndarray, "row grid_height grid_width"], config: LabelConfig
+def score_attention(
+    inputs: LabelInputs,
+    attention: Float[np.ndarray, "row grid_height grid_width"],
+    background: float,
 ) -> ClassScores:
-    """Scores of every pixel from the heat at its place, and of every mask from its mean."""
-    grown = upsample(heat, evidence.size)
-    between = middle(grown[0])
+    """Scores of every pixel from the attention at its place, and of every mask from its mean."""
+    grown = upsample(attention, inputs.size)
+    midpoint = geometric_midpoint(grown[0])
     return ClassScores(
-        score_classes(grown, between, config.background),
-        score_masks(grown, evidence.segmentation, between, config.background),
+        score_classes(grown, midpoint, background),
+        score_masks(grown, inputs.segmentation, midpoint, background),
     )
 
 
@@ -197,7 +207,7 @@ def mask_means(
     maps: Float[np.ndarray, "row height width"], segmentation: Segmentation
 ) -> Float[np.ndarray, "mask row"]:
     """LS eq. 3: mean of every map over the pixels of every mask, for all pairs in one product."""
-    masks = segmentation.mask_set.masks
+    masks = segmentation.masks
     flat = masks.reshape(len(masks), maps[0].size)  # there may be no mask
     sums = flat.astype(np.float32) @ maps.reshape(len(maps), -1).T.astype(np.float32)
     means: Float[np.ndarray, "mask row"] = sums / np.maximum(flat.sum(1), 1)[:, None]
