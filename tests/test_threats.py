@@ -57,7 +57,6 @@ from synthgen.export.export import export
 from synthgen.jobs.merge import merge
 from synthgen.report import serve
 from synthgen.report.labels import Labels
-from synthgen.report.overview import read_sample
 from synthgen.report.page import write_report
 from synthgen.report.samples import show
 from synthgen.report.serve import ADDRESS, make_server, remember
@@ -190,7 +189,7 @@ def test_masks_are_decoded_one_at_a_time() -> None:
     assert sum(map(len, members.values())) < 60_000
     with memory_below(110 * MEGABYTE):
         assert list(verify_sample("x", key, members, deep=True)) == []
-    read = read_sample(key, members, Labels(open_storage("nowhere"), None, {}))
+    read = Labels(open_storage("nowhere"), None, {}).read_sample(key, members)
     with memory_below(150 * MEGABYTE):
         show(key, members, read, {}, None, None, 10**6)
     with memory_below(150 * MEGABYTE):  # 63 of them are the masks, which the user asks for

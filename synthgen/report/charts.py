@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from synthgen.config import TOPS
 from synthgen.report.audits import Audit
-from synthgen.report.overview import SHARE_EDGES, Histogram, Overview
+from synthgen.report.overview import EDGES, Overview, count_bins
 
 _SERIES = {
     "our masks": "",
@@ -24,10 +28,13 @@ _SERIES = {
 """Whose Top-n is shown, and how their metrics begin."""
 
 _PER_K = re.compile(r"top_5_k([0-9]+)")
-_DECADES = {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"}
-_SHARES = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}
-_PERCENT = {0.0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
-_SECONDS = {0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 100.0: "100 s"}
+_AXES = {
+    "num_masks": {float(edge): f"{edge:.0f}" for edge in EDGES["num_masks"][::5]},
+    "coverage": {share / 4: f"{25 * share} %" for share in range(5)},
+    "areas": {0.0001: "0.01 %", 0.001: "0.1 %", 0.01: "1 %", 0.1: "10 %", 1.0: "100 %"},
+    "seconds": {0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 100.0: "100 s"},
+}
+"""What is written below the bins of ``EDGES``, and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,10 @@ class Chart:
     summary: str
     x_label: str
     y_label: str
-    names: tuple[str, ...]
-    groups: tuple[tuple[str, tuple[float | None, ...]], ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    names: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[float | None]]]
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
     highest: float = 1.0
     gap: float = 0.0
     digits: int = 0
@@ -65,83 +72,74 @@ def histogram_chart(
     title: str,
     x_label: str,
     y_label: str,
-    series: Mapping[str, Histogram],
+    edges: Float[np.ndarray, " edge"],
+    series: Mapping[str, Int[np.ndarray, " bin"]],
     ticks: Mapping[float, str],
 ) -> Chart:
-    """A histogram; several series share their edges and stand side by side in each bin.
+    """A histogram; several series stand side by side in each bin.
 
     Args:
         title: What is shown.
         x_label: Quantity and unit.
         y_label: What is counted.
-        series: Histograms by name.
+        edges: Limits of the bins.
+        series: Counts by name.
         ticks: Text at edges of bins.
     """
-    edges = next(iter(series.values())).edges.tolist()
-    counts = [list(map(float, histogram.counts)) for histogram in series.values()]
-    highest = int(max(1.0, *map(max, counts)))
-    groups = zip(edges[:-1], edges[1:], zip(*counts, strict=True), strict=True)
+    bins = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    words = []
+    for name, counts in series.items():
+        peak, total = int(counts.argmax()), int(counts.sum())
+        common = f"most often {bins[peak]} ({counts[peak]:,})"
+        words.append(f"{name}: {total:,} values, {common}" if total else f"{name}: no values")
+    highest = max(1, *(int(counts.max()) for counts in series.values()))
     steps = (base * 10**power for power in range(10) for base in (1, 2, 5))
     step = next(step for step in steps if highest / step <= 4)  # at most five round marks
     return Chart(
         title,
-        "; ".join(f"{name}: {histogram.words}" for name, histogram in series.items()),
+        "; ".join(words),
         x_label,
         y_label,
-        tuple(series),
-        tuple((f"{low:.3g} to {high:.3g}", values) for low, high, values in groups),
-        tuple(
-            (float(min(range(len(edges)), key=lambda i: abs(edges[i] - at))), text)
-            for at, text in ticks.items()
-        ),
-        tuple((float(count), f"{count:,}") for count in range(0, highest + 1, step)),
+        list(series),
+        list(zip(bins, np.transpose([*series.values()]).astype(float).tolist(), strict=True)),
+        [(float(np.abs(edges - at).argmin()), text) for at, text in ticks.items()],
+        [(float(count), f"{count:,}") for count in range(0, highest + 1, step)],
         float(highest),
     )
 
 
 def grouped_chart(
-    title: str, x_label: str, groups: Mapping[str, Sequence[float | None]], names: Sequence[str]
+    title: str, x_label: str, names: Sequence[str], groups: Mapping[str, Sequence[float | None]]
 ) -> Chart:
-    """Groups of bars between 0 and 1, one bar per series.
-
-    Args:
-        title: What is compared.
-        x_label: What the groups are.
-        groups: Values of all series by group; None leaves a bar out.
-        names: Names of the series.
-    """
-    finite = {
-        group: tuple(v if v is not None and isfinite(v) else None for v in values)
+    """Groups of means between 0 and 1, a bar per series; None leaves a bar out."""
+    bars = [
+        (group, [value if value is not None and isfinite(value) else None for value in values])
         for group, values in groups.items()
-    }
+    ]
     words = [
         f"{group}, {name}: {value:.3f}"
-        for group, values in finite.items()
+        for group, values in bars
         for name, value in zip(names, values, strict=True)
         if value is not None
     ]
-    ticks = tuple((index + 0.5, group) for index, group in enumerate(finite))
-    axis = tuple((step / 5, f"{step / 5:.1f}") for step in range(6))
+    x_ticks = [(index + 0.5, group) for index, group in enumerate(groups)]
+    y_ticks = [(step / 5, f"{step / 5:.1f}") for step in range(6)]
     summary = "; ".join(words) or "no values"
-    bars = tuple(finite.items())
-    return Chart(
-        title, summary, x_label, "mean", tuple(names), bars, ticks, axis, gap=0.3, digits=3
-    )
+    return Chart(title, summary, x_label, "mean", names, bars, x_ticks, y_ticks, gap=0.3, digits=3)
 
 
 def dataset_charts(overview: Overview, audit: Audit | None) -> list[Chart]:
     """All charts of the page: those of the audit first, where there is one."""
-    counts = {float(edge): f"{edge:.0f}" for edge in overview.num_masks.edges[::5]}
     share = "share of the image"
     rows = (
-        ("Masks per image", "masks", "images", overview.num_masks, counts),
-        ("Coverage", f"{share} in any mask", "images", overview.coverage, _PERCENT),
-        ("Mask areas", f"{share} (log)", "masks", overview.areas, _DECADES),
-        ("Time per sample", "seconds (log)", "samples", overview.seconds, _SECONDS),
+        ("Masks per image", "masks", "images", "num_masks"),
+        ("Coverage", f"{share} in any mask", "images", "coverage"),
+        ("Mask areas", f"{share} (log)", "masks", "areas"),
+        ("Time per sample", "seconds (log)", "samples", "seconds"),
     )
     counted = [
-        histogram_chart(title, label, unit, {unit: histogram}, ticks)
-        for title, label, unit, histogram, ticks in rows
+        histogram_chart(title, label, unit, EDGES[n], {unit: overview.bins[n]}, _AXES[n])
+        for title, label, unit, n in rows
     ]
     return [*(_audit_charts(audit) if audit else ()), *counted]
 
@@ -152,19 +150,18 @@ def _audit_charts(audit: Audit) -> Iterator[Chart]:
         for name, prefix in _SERIES.items()
         if any(audit.mean(f"{prefix}top_{n}") is not None for n in TOPS)
     }
-    tops = {
-        f"Top-{n}": [audit.mean(f"{prefix}top_{n}") for prefix in series.values()] for n in TOPS
-    }
-    yield grouped_chart("Top-n (eq. 4)", "largest masks of the auditor", tops, tuple(series))
+    tops = {f"Top-{n}": [audit.mean(f"{p}top_{n}") for p in series.values()] for n in TOPS}
+    yield grouped_chart("Top-n (eq. 4)", "largest masks of the auditor", list(series), tops)
     per_k = {int(match[1]): name for name in audit.metrics if (match := _PER_K.fullmatch(name))}
     alone = {f"k = {k}": [audit.mean(per_k[k])] for k in sorted(per_k)}
     if any(value is not None for (value,) in alone.values()):
-        yield grouped_chart("Top-5 of each k alone", "number of clusters", alone, ("our masks",))
-    histograms = {}
-    for name, prefix in series.items():
-        values = audit.metrics.get(f"{prefix}top_5")
-        if values:
-            histograms[name] = Histogram(SHARE_EDGES)
-            histograms[name].add(values.values())
-    if histograms:
-        yield histogram_chart("Top-5 per sample", "mean best IoU", "samples", histograms, _SHARES)
+        yield grouped_chart("Top-5 of each k alone", "number of clusters", ["our masks"], alone)
+    edges = EDGES["coverage"]
+    counts = {
+        name: count_bins(values.values(), edges)
+        for name, prefix in series.items()
+        if (values := audit.metrics.get(f"{prefix}top_5"))
+    }
+    if counts:
+        ticks = {share / 4: f"{share / 4:g}" for share in range(5)}
+        yield histogram_chart("Top-5 per sample", "mean best IoU", "samples", edges, counts, ticks)

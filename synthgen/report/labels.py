@@ -1,14 +1,14 @@
-"""The labels that a page shows: those of the tars, or those beside the dataset."""
+"""Samples as a page reads them, under the labels of the tars or under those beside the dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.label_statistics import merge_statistics
 from synthgen.dataset.labels import (
     LabelReader,
     check_ids,
@@ -16,10 +16,23 @@ from synthgen.dataset.labels import (
     read_labels_marker,
     with_labels,
 )
-from synthgen.dataset.records import decode_image
+from synthgen.dataset.records import decode_image, parse_sample
 from synthgen.storage.publish import Storage
 
-_Map = UInt8[np.ndarray, "height width"]
+
+@dataclass(frozen=True, slots=True)
+class ReadSample:
+    """What is read of every sample.
+
+    Args:
+        info: Content of its json.
+        coverage: Share of its pixels in any mask.
+        semantic: Its semantic map; None without labels.
+    """
+
+    info: Mapping[str, Any]
+    coverage: float
+    semantic: UInt8[np.ndarray, "_height _width"] | None
 
 
 class Labels:
@@ -48,51 +61,35 @@ class Labels:
             markers = (read_labels_marker(storage, label_id, shard) for shard in shards)
             self.statistics += [marker.statistics for marker in markers if marker is not None]
 
-    def relabel(
-        self, members: Mapping[str, bytes], info: Mapping[str, Any], mask: _Map
-    ) -> tuple[dict[str, Any], _Map, _Map | None]:
-        """A sample's json, masks and semantic map (None without labels) under these labels.
+    def read_sample(self, key: str, members: Mapping[str, bytes]) -> ReadSample:
+        """What the page needs of a sample, whether it is shown or only counted.
+
+        Args:
+            key: Its key.
+            members: Its tar members; the image is not read.
 
         Raises:
-            ValueError: If its labels are broken, or hold ids that classes.json does not know.
+            ValueError: If a member is missing or broken, or its labels are of classes that
+                classes.json does not know; the message names the key.
         """
-        semantic = None
-        if self._reader is not None:
-            sample = {"key": info["key"], "json": info, "mask": mask}
-            found = with_labels(sample, self._reader.members(info["key"]))
-            info, mask, semantic = found["json"], found["mask"], found["semantic"]
-        elif "sem.png" in members:
-            semantic = decode_image(members["sem.png"], "L")
-        if semantic is not None:
-            if semantic.shape != mask.shape:
-                raise ValueError(f"sem.png must be of {mask.shape}. Got {semantic.shape}.")
-            check_ids(info["key"], semantic, self.names)
-        return dict(info), mask, semantic
-
-
-def class_table(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Statistics of shards as the page shows them; None where nothing is labeled.
-
-    Returns:
-        ``images`` with labels; ``rows``: name, images, share of all pixels, mean score and "not
-        found" of every class, the largest first; ``background`` and ``undecided``: shares of all
-        pixels.
-
-    Raises:
-        ValueError: If they are none of ours.
-    """
-    try:
-        merged = merge_statistics(parts)
-        counted = sum(row["pixels"] for row in merged["classes"].values())
-        total = max(1, counted + merged["background"] + merged["undecided"])
-        rows = [
-            (name, row["images"], row["pixels"] / total, row["score"], row["not_found"])
-            for name, row in merged["classes"].items()
-        ]
-        shares = {name: merged[name] / total for name in ("background", "undecided")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"Statistics of labels must be ours. Got {error!r:.100}.") from None
-    if not merged["images"]:
-        return None
-    rows.sort(key=lambda row: (-row[2], row[0]))
-    return {"images": merged["images"], "rows": rows, **shares}
+        try:
+            info = {**parse_sample(members["json"]), "key": key}
+            mask, semantic = decode_image(members["mask.png"], "L"), None
+            sizes = info["height"] * info["width"], info["num_segments"]
+            if sizes != (mask.size, len(info["segments"])):
+                raise ValueError("a json that does not describe its mask.png")
+            if self._reader is not None:
+                sample = {"key": key, "json": info, "mask": mask}
+                found = with_labels(sample, self._reader.members(key))
+                info, mask, semantic = found["json"], found["mask"], found["semantic"]
+            elif "sem.png" in members:
+                semantic = decode_image(members["sem.png"], "L")
+            if semantic is not None:
+                if semantic.shape != mask.shape:
+                    raise ValueError(f"sem.png must be of {mask.shape}. Got {semantic.shape}.")
+                check_ids(key, semantic, self.names)
+            return ReadSample(info, float((mask > 0).mean()), semantic)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Sample {key} must be readable. Got {error!r:.200}; see 'synthgen verify'."
+            ) from None

@@ -12,56 +12,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int
 
-from synthgen.dataset.label_statistics import summarize_counts
+from synthgen.dataset.label_statistics import merge_statistics, summarize_counts
 from synthgen.dataset.metadata import Row
-from synthgen.dataset.records import decode_image, parse_sample
-from synthgen.report.labels import Labels
+from synthgen.report.labels import ReadSample
 
 MAX_FAILURES = 200  # rows of the table; all are counted
-MASK_EDGES = np.arange(0.0, 66.0, 3.0)
-SHARE_EDGES = np.linspace(0.0, 1.0, 21)
-AREA_EDGES = np.logspace(-4.0, 0.0, 21)
-SECONDS_EDGES = np.logspace(-2.0, 3.0, 21)
+EDGES: Mapping[str, Float[np.ndarray, " edge"]] = {
+    "num_masks": np.arange(0.0, 66.0, 3.0),
+    "coverage": np.linspace(0.0, 1.0, 21),
+    "areas": np.logspace(-4.0, 0.0, 21),
+    "seconds": np.logspace(-2.0, 3.0, 21),
+}
+"""Limits of the bins: masks per image, share of each image that lies in any mask, share of the
+image that each mask takes, seconds per sample (generated and segmented)."""
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Counts per bin, added to bit by bit; values outside go to the outermost bins.
+def count_bins(
+    values: Iterable[float], edges: Float[np.ndarray, " edge"]
+) -> Int[np.ndarray, " bin"]:
+    """Values in each bin; NaN is left out, and what is outside goes to the outermost bins.
 
-    Args:
-        edges: Limits of the bins, ascending.
-
-    Attributes:
-        counts: Values in each bin so far.
+    >>> count_bins([0.5, 7.0, float("nan")], np.array([0.0, 1.0, 2.0])).tolist()
+    [1, 1]
     """
-
-    edges: Float[np.ndarray, " edge"]
-    counts: Int[np.ndarray, " bin"] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(len(self.edges) - 1, dtype=np.int64)
-
-    def add(self, values: Shaped[np.ndarray, " value"] | Iterable[float]) -> None:
-        """Count values; NaN is left out.
-
-        >>> histogram = Histogram(np.array([0.0, 1.0, 2.0]))
-        >>> histogram.add([0.5, 7.0, float("nan")])
-        >>> histogram.counts.tolist(), histogram.words
-        ([1, 1], '2 values, most often 0 to 1 (1)')
-        """
-        array = np.asarray(list(values), dtype=np.float64)
-        kept = np.clip(array[np.isfinite(array)], self.edges[0], self.edges[-1])
-        self.counts += np.histogram(kept, self.edges)[0]
-
-    @property
-    def words(self) -> str:
-        """How many values, and where the most common bin is."""
-        total, peak = int(self.counts.sum()), int(self.counts.argmax())
-        low, high = self.edges[peak : peak + 2]
-        common = f"most often {low:.3g} to {high:.3g} ({int(self.counts[peak]):,})"
-        return f"{total:,} values, {common}" if total else "no values"
+    array = np.asarray(list(values), dtype=np.float64)
+    kept = np.clip(array[np.isfinite(array)], edges[0], edges[-1])
+    return np.histogram(kept, edges)[0].astype(np.int64)
 
 
 @dataclass(slots=True)
@@ -76,10 +54,7 @@ class Overview:
         labels: Masks per label, where masks are labeled.
         statistics: Statistics of the labels of each shard's tar, where samples are labeled.
         num_labeled: Samples that show a class of their prompt.
-        num_masks: Masks per image.
-        coverage: Share of each image that lies in any mask.
-        areas: Share of the image that each mask takes.
-        seconds: Seconds per sample, generated and segmented.
+        bins: Counts by the names of ``EDGES``.
     """
 
     keys: dict[str, list[str]] = field(default_factory=dict)
@@ -89,10 +64,9 @@ class Overview:
     labels: Counter[str] = field(default_factory=Counter)
     statistics: list[Mapping[str, Any]] = field(default_factory=list)
     num_labeled: int = 0
-    num_masks: Histogram = field(default_factory=lambda: Histogram(MASK_EDGES))
-    coverage: Histogram = field(default_factory=lambda: Histogram(SHARE_EDGES))
-    areas: Histogram = field(default_factory=lambda: Histogram(AREA_EDGES))
-    seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_EDGES))
+    bins: dict[str, Int[np.ndarray, " bin"]] = field(
+        default_factory=lambda: {name: count_bins((), edges) for name, edges in EDGES.items()}
+    )
 
     def add_rows(self, shard: str, rows: Iterable[Row]) -> None:
         """Count the planned samples of a shard."""
@@ -107,17 +81,20 @@ class Overview:
                     self.failures.append(row)
         self.keys[shard] = [row.key for row in made]
         self.statistics.append(summarize_counts(row.labels for row in made if row.labels))
-        self.num_masks.add(float(row.num_segments) for row in made)
-        self.seconds.add(row.seconds_generate + row.seconds_segment for row in made)
+        self._count("num_masks", (float(row.num_segments) for row in made))
+        self._count("seconds", (row.seconds_generate + row.seconds_segment for row in made))
 
     def add_sample(self, sample: ReadSample) -> None:
         """Count the masks of a sample, and whether it shows a class of its prompt."""
         info, pixels = sample.info, sample.info["height"] * sample.info["width"]
-        self.areas.add(segment["area"] / pixels for segment in info["segments"])
+        self._count("areas", (segment["area"] / pixels for segment in info["segments"]))
+        self._count("coverage", [sample.coverage])
         self.labels.update(s["label"] for s in info["segments"] if s["label"])
-        self.coverage.add([sample.coverage])
         found = "not_found" in info and set(info["classes"]) - set(info["not_found"])
         self.num_labeled += bool(found)
+
+    def _count(self, name: str, values: Iterable[float]) -> None:
+        self.bins[name] += count_bins(values, EDGES[name])
 
     @property
     def num_samples(self) -> int:
@@ -125,42 +102,29 @@ class Overview:
         return sum(len(keys) for keys in self.keys.values())
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSample:
-    """What is read of every sample.
+def class_table(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Statistics of shards as the page shows them; None where nothing is labeled.
 
-    Args:
-        info: Content of its json.
-        coverage: Share of its pixels in any mask.
-        semantic: Its semantic map; None without labels.
-    """
-
-    info: Mapping[str, Any]
-    coverage: float
-    semantic: UInt8[np.ndarray, "_height _width"] | None
-
-
-def read_sample(key: str, members: Mapping[str, bytes], labels: Labels) -> ReadSample:
-    """What the page needs of a sample, whether it is shown or only counted.
-
-    Args:
-        key: Its key.
-        members: Its tar members; the image is not read.
-        labels: The labels to show.
+    Returns:
+        ``images`` with labels; ``rows``: name, images, share of all pixels, mean score and "not
+        found" of every class, the largest first; ``background`` and ``undecided``: shares of all
+        pixels.
 
     Raises:
-        ValueError: If a member is missing or broken; the message names the key.
+        ValueError: If they are none of ours.
     """
     try:
-        info = parse_sample(members["json"])
-        mask = decode_image(members["mask.png"], "L")
-        if info["height"] * info["width"] != mask.size or info["num_segments"] != len(
-            info["segments"]
-        ):
-            raise ValueError("a json that does not describe its mask.png")
-        info, mask, semantic = labels.relabel(members, {**info, "key": key}, mask)
-        return ReadSample(info, float((mask > 0).mean()), semantic)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Sample {key} must be readable. Got {error!r:.200}; see 'synthgen verify'."
-        ) from None
+        merged = merge_statistics(parts)
+        counted = sum(row["pixels"] for row in merged["classes"].values())
+        total = max(1, counted + merged["background"] + merged["undecided"])
+        rows = [
+            (name, row["images"], row["pixels"] / total, row["score"], row["not_found"])
+            for name, row in merged["classes"].items()
+        ]
+        shares = {name: merged[name] / total for name in ("background", "undecided")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"Statistics of labels must be ours. Got {error!r:.100}.") from None
+    if not merged["images"]:
+        return None
+    rows.sort(key=lambda row: (-row[2], row[0]))
+    return {"images": merged["images"], "rows": rows, **shares}

@@ -31,8 +31,8 @@ from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, spans
 from synthgen.report.audits import Audit, existing_audits, pick_audit
 from synthgen.report.charts import dataset_charts
-from synthgen.report.labels import Labels, class_table
-from synthgen.report.overview import Overview, read_sample
+from synthgen.report.labels import Labels
+from synthgen.report.overview import Overview, class_table
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE, SCRIPT, STYLE, asset, content_security_policy, remember
 from synthgen.storage.publish import Storage, explain_disk_errors, open_storage
@@ -205,7 +205,7 @@ def _read_shard(
                 counted = {n: m for n, m in span.members.items() if n in _COUNTED}
                 span = Span(span.key, span.offset, span.size, counted)
             members = read_span(stream, span)
-            sample = read_sample(span.key, members, labels)
+            sample = labels.read_sample(span.key, members)
             overview.add_sample(sample)
             if span.key in wanted:
                 kept[span.key] = (members, sample)

@@ -24,7 +24,7 @@ from PIL import Image
 from synthgen.dataset.previews import Preview
 from synthgen.dataset.records import IMAGE_OPTIONS, decode_image
 from synthgen.dataset.rle import encode_masks, iterate_masks
-from synthgen.report.overview import ReadSample
+from synthgen.report.labels import ReadSample
 from synthgen.types import BACKGROUND, IGNORE
 
 SIDE = 512  # pixels of the explorer's longer side; SD 2.1-base draws that many
