@@ -28,13 +28,6 @@ def config(tiny_pipeline: Path) -> Config:
     return load(overrides=[*SETTINGS, f"model.card={tiny_pipeline}"])
 
 
-def tall(values: np.ndarray) -> HeadFeatures:
-    """One layer's features on a 4 x 6 grid."""
-    return HeadFeatures(
-        {"up_blocks.1.attn1": torch.from_numpy(values)}, {"up_blocks.1.attn1": (4, 6)}
-    )
-
-
 def test_head_pictures_are_scikit_learns_components() -> None:
     values = np.random.default_rng(0).normal(size=(2, 24, 5)).astype(np.float32)
     pictures = figures.head_pictures(torch.from_numpy(values), (4, 6))
@@ -46,11 +39,7 @@ def test_head_pictures_are_scikit_learns_components() -> None:
             shown = picture[..., channel].reshape(-1).astype(float)
             away = min(np.abs(shown - scaled).max(), np.abs(255 - shown - scaled).max())
             assert away <= 0.51  # up to the axis's sign
-
-
-def test_a_constant_head_and_a_small_head_are_drawn() -> None:
-    constant = figures.head_pictures(torch.ones(1, 24, 5), (4, 6))
-    assert (constant == 0).all()
+    assert (figures.head_pictures(torch.ones(1, 24, 5), (4, 6)) == 0).all(), "a constant head"
     assert figures.head_pictures(torch.randn(2, 24, 1), (4, 6)).shape == (2, 4, 6, 3)
 
 
@@ -71,7 +60,9 @@ def test_every_figure_is_drawn() -> None:
     sample = make_sample(0, "x", (40, 56))
     image, segmentation = sample.record.image, sample.segmentation
     masks = segmentation.mask_set
-    features = tall(np.random.default_rng(0).normal(size=(3, 24, 4)).astype(np.float32))
+    features = HeadFeatures(
+        {"up_blocks.1.attn1": torch.randn(3, 24, 4)}, {"up_blocks.1.attn1": (4, 6)}
+    )
     blocks = [torch.randn(4, 6, 2), torch.randn(8, 12, 3)]
     drawn = [
         (3, figures.head_gallery(features)),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import shutil
-import tarfile
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,13 +30,12 @@ from pycocotools import mask as coco
 from tiny_run import rewrite, vouch_again
 
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
 from synthgen.lab.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.lab.bench.report import bench_report
-from synthgen.report.audits import Audit, existing_audits, pick_audit
+from synthgen.report.audits import Audit, existing_audits
 from synthgen.report.overview import count_bins
 from synthgen.report.page import render_report, write_report
 from synthgen.report.samples import choose
@@ -48,37 +45,31 @@ from synthgen.types import Verdict
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_made(tmp_path_factory.mktemp("report") / "made")
+    """What stands in for real datasets must be one."""
+    root = write_made(tmp_path_factory.mktemp("report") / "made")
+    assert verify_dataset(root, deep=True) == []
+    return root
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_made(tmp_path_factory.mktemp("audited") / "made")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_labeled(tmp_path_factory.mktemp("labeled") / "made")
+    assert verify_dataset(root, deep=True) == []
+    return root
+
+
+@pytest.fixture
+def audited(dataset: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    root = shutil.copytree(dataset, tmp_path / "made")
     write_made_audit(root)
     return root
 
 
-def picked(root: Path, audit_id: str | None = None) -> Audit:
-    storage = open_storage(root)
+def read_audit(root: Path) -> Audit:
     manifest = json.loads((root / "manifest.json").read_text())
     tars = {f"train-{i:06d}": shard["sha256"] for i, shard in enumerate(manifest["shards"])}
-    audit = pick_audit(existing_audits(storage, tars), audit_id)
-    assert audit is not None
-    return audit
-
-
-def test_made_datasets_are_complete_and_correct(tmp_path: Path) -> None:
-    """What stands in for real datasets must be one: also its rows' places in the tars."""
-    root = write_made(tmp_path / "made")
-    assert verify_dataset(root, deep=True) == []
-    rows = parse_rows((root / "metadata" / "train-000001.parquet").read_bytes())
-    tar = (root / "data" / "train-000001.tar").read_bytes()
-    for row in rows[:-1]:
-        part = tar[row.byte_offset : row.byte_offset + row.byte_size]
-        with tarfile.open(fileobj=io.BytesIO(part)) as members:
-            assert {name.partition(".")[0] for name in members.getnames()} == {row.key}
-            assert len(members.getnames()) == 4
-    assert rows[-1].byte_offset == -1
+    return existing_audits(open_storage(root), tars)[0]
 
 
 class Text(HTMLParser):
@@ -102,13 +93,22 @@ class Text(HTMLParser):
         return " ".join(" ".join(self.parts).split())
 
 
-def render(root: Path, audit: str | None = None, num: int = 60) -> str:
-    return render_report(open_storage(root), audit, num)
+def render(root: Path, audit: str | None = None, num: int = 60, labels: str | None = None) -> str:
+    return render_report(open_storage(root), audit, num, labels)
 
 
 def payloads(html: str) -> list[dict[str, Any]]:
-    found = re.findall(r'<script type="application/json" id="sample-\d+">(.*?)</script>', html)
-    return [json.loads(text) for text in found]
+    """What the explorer gets of each sample, its masks and maps decoded."""
+    found = []
+    for text in re.findall(r'<script type="application/json" id="sample-\d+">(.*?)<', html):
+        payload = json.loads(text)
+        size = payload["height"], payload["width"]
+        payload["masks"] = json.loads(zlib.decompress(base64.b64decode(payload["masks"])))
+        if payload["semantic"]:
+            pixels = zlib.decompress(base64.b64decode(payload["semantic"]))
+            payload["semantic"] = np.frombuffer(pixels, np.uint8).reshape(size)
+        found.append(payload)
+    return found
 
 
 def test_prompts_are_text_and_the_page_loads_nothing(dataset: Path) -> None:
@@ -126,102 +126,73 @@ def test_prompts_are_text_and_the_page_loads_nothing(dataset: Path) -> None:
             assert re.match(r"data:|#", attributes.get(name) or "#")
     policies = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
     assert policies[0].startswith("default-src 'none'; img-src data:; script-src 'sha256-")
-
-
-def test_every_picture_has_words(dataset: Path) -> None:
-    page = Text(render(dataset))
     assert all(a.get("alt") for tag, a in page.tags if tag == "img")
     assert all(a.get("aria-labelledby") for tag, a in page.tags if tag == "svg")
 
 
-def test_counts_are_those_of_the_loader(dataset: Path) -> None:
-    page = Text(render(dataset))
-    samples = list(open_dataset(dataset))
-    assert "Samples 5" in page.text
-    assert "Failed 1 of 6" in page.text
+def test_counts_and_masks_are_those_of_the_loader(dataset: Path) -> None:
+    html, samples = render(dataset), list(open_dataset(dataset))
     masks = sum(len(sample["masks"]) for sample in samples)
-    assert f"masks: {masks:,} values" in page.text
-    assert "black_image 1" in page.text
-
-
-def test_payload_masks_are_the_datasets(dataset: Path) -> None:
-    for payload, sample in zip(payloads(render(dataset)), open_dataset(dataset), strict=True):
-        segments = json.loads(zlib.decompress(base64.b64decode(payload["masks"])))
+    for words in ("Samples 5", "Failed 1 of 6", f"masks: {masks:,} values", "black_image 1"):
+        assert words in Text(html).text
+    for payload, sample in zip(payloads(html), samples, strict=True):
         size = [payload["height"], payload["width"]]
-        rles = [{"size": size, "counts": segment["rle"]} for segment in segments]
-        masks = coco.decode(rles).transpose(2, 0, 1).astype(bool)
-        np.testing.assert_array_equal(masks, sample["masks"])
-        assert all(segment["iou"] == -1 for segment in segments)
-
-
-@pytest.fixture(scope="module")
-def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_labeled(tmp_path_factory.mktemp("labeled") / "made")
-    assert verify_dataset(root, deep=True) == []
-    return root
-
-
-def semantic_of(payload: dict[str, Any]) -> np.ndarray:
-    pixels = zlib.decompress(base64.b64decode(payload["semantic"]))
-    return np.frombuffer(pixels, np.uint8).reshape(payload["height"], payload["width"])
-
-
-def test_payloads_carry_classes_and_their_names(labeled: Path, dataset: Path) -> None:
-    names = {**{str(i): name for name, i in CLASS_IDS.items()}, "0": "background"}
-    for payload, sample in zip(payloads(render(labeled)), open_dataset(labeled), strict=True):
-        semantic = semantic_of(payload)
-        np.testing.assert_array_equal(semantic, sample["semantic"])
-        expected = {str(i): {**names, "255": "undecided"}[str(i)] for i in np.unique(semantic)}
-        assert payload["names"] == expected
-        assert payload["not_found"] == sample["json"]["not_found"] == ["never"]
-    for payload in payloads(render(dataset)):
+        rles = [{"size": size, "counts": segment["rle"]} for segment in payload["masks"]]
+        found = coco.decode(rles).transpose(2, 0, 1).astype(bool)
+        np.testing.assert_array_equal(found, sample["masks"])
+        assert all(segment["iou"] == -1 for segment in payload["masks"])
         assert (payload["semantic"], payload["names"], payload["not_found"]) == ("", {}, [])
 
 
-def test_the_class_table_counts_what_the_maps_hold(labeled: Path, dataset: Path) -> None:
-    page = Text(render(labeled))
-    maps = np.stack([sample["semantic"] for sample in open_dataset(labeled)])
+def test_classes_are_counted_and_named(labeled: Path, dataset: Path) -> None:
+    names = {**{str(i): name for name, i in CLASS_IDS.items()}, "0": "background"}
+    html, samples = render(labeled), list(open_dataset(labeled))
+    for payload, sample in zip(payloads(html), samples, strict=True):
+        np.testing.assert_array_equal(payload["semantic"], sample["semantic"])
+        ids = map(str, np.unique(sample["semantic"]))
+        assert payload["names"] == {i: {**names, "255": "undecided"}[i] for i in ids}
+        assert payload["not_found"] == sample["json"]["not_found"] == ["never"]
+    text, maps = Text(html).text, np.stack([sample["semantic"] for sample in samples])
     for name, number in CLASS_IDS.items():
         images, share = (maps == number).any((1, 2)).sum(), (maps == number).mean()
         missed = len(maps) if name == "never" else 0
         row = rf"{re.escape(name)} {100 * share:.2f} % {images} \d\.\d\d {missed} "
-        assert re.search(row, page.text), (row, page.text)
+        assert re.search(row, text), (row, text)
     left, undecided = (maps == 0).mean(), (maps == 255).mean()
-    assert f"Background {100 * left:.1f} %, undecided {100 * undecided:.1f} %" in page.text
-    assert "over 4 images" in page.text
-    assert "Labeled 4 of 4" in page.text
-    assert "Labeled" not in Text(render(dataset)).text
-    assert "Labels none: see synthgen label" in Text(render(dataset)).text
+    assert f"Background {100 * left:.1f} %, undecided {100 * undecided:.1f} %" in text
+    assert "over 4 images" in text
+    assert "Labeled 4 of 4" in text
+    bare = Text(render(dataset)).text
+    assert "Labeled" not in bare
+    assert "Labels none: see synthgen label" in bare
 
 
-def test_labels_beside_a_dataset_are_shown_when_asked_for(tmp_path: Path) -> None:
-    root = write_labeled(tmp_path / "made")
+def test_labels_beside_a_dataset_are_shown_when_asked_for(labeled: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(labeled, tmp_path / "made")
     members: dict[str, dict[str, dict[str, bytes]]] = {}
     for sample in open_dataset(root):
         shard = members.setdefault(f"train-{sample['key'][:6]}", {})
         tree = {**sample["json"], "not_found": ["cat"], "instances": []}
         tree["segments"] = [{**item, "label": "other"} for item in tree["segments"]]
         flipped = encode_image(255 - sample["semantic"], "png")
-        content = json.dumps(tree).encode()
-        shard[sample["key"]] = {"json": content, "sem.png": flipped}
+        shard[sample["key"]] = {"json": json.dumps(tree).encode(), "sem.png": flipped}
     write_side_labels(root, "side", members)
     with pytest.raises(ValueError, match=r"ids of classes.json. Got \[253, 254"):
-        render_report(open_storage(root), None, 60, "side")
+        render(root, labels="side")
     table = json.loads((root / "classes.json").read_text())
     table |= {str(255 - i): f"flipped {i}" for i in (1, 2)}
     (root / "classes.json").write_text(json.dumps(table))
     with pytest.raises(ValueError, match=r"classes\.json must be the file that manifest\.json"):
-        render_report(open_storage(root), None, 60, "side")
+        render(root, labels="side")
     vouch_again(root)
-    html = render_report(open_storage(root), None, 60, "side")
+    html = render(root, labels="side")
     for payload, sample in zip(payloads(html), open_dataset(root, labels="side"), strict=True):
-        np.testing.assert_array_equal(semantic_of(payload), sample["semantic"])
+        np.testing.assert_array_equal(payload["semantic"], sample["semantic"])
         assert payload["not_found"] == ["cat"]
-        segments = json.loads(zlib.decompress(base64.b64decode(payload["masks"])))
-        assert {item["label"] for item in segments} == {"other"}
+        assert {item["label"] for item in payload["masks"]} == {"other"}
     assert "side , beside the dataset" in Text(html).text
     with pytest.raises(ValueError, match="there: side"):
-        render_report(open_storage(root), None, 60, "sid")
+        render(root, labels="sid")
 
 
 def test_large_images_are_shown_smaller_with_their_true_area(tmp_path: Path) -> None:
@@ -250,15 +221,18 @@ def test_an_audit_ranks_samples_and_names_reasons(audited: Path) -> None:
     extremes = html[html.index('id="extremes"') : html.index('id="distributions"')]
     shown = [int(n) for n in re.findall(r'data-sample="(\d+)"', extremes)]
     assert [keys[n] for n in shown] == [*ranked[:2], *ranked[::-1][:2]]
-    assert "Worst 2 by Top-5" in page.text
-    assert "low_agreement 1" in page.text
-    assert "Kept by audit 4 of 5" in page.text
     summary = {"id": "made-audit", "note": SCRIPT}
-    assert " ".join(json.dumps(summary, indent=1).split()) in page.text
+    for words in (
+        *("Worst 2 by Top-5", "low_agreement 1", "Kept by audit 4 of 5", "color baseline 0.100"),
+        " ".join(json.dumps(summary, indent=1).split()),
+    ):
+        assert words in page.text
 
 
-def test_the_audit_finished_last_is_shown_and_the_others_are_named(tmp_path: Path) -> None:
-    root = write_made(tmp_path / "made")
+def test_the_audit_finished_last_is_shown_and_the_others_are_named(
+    dataset: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(dataset, tmp_path / "made")
     for audit_id, hour in (("zebra", 3), ("late-b", 9), ("late-a", 9), ("a-first", 1)):
         write_made_audit(root, audit_id, hour)
     write_made_audit(root, "cut-off", 23)
@@ -277,54 +251,41 @@ def test_the_audit_finished_last_is_shown_and_the_others_are_named(tmp_path: Pat
     assert "Kept by audit 2 of 3" in asked.text
 
 
-def test_tables_about_another_tar_do_not_count(tmp_path: Path) -> None:
-    root = write_made(tmp_path / "made")
-    write_made_audit(root)
-    marker = root / "audit" / "made-audit" / "train-000000.json"
+def test_tables_about_another_tar_do_not_count(audited: Path) -> None:
+    marker = audited / "audit" / "made-audit" / "train-000000.json"
     rewrite(marker, tar_sha256="f" * 64)
-    assert list(picked(root).shards) == ["train-000001"]
-    shutil.rmtree(root / "audit" / "made-audit")
-    assert "Nobody checked a mask" in render(root)
+    assert list(read_audit(audited).shards) == ["train-000001"]
+    shutil.rmtree(audited / "audit" / "made-audit")
+    assert "Nobody checked a mask" in render(audited)
 
 
-def test_audit_ious_are_those_of_every_pair(audited: Path) -> None:
+def test_metrics_and_ious_are_those_of_the_audit(audited: Path) -> None:
+    audit = read_audit(audited)
+    assert len(audit.metrics["boundary_f"]) == 4, "one is NaN"
+    assert (audit.mean("boundary_f"), audit.mean("no such metric")) == (0.5, None)
     infos = [s["json"] for s in open_dataset(audited) if s["key"].startswith("000000")]
-    segments = {info["key"]: info["segments"] for info in infos}
-    found = picked(audited).ious("train-000000", segments)
+    found = audit.ious("train-000000", {info["key"]: info["segments"] for info in infos})
     for info in infos:
         ours = [segment["rle"] for segment in info["segments"]]
         pairs = coco.iou(ours, ours[::3], [0] * len(ours[::3]))
         np.testing.assert_allclose(found[info["key"]], pairs.max(1), atol=1e-12)
 
 
-def test_nan_metrics_are_left_out_of_means(audited: Path) -> None:
-    audit = picked(audited)
-    assert len(audit.metrics["boundary_f"]) == 4
-    assert audit.mean("boundary_f") == 0.5
-    assert audit.mean("no such metric") is None
-
-
-def test_choosing_prefers_extremes_then_previews() -> None:
+def test_choosing_prefers_extremes_then_previews_and_none_is_both() -> None:
     keys = [f"{n:02d}" for n in range(30)]
     scores = {key: n / 30 for n, key in enumerate(keys)}
     chosen, worst, best = choose(keys, {"10", "11", "12"}, scores, 12, 20)
-    assert worst == keys[:4]
-    assert best == keys[:-5:-1]
+    assert (worst, best, len(chosen)) == (keys[:4], keys[:-5:-1], 12)
     assert {"10", "11", "12"} < set(chosen)
-    assert len(chosen) == 12
     assert choose(keys, set(), {}, 100, 20)[0] == keys
-
-
-def test_no_sample_is_both_worst_and_best() -> None:
     for num in range(8):
-        scores = {str(n): n / 10 for n in range(num)}
-        _, worst, best = choose(sorted(scores), set(), scores, 60, 20)
+        _, worst, best = choose(keys[:num], set(), dict(list(scores.items())[:num]), 60, 20)
         assert not set(worst) & set(best)
         assert len(worst) == len(best) == num // 2
 
 
-def test_charts_say_what_is_counted_and_each_k_has_a_bar(tmp_path: Path) -> None:
-    root = write_made(tmp_path / "made")
+def test_charts_say_what_is_counted_and_each_k_has_a_bar(dataset: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(dataset, tmp_path / "made")
     tops = {2: 0.25, 10: 0.5, 20: 0.75}
     metrics = {"top_5": 0.6, **{f"top_5_k{k}": value for k, value in tops.items()}}
     write_audit(root, "per-k", lambda _: Verdict(True, "", metrics), "2026-01-01T00:00:00+00:00")
@@ -338,38 +299,41 @@ def test_charts_say_what_is_counted_and_each_k_has_a_bar(tmp_path: Path) -> None
 
 
 def test_histograms_equal_numpys_over_everything() -> None:
-    rng = np.random.default_rng(0)
-    values, edges = rng.normal(0.5, 0.4, 500), np.linspace(0, 1, 8)
+    values, edges = np.random.default_rng(0).normal(0.5, 0.4, 500), np.linspace(0, 1, 8)
     counted = sum(count_bins(part, edges) for part in np.split(values, 5))
-    expected = np.histogram(np.clip(values, 0, 1), edges)[0]
-    np.testing.assert_array_equal(counted, expected)
+    np.testing.assert_array_equal(counted, np.histogram(np.clip(values, 0, 1), edges)[0])
+
+
+def cut(name: str, size: int) -> Any:
+    """Damage that keeps or cuts a file's size: zeros, or its first bytes."""
+
+    def damage(root: Path) -> None:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[:size] if size else bytes(len(content)))
+
+    return damage
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "asked", "message"),
     [
-        (lambda root: (root / "manifest.json").unlink(), "needs a finished dataset"),
-        (lambda root: (root / "data/train-000001.tar").unlink(), "must exist"),
-        (lambda root: _truncate(root / "data/train-000000.tar"), "manifest.json vouches for"),
-        (lambda root: _truncate(root / "previews/train-000000.tar"), "stats/.* vouches for"),
-        (lambda root: (root / "metadata/train-000000.parquet").write_bytes(b"x"), "parquet"),
-        (lambda root: _garble(root / "audit/made-audit/train-000000.parquet"), "audit"),
+        (lambda root: (root / "manifest.json").unlink(), {}, "needs a finished dataset"),
+        (lambda root: (root / "data/train-000001.tar").unlink(), {}, "must exist"),
+        (cut("data/train-000000.tar", 2048), {}, "manifest.json vouches for"),
+        (cut("previews/train-000000.tar", 2048), {}, "stats/.* vouches for"),
+        (cut("metadata/train-000000.parquet", 1), {}, "parquet"),
+        (cut("audit/made-audit/train-000000.parquet", 0), {}, "audit"),
+        (lambda root: None, {"audit": "../made-audit"}, "It has made-audit"),
+        (lambda root: None, {"num": 0}, "num must be at least 1"),
     ],
 )
-def test_broken_datasets_are_one_clear_line(tmp_path: Path, damage: Any, message: str) -> None:
-    root = write_made(tmp_path / "made")
-    write_made_audit(root)
-    damage(root)
+def test_broken_datasets_and_wishes_are_one_clear_line(
+    audited: Path, damage: Any, asked: dict[str, Any], message: str
+) -> None:
+    damage(audited)
     with pytest.raises(ValueError, match=message) as caught:
-        render(root)
+        write_report(audited, **asked)
     assert "\n" not in str(caught.value)
-
-
-def test_unknown_audits_and_numbers_are_refused(audited: Path) -> None:
-    with pytest.raises(ValueError, match="It has made-audit"):
-        render(audited, audit="../made-audit")
-    with pytest.raises(ValueError, match="num must be at least 1"):
-        write_report(audited, num=0)
 
 
 def test_bench_report_measures_a_process_of_its_own() -> None:
@@ -377,11 +341,3 @@ def test_bench_report_measures_a_process_of_its_own() -> None:
     assert result["samples"] == result["shown"] == 20
     assert result["peak_mb"] >= result["imports_mb"] > 50
     assert 0 < result["page_mb"] < 15
-
-
-def _garble(path: Path) -> None:
-    path.write_bytes(b"x" * path.stat().st_size)
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:2048])
