@@ -11,22 +11,18 @@ component), cls (class), mask, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any  # torch takes seconds to import; axes and dtypes are checked all the same
-
-if TYPE_CHECKING:
     from matplotlib.figure import Figure
-else:
-    Figure = Any
+    from torch import Tensor
+else:  # both take seconds to import; axes and dtypes are checked all the same
+    Figure = Tensor = Any
 
 Status = Literal["ok", "failed"]
 
@@ -35,7 +31,7 @@ BACKGROUND, IGNORE = 0, 255
 
 
 @runtime_checkable
-class ByteStream(Protocol):
+class ByteStream(AbstractContextManager["ByteStream"], Protocol):
     """A file that is read: open() on a disk, or what a remote file system gives."""
 
     def read(self, size: int = -1, /) -> bytes: ...
@@ -43,16 +39,6 @@ class ByteStream(Protocol):
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
 
     def tell(self) -> int: ...
-
-    def __enter__(self) -> ByteStream: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> bool | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +98,11 @@ class Heatmaps:
 
 @dataclass(frozen=True, slots=True)
 class SelfMap:
-    """How much each place of an image looks at every other: self-attention, averaged.
+    """How much each place of an image looks at every other: self-attention, averaged."""
 
-    Args:
-        values: Mean softmax probability over heads, layers and calls; rows (queries) sum to 1.
-        grid: (height, width) of both axes; ``query = key = height * width``, row-major.
-    """
-
+    # mean softmax probability over heads, layers and calls; rows (queries) sum to 1
     values: Float[Tensor, "query key"]
+    # (height, width) of both axes; ``query = key = height * width``, row-major
     grid: tuple[int, int]
 
 
@@ -206,24 +189,18 @@ class LabelMap:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample as it stands in a shard.
+    """One sample as it stands in a shard."""
 
-    Args:
-        key: Digits only, ``{shard:06d}{index:04d}``.
-        image: The image as generated (before any lossy encoding).
-        prompt: Its prompt.
-        mask_set: Masks; ids in ``mask.png`` and in the json are positions in it plus one.
-        provenance: What is needed to make the sample again (seed, config digest, versions, ...).
-        labels: Classes of its pixels and masks; None in a dataset without labels.
-        class_ids: Ids of classes.json by name, for the labels.
-    """
-
-    key: str
+    key: str  # digits only, ``{shard:06d}{index:04d}``
+    # the image as generated (before any lossy encoding)
     image: UInt8[np.ndarray, "height width 3"]
     prompt: Prompt
-    mask_set: MaskSet
+    mask_set: MaskSet  # masks; ids in ``mask.png`` and in the json are positions in it plus one
+    # what is needed to make the sample again (seed, config digest, versions, ...)
     provenance: Mapping[str, Any]
+    # classes of its pixels and masks; None in a dataset without labels
     labels: LabelMap | None = None
+    # ids of classes.json by name, for the labels
     class_ids: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -261,45 +238,29 @@ class ShardSpec:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of a shard.
+    """What became of a shard."""
 
-    Args:
-        name: File stem of the shard.
-        planned: Samples planned.
-        counts: Samples per status (``ok``, ``failed``).
-        num_bytes: Size of the tar, 0 where no sample survived.
-        sha256: Hash of the tar, empty where no sample survived.
-        skipped: No sample survived, so no tar was published.
-        reused: The shard was already complete; no work was done.
-        seconds: Wall time per stage (``generate``, ``segment``, ``write``).
-    """
-
-    name: str
+    name: str  # file stem of the shard
     planned: int
-    counts: Mapping[str, int]
-    num_bytes: int
-    sha256: str
-    skipped: bool = False
-    reused: bool = False
+    counts: Mapping[str, int]  # samples per status (``ok``, ``failed``)
+    num_bytes: int  # size of the tar, 0 where no sample survived
+    sha256: str  # hash of the tar, empty where no sample survived
+    skipped: bool = False  # no sample survived, so no tar was published
+    reused: bool = False  # the shard was already complete; no work was done
+    # wall time per stage (``generate``, ``segment``, ``write``)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A planned sample that could not be made, and why; failures are rows, never exceptions.
-
-    Args:
-        prompt: Its prompt.
-        seed: Its seed.
-        reason: One of a closed vocabulary: ``nan_latents``, ``black_image`` (or all of any other
-            color), ``out_of_memory``, ``prompt_rejected``, ``error``.
-        message: One line for people.
-    """
+    """A planned sample that could not be made, and why; failures are rows, never exceptions."""
 
     prompt: Prompt
     seed: int
+    # one of a closed vocabulary: ``nan_latents``, ``black_image`` (or all of any other
+    # color), ``out_of_memory``, ``prompt_rejected``, ``error``
     reason: Literal["nan_latents", "black_image", "out_of_memory", "prompt_rejected", "error"]
-    message: str
+    message: str  # one line for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,20 +300,16 @@ class Segmentation(MaskSet):
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What an auditor sees in one image: its masks, overlaps included, as SA-1B describes them.
+    """What an auditor sees in one image: its masks, overlaps included, as SA-1B describes them."""
 
-    Args:
-        masks: Boolean masks at image resolution, in the auditor's order.
-        predicted_iou: The auditor's own estimate of each mask's quality, 0..1; 1 without.
-        stability_score: SAM's stability of each mask, 0..1; 1 without.
-        points_xy: The prompt that gave each mask, in pixels; (-1, -1) where there was none.
-        labels: What the auditor calls each mask; empty strings where it does not say.
-    """
-
+    # boolean masks at image resolution, in the auditor's order
     masks: Bool[np.ndarray, "mask height width"]
+    # the auditor's own estimate of each mask's quality, 0..1; 1 without
     predicted_iou: tuple[float, ...]
-    stability_score: tuple[float, ...]
+    stability_score: tuple[float, ...]  # SAM's stability of each mask, 0..1; 1 without
+    # the prompt that gave each mask, in pixels; (-1, -1) where there was none
     points_xy: tuple[tuple[float, float], ...]
+    # what the auditor calls each mask; empty strings where it does not say
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -361,14 +318,8 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an audit says of one sample.
+    """What an audit says of one sample."""
 
-    Args:
-        keep: Whether users should train on it.
-        reason: Why not, from the closed vocabulary of `synthgen.auditing.judge`; empty if kept.
-        metrics: Name to value; NaN where a metric has no meaning for the sample.
-    """
-
-    keep: bool
-    reason: str
-    metrics: Mapping[str, float]
+    keep: bool  # whether users should train on it
+    reason: str  # why not, from the closed vocabulary of `synthgen.auditing.judge`; empty if kept
+    metrics: Mapping[str, float]  # name to value; NaN where a metric has no meaning for the sample

@@ -49,23 +49,15 @@ RECORD = pa.struct(
 
 @dataclass(frozen=True, slots=True)
 class AuditMarker(SideMarker):
-    """The commit marker of a shard's table.
+    """The commit marker of a shard's table."""
 
-    Args:
-        annotations_digest: Of what determines its annotations alone; equal ones are used again.
-        settings: What the digests cover: the auditor with every parameter, the thresholds.
-        reasons: Rejected samples per reason.
-        annotations_from: Id of the audit whose annotations were used again, or empty.
-        seconds: Wall time per stage.
-        created: Time of completion, ISO 8601, UTC.
-    """
-
-    annotations_digest: str
+    annotations_digest: str  # of what determines its annotations alone; equal ones are used again
+    # what the digests cover: the auditor with every parameter, the thresholds
     settings: Mapping[str, Any]
-    reasons: Mapping[str, int]
-    annotations_from: str
-    seconds: Mapping[str, float]
-    created: str
+    reasons: Mapping[str, int]  # rejected samples per reason
+    annotations_from: str  # id of the audit whose annotations were used again, or empty
+    seconds: Mapping[str, float]  # wall time per stage
+    created: str  # time of completion, ISO 8601, UTC
 
     @property
     def rejected(self) -> int:
@@ -82,16 +74,11 @@ read_audit_marker, audit_marker_bytes = AUDITS.read_marker, sealed_record
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """What an audit says of one sample.
-
-    Args:
-        key: Its key.
-        verdict: Kept or not, why not, and the metrics.
-        annotations: The auditor's masks as SA-1B-shaped records (`RECORD`).
-    """
+    """What an audit says of one sample."""
 
     key: str
-    verdict: Verdict
+    verdict: Verdict  # kept or not, why not, and the metrics
+    # the auditor's masks as SA-1B-shaped records (`RECORD`)
     annotations: Sequence[Mapping[str, Any]]
 
 
@@ -119,7 +106,6 @@ def parse_table(
     """The rows of a table.
 
     Args:
-        content: The parquet file.
         annotations: Also read the annotations, which are most of it.
         keys: Only these samples; None: all.
 
@@ -141,8 +127,6 @@ def read_verdicts(
     """The verdicts of an audit by shard and key.
 
     Args:
-        storage: The dataset.
-        audit_id: The audit.
         shards: File stem to tar hash of every shard that must have been audited.
 
     Raises:
@@ -164,8 +148,6 @@ def summarize(
     """The content of summary.json, a function of the tables alone: no times.
 
     Args:
-        storage: The dataset.
-        audit_id: The audit.
         markers: Of all its tables, in order.
         dataset: The dataset's digest.
 

@@ -85,7 +85,6 @@ def class_table(names: Iterable[str], pinned: Mapping[str, int] | None = None) -
     """The content of classes.json: id to name, 0 for background, 255 for ignore.
 
     Args:
-        names: Of all classes.
         pinned: Ids of some; the others get those that are free, by alphabet.
 
     >>> class_table(["mat", "cat"]), class_table(["mat", "cat"], {"dog": 2, "mat": 1})
@@ -126,7 +125,6 @@ def readme(
     """The dataset card.
 
     Args:
-        config: The dataset's configuration.
         identity: Content of identity.json.
         tars: Names of the shards, for the hub and ``load_dataset``, or a pattern of them.
         manifest: The manifest; None while the dataset is being made.

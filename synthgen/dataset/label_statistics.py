@@ -11,23 +11,14 @@ from synthgen.types import BACKGROUND, IGNORE, LabelMap
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """What one image's semantic map holds.
+    """What one image's semantic map holds."""
 
-    Args:
-        class_names: Classes that have pixels.
-        pixels: Pixels of each.
-        scores: Mean score of the pixels of each.
-        not_found: Prompted classes without a pixel.
-        background: Pixels of the background.
-        undecided: Pixels of no decided class.
-    """
-
-    class_names: tuple[str, ...]
-    pixels: tuple[int, ...]
-    scores: tuple[float, ...]
-    not_found: tuple[str, ...]
-    background: int
-    undecided: int
+    class_names: tuple[str, ...]  # classes that have pixels
+    pixels: tuple[int, ...]  # pixels of each
+    scores: tuple[float, ...]  # mean score of the pixels of each
+    not_found: tuple[str, ...]  # prompted classes without a pixel
+    background: int  # pixels of the background
+    undecided: int  # pixels of no decided class
 
 
 def count_labels(labels: LabelMap) -> LabelCounts:

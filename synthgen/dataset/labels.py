@@ -51,17 +51,12 @@ LABELS_SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class LabelMarker(SideMarker):
-    """The commit marker of a shard's labels.
+    """The commit marker of a shard's labels."""
 
-    Args:
-        statistics: See `synthgen.dataset.label_statistics`.
-        seconds: Wall time.
-        created: Time of completion, ISO 8601, UTC.
-    """
-
+    # see `synthgen.dataset.label_statistics`
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    created: str = ""
+    seconds: float = 0.0  # wall time
+    created: str = ""  # time of completion, ISO 8601, UTC
 
 
 LABELS = SideFolder("labels", "label", ".tar", LabelMarker, "The id of labels")

@@ -117,52 +117,30 @@ def preview_name(shard: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """The commit marker of a shard.
+    """The commit marker of a shard."""
 
-    Args:
-        name: File stem of the shard.
-        config: Digest of what determines its bytes.
-        planned: Samples planned.
-        counts: Samples per status.
-        reasons: Failed samples per reason.
-        bytes: Size of the tar, 0 where it was skipped.
-        sha256: Hash of the tar, empty where it was skipped.
-        skipped: No sample survived, so there is no tar (readers fail on an empty one).
-        batch_size: Images per UNet call; 1 after the device ran out of memory.
-        seconds: Wall time per stage.
-        created: Time of completion, ISO 8601, UTC.
-        environment: Device, dtype, and versions by package.
-        metadata_sha256: Hash of its rows in ``metadata``; empty in schema version 1.
-        previews_sha256: Hash of its previews; empty where it has none.
-        unconverged: Samples whose k-means was stopped by ``max_iterations``.
-    """
-
-    name: str
-    config: str
+    name: str  # file stem of the shard
+    config: str  # digest of what determines its bytes
     planned: int
-    counts: Mapping[str, int]
-    reasons: Mapping[str, int]
-    bytes: int
-    sha256: str
-    skipped: bool
-    batch_size: int
-    seconds: Mapping[str, float]
-    created: str
+    counts: Mapping[str, int]  # samples per status
+    reasons: Mapping[str, int]  # failed samples per reason
+    bytes: int  # size of the tar, 0 where it was skipped
+    sha256: str  # hash of the tar, empty where it was skipped
+    skipped: bool  # no sample survived, so there is no tar (readers fail on an empty one)
+    batch_size: int  # images per UNet call; 1 after the device ran out of memory
+    seconds: Mapping[str, float]  # wall time per stage
+    created: str  # time of completion, ISO 8601, UTC
+    # device, dtype, and versions by package
     environment: Mapping[str, Any] = field(default_factory=dict)
-    metadata_sha256: str = ""
-    previews_sha256: str = ""
-    unconverged: int = 0
+    metadata_sha256: str = ""  # hash of its rows in ``metadata``; empty in schema version 1
+    previews_sha256: str = ""  # hash of its previews; empty where it has none
+    unconverged: int = 0  # samples whose k-means was stopped by ``max_iterations``
     schema_version: int = SCHEMA_VERSION
 
     def report(self, reused: bool) -> ShardReport:
         """What the caller of ``make_shard`` learns."""
         return ShardReport(
-            name=self.name,
-            planned=self.planned,
-            counts=dict(self.counts),
-            num_bytes=self.bytes,
-            sha256=self.sha256,
-            skipped=self.skipped,
+            *(self.name, self.planned, dict(self.counts), self.bytes, self.sha256, self.skipped),
             reused=reused,
             seconds=dict(self.seconds),
         )
@@ -182,13 +160,11 @@ def parse_marker(content: bytes, shard: str) -> Marker:
     except ValueError as error:
         raise ValueError(f"A marker must be readable. Got {error}.") from None
     if marker.schema_version not in _READABLE:
-        raise ValueError(
-            f"A marker's schema_version must be {SCHEMA_VERSION}. Got {marker.schema_version}."
-        )
+        got = marker.schema_version
+        raise ValueError(f"A marker's schema_version must be {SCHEMA_VERSION}. Got {got}.")
     if marker.name != shard:
-        raise ValueError(
-            f"The marker of {shard} must bear its name. Got {quote(marker.name, 40)}."
-        )
+        got_name = quote(marker.name, 40)
+        raise ValueError(f"The marker of {shard} must bear its name. Got {got_name}.")
     return marker
 
 
@@ -320,7 +296,6 @@ def read_manifest(storage: Storage, version: int | None = None) -> dict[str, Any
     """The manifest, None where the dataset was never finalized; or an older version.
 
     Args:
-        storage: The dataset.
         version: Number of a published version, from 1; None: the newest.
 
     Raises:

@@ -23,7 +23,7 @@ from synthgen.types import ByteStream, MaskSet
 
 
 def segmentation_settings(storage: Storage) -> SegmentationConfig:
-    """How a dataset was segmented: the chance baseline uses the same ks and merging.
+    """How a dataset was segmented: the color baseline uses the same ks and merging.
 
     Raises:
         ValueError: If it does not say.
@@ -49,11 +49,18 @@ class ShardSamples:
     """
 
     def __init__(self, stream: ByteStream, shard: ListedShard) -> None:
-        _check_listed(stream, shard)
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        if size != shard.num_bytes or sha256_file(stream) != shard.sha256:
+            what = f"{size} bytes" if size != shard.num_bytes else "another sha256"
+            raise ValueError(
+                f"{shard.name} must be the tar of {shard.num_bytes} bytes that the manifest "
+                f"lists. Got {what}; see 'synthgen verify'."
+            )
         self._stream = stream
         self._spans = list(spans(scan(stream)))
         self.keys = tuple(span.key for span in self._spans)
-        self._recent = lru_cache(maxsize=32)(self._load_packed)
+        self.packed = lru_cache(maxsize=32)(self._packed)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -64,19 +71,17 @@ class ShardSamples:
 
     def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """A sample's image."""
-        image: UInt8[np.ndarray, "height width 3"] = decode_sample(
-            self.keys[index], self.members(index), masks=False
-        )["image"]
+        image: UInt8[np.ndarray, "height width 3"] = self._decoded(index)["image"]
         return image
 
     def labels(
         self, index: int
     ) -> tuple[UInt8[np.ndarray, "height width"], tuple[str, ...]] | None:
         """A sample's semantic map and the classes of its prompt; None without labels."""
-        sample = decode_sample(self.keys[index], self.members(index), masks=False)
+        sample = self._decoded(index)
         if "semantic" not in sample:
             return None
-        return sample["semantic"], tuple(map(str, sample["json"]["classes"]))
+        return sample["semantic"], tuple(sample["json"]["classes"])
 
     def mask_set(self, index: int, size: tuple[int, int]) -> MaskSet | None:
         """A sample's masks, None where they are not all of ``size`` (height, width).
@@ -86,40 +91,23 @@ class ShardSamples:
         """
         try:
             info = parse_sample(self.members(index)["json"])
-            return _mask_set(info, size)
+            segments, rles = info["segments"], [item["rle"] for item in info["segments"]]
+            sizes = [(info["height"], info["width"]), *(tuple(rle["size"]) for rle in rles)]
+            if any(found != size for found in sizes):
+                return None
+            return MaskSet(
+                decode_masks(rles, *size),
+                tuple(tuple((int(k), int(c)) for k, c in item["members"]) for item in segments),
+                np.array([int(item["parent"]) - 1 for item in segments], dtype=np.int64),
+            )
         except (KeyError, TypeError, ValueError) as error:
             key = self.keys[index]
             raise ValueError(f"Sample {key} must be readable. Got {error!r:.120}.") from None
 
-    def packed(self, index: int, size: tuple[int, int]) -> UInt64[np.ndarray, "mask word"] | None:
+    def _packed(self, index: int, size: tuple[int, int]) -> UInt64[np.ndarray, "mask word"] | None:
         """The packed masks of a sample, None where they are not all of ``size``."""
-        return self._recent(index, size)
-
-    def _load_packed(
-        self, index: int, size: tuple[int, int]
-    ) -> UInt64[np.ndarray, "mask word"] | None:
         mask_set = self.mask_set(index, size)
         return None if mask_set is None else pack_masks(mask_set.masks)
 
-
-def _check_listed(stream: ByteStream, shard: ListedShard) -> None:
-    found = stream.seek(0, 2)
-    stream.seek(0)
-    what = f"{found} bytes" if found != shard.num_bytes else "another sha256"
-    if found != shard.num_bytes or sha256_file(stream) != shard.sha256:
-        raise ValueError(
-            f"{shard.name} must be the tar of {shard.num_bytes} bytes that the manifest lists. "
-            f"Got {what}; see 'synthgen verify'."
-        )
-
-
-def _mask_set(info: dict[str, Any], size: tuple[int, int]) -> MaskSet | None:
-    segments = info["segments"]
-    sizes = [(info["height"], info["width"]), *(tuple(s["rle"]["size"]) for s in segments)]
-    if any(found != size for found in sizes):
-        return None
-    return MaskSet(
-        decode_masks([segment["rle"] for segment in segments], *size),
-        tuple(tuple((int(k), int(c)) for k, c in segment["members"]) for segment in segments),
-        np.array([int(segment["parent"]) - 1 for segment in segments], dtype=np.int64),
-    )
+    def _decoded(self, index: int) -> dict[str, Any]:
+        return decode_sample(self.keys[index], self.members(index), masks=False)

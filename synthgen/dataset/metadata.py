@@ -72,64 +72,36 @@ _KNOWN = [
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a sample of a merged dataset came from.
+    """Where a sample of a merged dataset came from."""
 
-    Args:
-        dataset: Digest of its dataset; identity.json knows the name.
-        key: Its key there.
-    """
-
-    dataset: str
-    key: str
+    dataset: str  # digest of its dataset; identity.json knows the name
+    key: str  # its key there
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of a planned sample.
+    """What became of a planned sample."""
 
-    Args:
-        key: Its key, also where it failed.
-        status: ``ok`` or ``failed``.
-        reason: Why it failed (types.Failure), empty where it did not.
-        message: One line about the failure, secrets taken out.
-        prompt_id: Id of its prompt.
-        prompt: Text of its prompt.
-        classes: Class names of its prompt.
-        image_index: It is the n-th image of its prompt.
-        seed: Its seed.
-        batch: Number of its batch within the shard; a batch is made together.
-        num_segments: Masks, 0 where it failed.
-        seconds_generate: Its share of the batch's wall time.
-        seconds_segment: Wall time of segmentation.
-        byte_offset: Where it begins in the tar, -1 where it failed.
-        byte_size: Bytes that it takes in the tar, headers and padding included.
-        sha256: Hash of those bytes; empty where it failed, or nobody took it.
-        iterations: Updates that k-means made at the slowest k; 0 where it failed.
-        converged: Whether k-means stood still at every k.
-        labels: What its semantic map holds; None without labels.
-        origin: Where it came from; None in a dataset that was not merged.
-    """
-
-    key: str
-    status: str
-    reason: str
-    message: str
-    prompt_id: str
-    prompt: str
-    classes: tuple[str, ...]
-    image_index: int
+    key: str  # its key, also where it failed
+    status: str  # ``ok`` or ``failed``
+    reason: str  # why it failed (types.Failure), empty where it did not
+    message: str  # one line about the failure, secrets taken out
+    prompt_id: str  # id of its prompt
+    prompt: str  # text of its prompt
+    classes: tuple[str, ...]  # class names of its prompt
+    image_index: int  # it is the n-th image of its prompt
     seed: int
-    batch: int
-    num_segments: int = 0
-    seconds_generate: float = 0.0
-    seconds_segment: float = 0.0
-    byte_offset: int = -1
-    byte_size: int = 0
-    sha256: str = ""
-    iterations: int = 0
-    converged: bool = True
-    labels: LabelCounts | None = None
-    origin: Origin | None = None
+    batch: int  # number of its batch within the shard; a batch is made together
+    num_segments: int = 0  # masks, 0 where it failed
+    seconds_generate: float = 0.0  # its share of the batch's wall time
+    seconds_segment: float = 0.0  # wall time of segmentation
+    byte_offset: int = -1  # where it begins in the tar, -1 where it failed
+    byte_size: int = 0  # bytes that it takes in the tar, headers and padding included
+    sha256: str = ""  # hash of those bytes; empty where it failed, or nobody took it
+    iterations: int = 0  # updates that k-means made at the slowest k; 0 where it failed
+    converged: bool = True  # whether k-means stood still at every k
+    labels: LabelCounts | None = None  # what its semantic map holds; None without labels
+    origin: Origin | None = None  # where it came from; None in a dataset that was not merged
 
     @property
     def as_prompt(self) -> Prompt:
@@ -192,8 +164,6 @@ def read_rows(storage: Storage, shard: str, marker: Marker | None = None) -> lis
     """The rows of a shard's planned samples.
 
     Args:
-        storage: The dataset.
-        shard: File stem of the shard.
         marker: Its marker, which vouches for them; None: they are taken as they are.
 
     Raises:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from synthgen.config import DatasetConfig, FeatureConfig
 from synthgen.dataset.manifest import preview_name
-from synthgen.dataset.records import decode_image
+from synthgen.dataset.records import decode_image, encode_image
 from synthgen.dataset.shards import read_span, scan, spans
 from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import Sample, Segmentation
@@ -35,16 +33,12 @@ _LABELS = re.compile(r"k([0-9]{2,3})\.png")
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a sample looked like inside.
+    """What a sample looked like inside."""
 
-    Args:
-        labels: Label map by k, values 0..k-1.
-        pca: First three principal components of all features as RGB.
-        upsampling: Upsampling error (eq. 6), stretched to 0..255.
-    """
-
-    labels: Mapping[int, UInt8[np.ndarray, "_height _width"]]
+    labels: Mapping[int, UInt8[np.ndarray, "_height _width"]]  # label map by k, values 0..k-1
+    # first three principal components of all features as RGB
     pca: UInt8[np.ndarray, "_height _width 3"]
+    # upsampling error (eq. 6), stretched to 0..255
     upsampling: UInt8[np.ndarray, "_height _width"]
 
 
@@ -65,7 +59,6 @@ def preview_members(
     """Tar members of one sample's preview, by file name.
 
     Args:
-        key: Sample key.
         sample: Gives the features.
         segmentation: Gives the label map of every k.
         config: How features are reduced.
@@ -73,14 +66,14 @@ def preview_members(
     from synthgen.segmentation.features import feature_blocks, upsampling_error
 
     members = {
-        f"{key}.k{k:02d}.png": _png(labels)
+        f"{key}.k{k:02d}.png": encode_image(labels, "png")
         for k, labels in zip(segmentation.ks, segmentation.labels, strict=True)
     }
     blocks = feature_blocks(sample.features, config)
     size = (sample.image.shape[0], sample.image.shape[1])
-    members[f"{key}.pca.png"] = _png(pca_colors(blocks, size))
+    members[f"{key}.pca.png"] = encode_image(pca_colors(blocks, size), "png")
     error = upsampling_error(blocks, size).cpu().numpy()[..., None]
-    members[f"{key}.upsampling.png"] = _png(_scaled(error)[..., 0])
+    members[f"{key}.upsampling.png"] = encode_image(_scaled(error)[..., 0], "png")
     return members
 
 
@@ -102,16 +95,15 @@ def pca_colors(
 def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "height width"]]]:
     """Label maps by sample key and k, from every preview tar of a dataset."""
     storage = open_storage(root)
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for name in storage.names("previews"):
-        with storage.open(name) as stream:
-            for span in spans(scan(stream)):
-                members = read_span(stream, span)
-                for suffix, match in ((name, _LABELS.fullmatch(name)) for name in members):
-                    if match:
-                        labels = decode_image(members[suffix], "L")
-                        found.setdefault(span.key, {})[int(match[1])] = labels
-    return found
+    return {
+        key: {
+            int(match[1]): decode_image(data, "L")
+            for suffix, data in members.items()
+            if (match := _LABELS.fullmatch(suffix))
+        }
+        for name in storage.names("previews")
+        for key, members in _members(storage, name)
+    }
 
 
 def preview_keys(storage: Storage, shard: str) -> list[str]:
@@ -132,24 +124,29 @@ def shard_previews(
         ValueError: If the tar is broken, or a preview is no set of our images.
     """
     name = preview_name(shard)
-    if storage.size(name) is None:
-        return
-    with storage.open(name) as stream:
-        for span in spans(scan(stream)):
-            if span.key in keys:
-                yield span.key, _decode(name, span.key, read_span(stream, span))
+    for key, members in _members(storage, name, keys):
+        found = ((_LABELS.fullmatch(suffix), data) for suffix, data in members.items())
+        try:
+            yield (
+                key,
+                Preview(
+                    labels={int(k[1]): decode_image(data, "L") for k, data in found if k},
+                    pca=decode_image(members["pca.png"]),
+                    upsampling=decode_image(members["upsampling.png"], "L"),
+                ),
+            )
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"Preview {key} in {name} must be readable. Got {error}.") from None
 
 
-def _decode(name: str, key: str, members: Mapping[str, bytes]) -> Preview:
-    found = ((_LABELS.fullmatch(suffix), data) for suffix, data in members.items())
-    try:
-        return Preview(
-            labels={int(match[1]): decode_image(data, "L") for match, data in found if match},
-            pca=decode_image(members["pca.png"]),
-            upsampling=decode_image(members["upsampling.png"], "L"),
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"Preview {key} in {name} must be readable. Got {error}.") from None
+def _members(
+    storage: Storage, name: str, keys: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    if storage.size(name) is not None:
+        with storage.open(name) as stream:
+            for span in spans(scan(stream)):
+                if keys is None or span.key in keys:
+                    yield span.key, read_span(stream, span)
 
 
 def _scaled(
@@ -159,9 +156,3 @@ def _scaled(
     low, high = values.min((0, 1)), values.max((0, 1))
     scaled = (values - low) * (255.0 / np.maximum(high - low, 1e-12))
     return np.asarray(scaled.round(), dtype=np.uint8)
-
-
-def _png(pixels: UInt8[np.ndarray, "height width *_channel"]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", compress_level=6)
-    return stream.getvalue()

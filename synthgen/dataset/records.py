@@ -43,7 +43,6 @@ IMAGE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
 }
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _IMAGE_ERRORS = (  # what Pillow raises on damaged files, beside its own
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -155,11 +154,7 @@ def parse_sample(content: bytes) -> dict[str, Any]:
 
 
 def check_sample(info: Mapping[str, Any]) -> None:
-    """Refuse what is not the content of a KEY.json.
-
-    Raises:
-        ValueError: In one line, with the first field that is wrong.
-    """
+    """Refuse what is not the content of a KEY.json; see ``parse_sample``."""
     check_shape(_Sample, info)
 
 
@@ -221,18 +216,28 @@ def semantic_ids(
     >>> semantic_ids(labels, {"car": 1, "cat": 2}).tolist()
     [[2, 2]]
     """
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    table[BACKGROUND] = BACKGROUND
-    for label, name in enumerate(labels.class_names, start=1):
-        table[label] = class_ids[name]
-    ids: UInt8[np.ndarray, "height width"] = table[labels.semantic]
+    own = {name: label for label, name in enumerate(labels.class_names, start=1)}
+    ids: UInt8[np.ndarray, "height width"] = id_table(own, class_ids)[labels.semantic]
     return ids
 
 
+def id_table(old: Mapping[str, int], new: Mapping[str, int]) -> UInt8[np.ndarray, " old_id"]:
+    """New id of each old class id; ids of no class become 255.
+
+    >>> id_table({"cat": 1, "dog": 2}, {"bird": 1, "cat": 2, "dog": 3})[[0, 1, 2, 3, 255]].tolist()
+    [0, 2, 3, 255, 255]
+    """
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[BACKGROUND] = BACKGROUND
+    for name, index in old.items():
+        table[index] = new[name]
+    return table
+
+
 def _name(labels: LabelMap, label: int) -> str:
-    if label == BACKGROUND:
-        return "background"
-    return "" if label == IGNORE else labels.class_names[label - 1]
+    if label in (BACKGROUND, IGNORE):
+        return "" if label == IGNORE else "background"
+    return labels.class_names[label - 1]
 
 
 def bbox_xywh(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
@@ -259,14 +264,13 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
     """Pixels of untrusted JPEG, PNG or WebP bytes.
 
     Args:
-        data: The file's content.
         mode: PIL mode that it is converted to; ``L`` is required, not converted to, because
             conversion of a palette or 16-bit image changes ids.
 
     Raises:
         ValueError: If it is no such image, too large, or not ``L`` where that is asked for.
     """
-    image = open_image(data, _FORMATS)
+    image = open_image(data, ("JPEG", "PNG", "WEBP"))
     if mode == "L" and image.mode != "L":
         raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
     with readable_image():
@@ -303,14 +307,10 @@ def readable_image() -> Iterator[None]:
 
 
 def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:
-    """A sample for users: key, image (RGB), mask (ids), masks (boolean), json, prompt.
-
-    Where it is labeled also semantic (class ids).
+    """A sample for users: key, image (RGB), mask (ids), json, prompt, semantic if it is labeled.
 
     Args:
-        key: Its key.
-        members: Its tar members by suffix.
-        masks: Also decode the overlapping masks.
+        masks: Also decode the overlapping masks, as ``masks``.
 
     Raises:
         ValueError: If a member is missing or broken; the message names the key.
@@ -334,12 +334,10 @@ def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) ->
             sample["masks"] = decode_masks(rles, height, width)
         return sample
     except StopIteration:
-        got = quote(sorted(members))
-        raise ValueError(f"Sample {one_line(key, 40)} must have an image. Got {got}.") from None
+        must, got = "have an image", quote(sorted(members))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Sample {one_line(key, 40)} must be readable. Got {error!r:.200}."
-        ) from None
+        must, got = "be readable", f"{error!r:.200}"
+    raise ValueError(f"Sample {one_line(key, 40)} must {must}. Got {got}.")
 
 
 def dump_sample(content: Mapping[str, Any]) -> bytes:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import UInt8
 
-from synthgen.dataset.records import decode_image, dump_sample, encode_image
+from synthgen.dataset.records import decode_image, dump_sample, encode_image, id_table
 from synthgen.storage.untrusted import parse_object
-from synthgen.types import BACKGROUND, IGNORE
 
 
 def rekey(
@@ -22,8 +21,6 @@ def rekey(
     """Tar members of a sample under another key, by suffix.
 
     Args:
-        members: Its members by suffix.
-        key: The new key.
         ids: New class id of each old one; None leaves the semantic map as it is.
 
     Raises:
@@ -44,20 +41,9 @@ def rekey(
 def translate_ids(
     old: Mapping[str, int], new: Mapping[str, int]
 ) -> UInt8[np.ndarray, " old_id"] | None:
-    """New id of each old class id; None where none changes. Ids of no class become 255.
+    """New id of each old class id, of a table that knows every name; None where none changes.
 
-    Args:
-        old: Ids by name in the sample's dataset.
-        new: Ids by name in the other; it knows every name.
-
-    >>> table = translate_ids({"cat": 1, "dog": 2}, {"bird": 1, "cat": 2, "dog": 3})
-    >>> table[[0, 1, 2, 3, 255]].tolist()
-    [0, 2, 3, 255, 255]
+    >>> translate_ids({"cat": 1}, {"cat": 1, "dog": 2}) is None
+    True
     """
-    if all(new[name] == index for name, index in old.items()):
-        return None
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    table[BACKGROUND] = BACKGROUND
-    for name, index in old.items():
-        table[index] = new[name]
-    return table
+    return None if all(new[name] == index for name, index in old.items()) else id_table(old, new)

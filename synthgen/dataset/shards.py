@@ -79,21 +79,13 @@ def whole_tar(path: Path) -> Iterator[ShardWriter]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a tar.
+    """One file of a tar."""
 
-    Args:
-        key: Name up to its first dot.
-        suffix: The rest of the name.
-        header: Offset of its header.
-        offset: Offset of its content.
-        size: Bytes of its content.
-    """
-
-    key: str
-    suffix: str
-    header: int
-    offset: int
-    size: int
+    key: str  # name up to its first dot
+    suffix: str  # the rest of the name
+    header: int  # offset of its header
+    offset: int  # offset of its content
+    size: int  # bytes of its content
 
     @property
     def end(self) -> int:
@@ -176,19 +168,12 @@ def check_end(stream: ByteStream, position: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a sample lies in its tar.
-
-    Args:
-        key: Its key.
-        offset: First byte of its first header.
-        size: Bytes until the end of its last member's padding.
-        members: Its members by suffix, in order.
-    """
+    """Where a sample lies in its tar."""
 
     key: str
-    offset: int
-    size: int
-    members: Mapping[str, Member]
+    offset: int  # first byte of its first header
+    size: int  # bytes until the end of its last member's padding
+    members: Mapping[str, Member]  # its members by suffix, in order
 
 
 def spans(members: Iterator[Member]) -> Iterator[Span]:

@@ -22,23 +22,14 @@ _ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class SideMarker:
-    """What the commit marker of a shard's results says.
+    """What the commit marker of a shard's results says."""
 
-    Args:
-        name: File stem of the shard.
-        digest: Of everything that determines the results but the tar.
-        tar_sha256: Hash of the data tar that they are about.
-        sha256: Hash of the file that was made.
-        bytes: Its size.
-        samples: Samples in it.
-    """
-
-    name: str
-    digest: str
-    tar_sha256: str
-    sha256: str
+    name: str  # file stem of the shard
+    digest: str  # of everything that determines the results but the tar
+    tar_sha256: str  # hash of the data tar that they are about
+    sha256: str  # hash of the file that was made
     bytes: int
-    samples: int
+    samples: int  # samples in it
     schema_version: int = field(default=SEALED, kw_only=True)
 
 
@@ -128,8 +119,6 @@ class SideFolder(Generic[AnyMarker]):
         """Say what the results of an id are, or check that it is what was said before.
 
         Args:
-            storage: The dataset.
-            name: The id.
             settings: All that determines the results but the tars.
             schema_version: Of the results.
 
@@ -183,8 +172,6 @@ class SideFolder(Generic[AnyMarker]):
         """The markers by shard of results that must be about all of some shards.
 
         Args:
-            storage: The dataset.
-            name: The id.
             shards: File stem to tar hash of these shards.
 
         Raises:

@@ -31,20 +31,15 @@ from synthgen.storage.publish import FileFacts, Storage
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The complete shards of a dataset.
+    """The complete shards of a dataset."""
 
-    Args:
-        rows: What a manifest says of each, by its number.
-        manifest: The manifest that stands; None where the dataset was never finalized.
-        environments: Those that the markers name that were read: of what no manifest lists, and
-            of what is not as it is listed.
-        seconds: Sums of their wall times.
-    """
-
-    rows: Mapping[int, ShardRow]
+    rows: Mapping[int, ShardRow]  # what a manifest says of each, by its number
+    # the manifest that stands; None where the dataset was never finalized
     manifest: Mapping[str, Any] | None
+    # those that the markers name that were read: of what no manifest lists, and of what is
+    # not as it is listed
     environments: Sequence[Mapping[str, Any]]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # sums of their wall times
 
     @property
     def listed(self) -> Sequence[ShardRow]:
@@ -56,7 +51,6 @@ def survey(storage: Storage, config: str, planned: Sequence[int]) -> Survey:
     """Look at a dataset.
 
     Args:
-        storage: The dataset.
         config: Digest that its shards must carry.
         planned: Samples planned of each shard.
 
@@ -86,7 +80,7 @@ def survey(storage: Storage, config: str, planned: Sequence[int]) -> Survey:
             row = shard_row(marker)
         else:
             marker = None
-        if row["planned"] == planned[index] and _stands(row, match[0], there):
+        if row["planned"] == planned[index] and _is_there(row, match[0], there):
             rows[index] = row
             if marker is not None and row != listed.get(index):
                 environments = distinct([*environments, dict(marker.environment)])
@@ -99,11 +93,10 @@ def _is_known(row: ShardRow) -> bool:
     return row["samples"] == row["planned"] or "reasons" in row
 
 
-def _stands(row: ShardRow, shard: str, there: Mapping[str, Mapping[str, FileFacts]]) -> bool:
+def _is_there(row: ShardRow, shard: str, there: Mapping[str, Mapping[str, FileFacts]]) -> bool:
     """Whether a shard's tar (none where it was skipped), rows and previews are there."""
     tar = there["data"].get(tar_name(shard))
     fits = tar is None if row["skipped"] else tar is not None and tar.size == row["bytes"]
-    beside = metadata_name(shard) in there["metadata"]
-    return (
-        fits and beside and (not row.get("previews") or preview_name(shard) in there["previews"])
-    )
+    files = [("metadata", metadata_name(shard))]
+    files += [("previews", preview_name(shard))] * bool(row.get("previews"))
+    return fits and all(name in there[folder] for folder, name in files)

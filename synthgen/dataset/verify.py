@@ -123,8 +123,6 @@ def verify_tar(
     """Every problem of one tar: structure, keys, members, and the content of the samples.
 
     Args:
-        stream: The open tar.
-        name: Its name, for the messages.
         shard_index: Number that its keys begin with.
         num_samples: Samples that it must hold.
         deep: See ``find_problems``.

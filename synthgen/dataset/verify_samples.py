@@ -24,17 +24,11 @@ _TOLD = ("prompt", "prompt_id", "classes", "image_index", "seed", "num_segments"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Args:
-        kind: Short name, such as ``truncated`` or ``bad id``.
-        where: File, and sample where there is one.
-        message: What was found.
-    """
-
-    kind: str
-    where: str
-    message: str
+    kind: str  # short name, such as ``truncated`` or ``bad id``
+    where: str  # file, and sample where there is one
+    message: str  # what was found
 
     def __str__(self) -> str:
         return one_line(f"{self.where}: {self.kind}: {self.message}", MAX_LINE)
@@ -50,8 +44,6 @@ def verify_sample(
     """Every problem of one sample's content.
 
     Args:
-        where: Its place, for the messages.
-        key: Its key.
         members: Its members by suffix; missing ones are reported elsewhere.
         deep: See `synthgen.dataset.verify.verify_dataset`.
         names: Classes of classes.json by id; None where it is not known.
@@ -89,8 +81,6 @@ def verify_row(
     """Whether a row of the metadata says of a sample what the tar says.
 
     Args:
-        shard: File stem of the shard.
-        row: The sample's row.
         span: Where it lies in the tar.
         sha256: Hash of its bytes there.
         sample_json: Content of its json; reported elsewhere if it cannot be read.
@@ -185,17 +175,17 @@ def _verify_pixels(
     segments = info["segments"]
     if mask.shape != (info["height"], info["width"]) or len(segments) > MAX_ID:
         return  # told already
-    # the smallest mask is painted last, and no two are in memory at once; by position, for ids
+    # the smallest mask is drawn last, and no two are in memory at once; by position, for ids
     # of a forged json may be any number, and column by column, as masks are decoded
     order = sorted(range(len(segments)), key=lambda index: -segments[index]["area"])
     masks = iterate_masks([segments[index]["rle"] for index in order], *mask.shape)
-    painted, wrong_boxes = np.zeros(mask.shape, dtype=np.uint8, order="F"), []
+    drawn, wrong_boxes = np.zeros(mask.shape, dtype=np.uint8, order="F"), []
     for index, pixels in zip(order, masks, strict=True):
         if list(bbox_xywh(pixels)) != segments[index]["bbox_xywh"]:
             wrong_boxes.append(index)
-        np.copyto(painted, np.uint8(index + 1), where=pixels)
+        np.copyto(drawn, np.uint8(index + 1), where=pixels)
     for index in sorted(wrong_boxes):
         yield Problem("wrong box", where, f"segment {segments[index]['id']}")
-    if not np.array_equal(painted, mask):
-        wrong = int((painted != mask).sum())
+    if not np.array_equal(drawn, mask):
+        wrong = int((drawn != mask).sum())
         yield Problem("bad id", where, f"{wrong} pixels do not have the smallest mask's id")

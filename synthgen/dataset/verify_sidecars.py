@@ -32,7 +32,6 @@ def verify_sidecars(
     """Every problem of what stands beside the data.
 
     Args:
-        storage: The dataset.
         shards: File stems of its shards.
         names: Classes of classes.json by id; None: not compared.
         deep: Also derive summaries again, and decode semantic maps and previews.

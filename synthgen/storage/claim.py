@@ -24,7 +24,7 @@ from synthgen.storage.untrusted import one_line, parse_object
 
 CLAIM = ".synthgen/claim"
 STALE_SECONDS = 900
-_SETTLE_SECONDS = 0.5  # longer than a store takes from "is it free" to "it is mine"
+_WAIT_SECONDS = 0.5  # longer than a store takes from "is it free" to "it is mine"
 _LOOK_SECONDS = 60
 
 LookAgain = Callable[[], None]
@@ -33,11 +33,7 @@ LookAgain = Callable[[], None]
 
 @contextmanager
 def claimed(target: Storage, what: str) -> Iterator[LookAgain]:
-    """Hold the claim of a folder or URL.
-
-    Args:
-        target: Where is written.
-        what: What is written, for the message of whoever comes second.
+    """Hold the claim of a folder or URL; ``what`` is written tells whoever comes second.
 
     Raises:
         RuntimeError: If another holds it; the message says who.
@@ -63,7 +59,7 @@ def _hold_lock(target: Storage, claim: dict[str, Any]) -> Iterator[LookAgain]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise _held(target, _parse(path.read_bytes())) from None
+            raise _held(target, _read(target)) from None
         stream.truncate(0)
         stream.write(dump_json(claim))
         stream.flush()
@@ -83,30 +79,30 @@ def _hold_object(target: Storage, claim: dict[str, Any]) -> Iterator[LookAgain]:
         target.publish_bytes(dump_json({**claim, "renewed": looked}), CLAIM)
 
     def look_again() -> None:
-        standing = _parse(target.read(CLAIM))
-        if standing and standing["token"] != claim["token"]:
-            raise _held(target, standing)
-        if not standing or time.time() - looked > _LOOK_SECONDS:
+        existing = _read(target)
+        if existing and existing["token"] != claim["token"]:
+            raise _held(target, existing)
+        if not existing or time.time() - looked > _LOOK_SECONDS:
             write()
 
-    standing = _parse(target.read(CLAIM))
-    if standing and not _is_gone(standing):
-        raise _held(target, standing)
+    existing = _read(target)
+    if existing and not _is_gone(existing):
+        raise _held(target, existing)
     write()
-    time.sleep(_SETTLE_SECONDS)
+    time.sleep(_WAIT_SECONDS)
     look_again()
     try:
         yield look_again
     finally:
-        standing = _parse(target.read(CLAIM))
-        if standing and standing["token"] == claim["token"]:
+        existing = _read(target)
+        if existing and existing["token"] == claim["token"]:
             target.remove(CLAIM)
 
 
-def _parse(content: bytes | None) -> dict[str, Any] | None:
-    """A standing claim, None for none or one that cannot be read."""
+def _read(target: Storage) -> dict[str, Any] | None:
+    """The claim that is there, None for none or one that cannot be read."""
     try:
-        tree = parse_object(content or b"")
+        tree = parse_object(target.read(CLAIM) or b"")
         renewed = float(tree.get("renewed", 0.0))
         return {**tree, "token": str(tree["token"]), "renewed": renewed}
     except (ValueError, TypeError, KeyError):
@@ -120,13 +116,13 @@ def _is_gone(claim: dict[str, Any]) -> bool:
 
 
 def _held(target: Storage, claim: dict[str, Any] | None) -> RuntimeError:
-    known = claim or {}
-    who = (
-        f"process {known.get('process')} on {known.get('machine')} at work there since "
-        f"{known.get('since')} ({known.get('what')})"
-    )
+    who = "another at work there"
+    if claim:
+        who = (
+            f"process {claim.get('process')} on {claim.get('machine')} at work there since "
+            f"{claim.get('since')} ({claim.get('what')})"
+        )
     return RuntimeError(
-        f"{one_line(target.root)} must have one writer at a time. Got "
-        f"{one_line(who) if claim else 'another at work there'}. Wait for it, or choose another "
-        f"target."
+        f"{one_line(target.root)} must have one writer at a time. Got {one_line(who)}. Wait for "
+        f"it, or choose another target."
     )

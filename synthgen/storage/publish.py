@@ -108,7 +108,6 @@ class Storage:
         """Content of a file, None where there is none.
 
         Args:
-            name: Of the file.
             there: There is evidence of it, so a store that denies it is asked again.
         """
         path, remote = self.path(name), self.remote

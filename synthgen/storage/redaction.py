@@ -26,7 +26,6 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """The text with every secret replaced by ``***``.
 
     Args:
-        text: Any text.
         environment: Variables whose values are searched for; None: those of this process.
 
     >>> redact("GET https://me:pw@host/x?token=abc failed", {})

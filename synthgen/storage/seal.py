@@ -108,7 +108,6 @@ def check_vouched(name: str, found: str, expected: str, by: str) -> None:
     """Refuse a file that is not the one that another vouches for.
 
     Args:
-        name: The file.
         found: Its sha256.
         expected: The sha256 that it must have; empty where an older version says none.
         by: Who says so.

@@ -135,9 +135,7 @@ def ask(fs: Any, where: str, act: Callable[[], Answer], there: bool = False) -> 
     cannot be reached is not asked again: its client did that.
 
     Args:
-        fs: The fsspec file system.
         where: What is asked, for the message.
-        act: One call of the file system.
         there: The file must be there. Stores of many machines may answer that it is not, for a
             while, although they took it; so a missing one is asked for again, too.
 
