@@ -16,22 +16,20 @@ from synthgen import __version__
 from synthgen.cli import (
     audit,
     bench,
+    config,
     doctor,
     export,
-    extend,
     generate,
-    inspect,
     label,
-    merge,
-    plan,
     report,
     serve,
     soak,
-    status,
     stopping,
     study,
     train,
+    verify,
 )
+from synthgen.cli.command import command
 from synthgen.cli.display import told
 from synthgen.progress import Stopped
 from synthgen.storage.redaction import redact
@@ -64,28 +62,22 @@ def about(
     """Options of the command line itself."""
 
 
-app.command()(told(generate.demo))
-app.command()(told(generate.generate))
-app.command()(plan.plan)
-app.command()(told(extend.extend))
-app.command()(told(merge.merge))
+for _make in (generate.demo, generate.generate, generate.extend, generate.merge):
+    app.command()(command(_make, runs=True))
+app.command()(command(generate.plan, tells=True))
 app.command()(serve.serve)
-app.command()(told(audit.audit))
-app.command()(told(label.label))
-app.command()(told(study.study))
-app.command()(train.train)
-app.command()(soak.soak)
-app.command()(told(export.export))
-app.command()(export.push)
+for _judge in (audit.audit, label.label, export.export):
+    app.command()(command(_judge, runs=True, tells=True))
+for _look in (verify.verify, verify.status, verify.replay, verify.gc, export.push):
+    app.command()(command(_look, tells=True))
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)
-app.command()(status.status)
-app.command()(inspect.verify)
-app.command()(inspect.replay)
-app.command()(inspect.gc)
+app.command()(told(study.study))
+app.command()(train.train)
+app.command()(soak.soak)
 app.command()(doctor.doctor)
-app.add_typer(inspect.config_app, name="config")
+app.add_typer(config.app, name="config")
 app.add_typer(train.app, name="evaluate")
 app.add_typer(bench.app, name="bench")
 

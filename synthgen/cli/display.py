@@ -39,7 +39,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results a
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries tell.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
 _console = Console(stderr=True)  # of the bar: lines are printed above it
-_quiet = False
+_quiet = _as_json = False
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Tally:
         if event == "samples":
             self.done += fields["count"]
             self.made += fields["count"]
-        elif event == "standing":
+        elif event == "existing":
             self.shards_done += fields["shards"]
             self.done += fields["samples"]
         elif event == "shard":
@@ -113,7 +113,7 @@ class LogLines(logging.Handler):
 @contextmanager
 def logged(quiet: bool, verbose: bool, as_json: bool) -> Iterator[None]:
     """Show what is logged while the block runs, and nothing of it twice."""
-    global _quiet
+    global _quiet, _as_json
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     root, lines = logging.getLogger(), LogLines(level, as_json)
     before = root.level, list(root.handlers)
@@ -122,11 +122,11 @@ def logged(quiet: bool, verbose: bool, as_json: bool) -> Iterator[None]:
     root.addHandler(lines)
     shown = warnings.showwarning
     warnings.showwarning = lambda message, *_: logging.getLogger("py.warnings").warning(message)
-    _quiet = quiet
+    _quiet, _as_json = quiet, as_json
     try:
         yield
     finally:
-        _quiet = False
+        _quiet = _as_json = False
         warnings.showwarning = shown
         root.setLevel(before[0])
         root.handlers = before[1]
@@ -182,7 +182,7 @@ class _PlainHandler(_Handler):
     last = 0.0
 
     def show(self, event: str, record: logging.LogRecord) -> None:
-        finished = self.tally.done == self.tally.planned and event in ("shard", "standing")
+        finished = self.tally.done == self.tally.planned and event in ("shard", "existing")
         if finished or time.perf_counter() - self.last > PLAIN_EVERY_SECONDS:
             self.last = time.perf_counter()
             print(self.tally.line, file=sys.stderr, flush=True)
@@ -218,7 +218,10 @@ def _bar() -> Progress:
 
 @contextmanager
 def show_progress(
-    planned: int, shards: int, json_logs: bool, words: tuple[str, str] = ("images", "shards")
+    planned: int,
+    shards: int,
+    json_logs: bool = False,
+    words: tuple[str, str] = ("images", "shards"),
 ) -> Iterator[Tally]:
     """Show the events of ``synthgen.progress`` while the block runs.
 
@@ -229,7 +232,7 @@ def show_progress(
         words: What samples and shards are called.
     """
     tally = Tally(planned, shards, words)
-    if json_logs:
+    if json_logs or _as_json:
         with attached(_JsonHandler(tally)):
             yield tally
     elif sys.stderr.isatty() and not _quiet:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthgen.cli.display import attached
-from synthgen.cli.generate import Set
-from synthgen.cli.options import refuse_unused
+
+from synthgen.cli.options import Set, refuse_unused
 from synthgen.cli.study import read_settings
 from synthgen.config import AuditorConfig, Config
 

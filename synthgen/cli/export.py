@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from synthgen.cli.display import JsonLogs, show_progress
-from synthgen.cli.options import refuse_unused, say
+from synthgen.cli.command import Result
+from synthgen.cli.display import show_progress
+from synthgen.cli.options import Finished, Labels, refuse_unused
 from synthgen.storage.urls import scheme_of
 
 
 def export(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset.")],
+    directory: Finished,
     out: Annotated[str, typer.Argument(metavar="OUT", help="New or empty folder, or URL.")],
     format: Annotated[
         str,
@@ -32,9 +32,7 @@ def export(
     keep_only: Annotated[
         bool, typer.Option("--keep-only/--keep-all", help="With --audited: leave out, or not.")
     ] = True,
-    labels: Annotated[
-        str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
-    ] = None,
+    labels: Labels = None,
     min_label_score: Annotated[
         float, typer.Option(help="Objects with less sure labels become pixels to ignore.")
     ] = 0.0,
@@ -52,11 +50,7 @@ def export(
         str | None,
         typer.Option(help="COCO's masks: polygon (if left out), rle or rle-list."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="What was exported, as one JSON object.")
-    ] = False,
-    json_logs: JsonLogs = False,
-) -> None:
+) -> Result:
     """Write a finished dataset in a format that other tools read.
 
     Run again to go on after an interruption; images of one prompt are never in two splits.
@@ -75,8 +69,7 @@ def export(
     if scheme_of(out) is None and Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"OUT must be a new or empty folder. Got the file {out!r}.")
     shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
-    planned = sum(shard["samples"] for shard in shards)
-    with show_progress(planned, len(shards), json_logs):
+    with show_progress(sum(shard["samples"] for shard in shards), len(shards)):
         done = run(
             directory,
             out,
@@ -90,13 +83,13 @@ def export(
             min_area=min_area,
             segmentation=segmentation,
         )
-    if as_json:
-        print(json.dumps(done), flush=True)
-        return
-    counts = done["counts"]
-    splits = ", ".join(f"{name} {count}" for name, count in counts["splits"].items())
-    say(f"{sum(counts['splits'].values())} images ({splits}) as {format} in {out}")
-    say(f"How to load it: {out}/README.md")
+    counts = done["counts"]["splits"]
+    splits = ", ".join(f"{name} {count}" for name, count in counts.items())
+    lines = [
+        f"{sum(counts.values())} images ({splits}) as {format} in {out}",
+        f"How to load it: {out}/README.md",
+    ]
+    return Result(done, lines)
 
 
 def push(
@@ -107,8 +100,7 @@ def push(
             metavar="URL", help="s3://bucket/folder, hf://datasets/owner/name or file:///folder."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Counts as one JSON object.")] = False,
-) -> None:
+) -> Result:
     """Send a finished dataset or export to a hub repository, an object store or a folder.
 
     What is there already is skipped; the manifest goes last. Run again to go on.
@@ -122,8 +114,5 @@ def push(
     from synthgen.export.push import push as run
 
     done = run(directory, url)
-    if as_json:
-        counts = {"sent": done.sent, "skipped": done.skipped, "bytes": done.num_bytes}
-        print(json.dumps(counts), flush=True)
-        return
-    say(f"{done.sent} files sent ({done.num_bytes / 1e6:.1f} MB), {done.skipped} there")
+    line = f"{done.sent} files sent ({done.num_bytes / 1e6:.1f} MB), {done.skipped} there"
+    return Result({"sent": done.sent, "skipped": done.skipped, "bytes": done.num_bytes}, [line])

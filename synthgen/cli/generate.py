@@ -1,4 +1,4 @@
-"""``synthgen generate`` and ``synthgen demo``: two doors to one engine."""
+"""Commands that make datasets: ``generate``, ``demo``, ``extend``, ``merge``; and ``plan``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen.cli.display import JsonLogs, show_progress
-from synthgen.cli.engine import Engine, flow_server
-from synthgen.cli.options import say
-from synthgen.config import AuditConfig, Config, load, load_audit
+from synthgen.cli.audit import MAX_FAILED, run_audit, verdict
+from synthgen.cli.command import Result, check_runner, run_job
+from synthgen.cli.options import (
+    Address,
+    Classes,
+    Engine,
+    EngineOption,
+    Num,
+    Runner,
+    Set,
+    Source,
+    Strict,
+    ThenAudit,
+    Workers,
+    read_config,
+    refuse_unused,
+    say,
+)
+from synthgen.config import Config, load, load_audit
 
 DEMO_OVERRIDES = (
     *("prompts=demo", "num=16", "dataset.shard_size=8", "dataset.preview_every=1", "seed=7"),
@@ -19,46 +34,24 @@ DEMO_OVERRIDES = (
 )
 
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
-]
-Classes = Annotated[
-    str | None,
-    typer.Option(help="Classes to look for in captions: cat,dog or a file of names, or of ids."),
-]
-Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
-Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
-Address = Annotated[
-    str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
-]
-
-
 def generate(
-    source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, -, or: demo, scenes, voc.")
-    ],
+    source: Source,
     out: Annotated[
         str, typer.Option(help="Output folder or URL (s3://bucket/folder); run again to go on.")
     ] = "synthgen-out",
-    num: Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")] = None,
+    num: Num = None,
     classes: Classes = None,
     overrides: Set = None,
-    engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
+    engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
     workers: Workers = 1,
     address: Address = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse to resume with other library versions.")
-    ] = False,
+    strict: Strict = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all; print shards, bytes, time; make nothing.")
     ] = False,
-    audit: Annotated[
-        str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
-    ] = None,
-    json_logs: JsonLogs = False,
-) -> None:
+    audit: ThenAudit = None,
+) -> Result:
     """Make a segmentation dataset from prompts, or finish one that was cut off.
 
     Run the same command again to go on: complete shards are kept.
@@ -73,157 +66,201 @@ def generate(
 
       synthgen generate config.yaml --set segmentation.clusters.ks=[2,5,10] --dry-run
     """
-    config = read_config(source, overrides or [], num, classes)
+    config = read_config(source, overrides, num, classes)
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     if dry_run:
-        rehearse(config, out, engine, runner, workers, strict, address)
-        print_estimate(config, out)
-        return
-    manifest = execute(config, out, engine, runner, workers, strict, json_logs, address)
+        from synthgen import jobs
+
+        jobs.plan(config)
+        check_runner(config, engine, runner, workers, address)
+        jobs.GenerateJob(jobs.as_extended(config, out), out, strict).rehearse()
+        return _estimate(config, out)
+    manifest = execute(config, out, engine, runner, workers, strict, address)
     if settings is not None:
-        _audit(out, settings, json_logs)
-    conclude(manifest, out)
+        verdict(run_audit(out, settings), out, MAX_FAILED).tell()
+    return _ended(manifest, out)
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("synthgen-demo"),
     num: Annotated[int, typer.Option(help="Images.")] = 16,
-    engine: Annotated[Engine, typer.Option(help="Prefect flow, or in-process.")] = Engine.flow,
+    engine: EngineOption = Engine.flow,
     workers: Workers = 1,
-    json_logs: JsonLogs = False,
-) -> None:
+) -> Result:
     """Make, label, audit and show a small dataset with the embedded models, offline."""
     from synthgen.dataset.contact_sheet import write_contact_sheet
     from synthgen.report.page import write_report
 
     config = load(overrides=[*DEMO_OVERRIDES, f"num={num}"])
-    manifest = execute(config, out, engine, "threads", workers, False, json_logs)
-    sheet = write_contact_sheet(out, out / "report" / "contact-sheet.png")
-    say(f"  contact sheet  {sheet}")
-    _audit(out, load_audit(["auditor.name=scenes-m2f"]), json_logs)  # judges labels, too
-    _audit(out, load_audit(["auditor.name=scenes-sam"]), json_logs, num=8)  # a second an image
+    manifest = execute(config, out, engine, workers=workers)
+    say(f"  contact sheet  {write_contact_sheet(out, out / 'report' / 'contact-sheet.png')}")
+    for auditor, first in (("scenes-m2f", None), ("scenes-sam", 8)):  # SAM takes a second an image
+        settings = load_audit([f"auditor.name={auditor}"])
+        verdict(run_audit(out, settings, num=first), out, MAX_FAILED).tell()
     say(f"Report: {write_report(out)}")
     say(f"{_count_labeled(out, manifest)} To look at them: synthgen view {out}")
-    conclude(manifest, out)
+    return _ended(manifest, out)
 
 
-def read_config(
-    source: str, overrides: list[str], num: int | None, classes: str | None = None
-) -> Config:
-    """The configuration that the command line describes.
+def extend(
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A dataset: folder or URL.")],
+    shards: Annotated[int, typer.Option(min=1, help="Whole shards to add.")] = 1,
+    engine: EngineOption = Engine.flow,
+    runner: Runner = "threads",
+    workers: Workers = 1,
+    address: Address = None,
+    strict: Strict = False,
+) -> Result:
+    """Add shards to a dataset: the next prompts, each with its next image and a fresh seed.
 
-    Args:
-        source: A YAML file is a configuration; anything else is a prompt source.
-        overrides: Assignments ``key=value``.
-        num: Overrides ``num`` where given.
-        classes: Names with commas between, or a file of them.
+    Nothing that is there changes, and readers go on with the version that they opened:
+    open_dataset(DIR, version=1) is what 'synthgen generate' made, version=2 has the first
+    extension. If the last extension was cut off, this finishes it and adds nothing more.
+
+    Examples:
+
+      synthgen extend data/scenes --shards 4
+
+      synthgen serve scenes --out data/scenes --extend 4 --cron "0 2 * * *"   (every night)
     """
-    from synthgen.prompts.class_list import read_classes
+    from synthgen import jobs
 
-    path = Path(source)
-    is_config = path.suffix.lower() in {".yaml", ".yml"}
-    given: dict[str, Any] = {} if is_config else {"prompts": source}
-    given |= {} if num is None else {"num": num}
-    given |= {} if classes is None else {"classes": read_classes(classes)}
-    return load(path if is_config else None, overrides, given)
+    with jobs.extension(out, shards) as config:
+        manifest = execute(config, out, engine, runner, workers, strict, address)
+    return _ended(manifest, out)
+
+
+def merge(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR DIR...", help="Finished datasets, folders or URLs, in order."),
+    ],
+    out: Annotated[
+        str, typer.Option(help="The new dataset, a folder or URL; run again to go on.")
+    ],
+) -> Result:
+    """Write the samples of several datasets into a new one, under new keys.
+
+    Image format, ks and whether there are labels must be equal; models, prompts and sizes may
+    differ, and class ids are made to agree. Images and masks are copied byte for byte;
+    metadata/*.parquet names the old dataset and key of every sample. Audits are about their own
+    dataset: audit the new one.
+
+    Examples:
+
+      synthgen merge data/day data/night --out data/both
+    """
+    from synthgen.jobs import MergeJob
+
+    manifest, _ = run_job(lambda: MergeJob(sources, out))
+    return Result(lines=[_counted(manifest, out)])
+
+
+def plan(
+    source: Source,
+    out: Annotated[
+        str, typer.Option(help="A dataset that was begun; its shards are the better basis.")
+    ] = "synthgen-out",
+    num: Num = None,
+    classes: Classes = None,
+    overrides: Set = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="GPU hours, requests and rows at --rate.")
+    ] = False,
+    rate: Annotated[
+        float | None, typer.Option(help="Images per second of one GPU, as 'generate' prints it.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="GPUs.", show_default="1")] = None,
+) -> Result:
+    """Say what a run will make and take: shards, images, bytes, GPU hours.
+
+    Makes nothing. With --cost also what the same takes at a throughput that you measured.
+
+    Examples:
+
+      synthgen plan voc --set model.card=sd21-base --num 100000
+
+      synthgen plan voc --num 100000 --cost --rate 1.5 --workers 64
+    """
+    from synthgen.jobs.cost import cost as cost_of
+
+    refuse_unused({"--rate": rate, "--workers": workers}, not cost, "without --cost")
+    config = read_config(source, overrides, num, classes)
+    if not cost:
+        return _estimate(config, out)
+    if rate is None:
+        raise ValueError(
+            "--cost needs --rate, images per second of one GPU. Got none; 'synthgen generate' "
+            "prints it at the end of a run."
+        )
+    return _table(cost_of(config, rate, workers or 1, out))
 
 
 def execute(
     config: Config,
     out: str | Path,
     engine: Engine,
-    runner: str,
-    workers: int,
-    strict: bool,
-    json_logs: bool,
+    runner: str = "threads",
+    workers: int = 1,
+    strict: bool = False,
     address: str | None = None,
 ) -> dict[str, Any]:
-    """Run the plan behind a progress display; returns the manifest with the work that was done."""
-    with flow_server(engine) as run_flow:
-        from synthgen import jobs  # seconds of torch and diffusers, which --help does not need
-        from synthgen.storage.publish import open_storage
+    """Make a dataset behind a progress display; returns the manifest and says what was done."""
+    started = 0.0
 
-        open_storage(out)  # a URL with a secret must not become a parameter of a flow
-        config = jobs.as_extended(config, out)
-        specs = jobs.plan(config)
-        check_runner(config, engine, runner, workers, address)
-        jobs.initialize(config, out, strict=strict)  # mistakes in one line, not in a flow's
+    def job() -> Any:
+        nonlocal started
+        from synthgen import jobs
+
+        made = jobs.GenerateJob(jobs.as_extended(config, out), out, strict)
+        check_runner(made.config, engine, runner, workers, address)
+        assert made.specs is not None  # prompts that cannot be read are said before a folder
         started = time.perf_counter()
-        with show_progress(config.planned, len(specs), json_logs) as tally:
-            if engine is Engine.flow:
-                from synthgen.flows.generate import generate as flow
+        return made
 
-                options = {"runner": runner, "workers": workers, "address": address}
-                manifest: dict[str, Any] = run_flow(
-                    flow, config, str(out), strict=strict, **options
-                )
-            else:
-                manifest = jobs.generate(config, out, strict=strict)
-    _announce(manifest, tally.made, out, time.perf_counter() - started)
+    where = {"runner": runner, "workers": workers, "address": address, "strict": strict}
+    manifest, tally = run_job(
+        job, engine, lambda made: {"config": made.config, "out": str(out), **where}
+    )
+    seconds = time.perf_counter() - started
+    if tally.made == 0:
+        say(f"{out} is already complete: nothing was done.")
+    else:
+        rate = tally.made / seconds
+        say(f"{tally.made} images in {seconds:.1f} s ({rate:.2f} images/s).")
+    say(_counted(manifest, out))
     return manifest
 
 
-def rehearse(
-    config: Config,
-    out: str,
-    engine: Engine,
-    runner: str,
-    workers: int,
-    strict: bool,
-    address: str | None,
-) -> None:
-    """Refuse what ``execute`` would refuse before the first image; the model is loaded for it."""
+def _counted(manifest: dict[str, Any], out: str | Path) -> str:
+    totals = manifest["totals"]
+    return f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)"
+
+
+def _ended(manifest: dict[str, Any], out: str | Path) -> Result:
+    """Exit code 3 when samples failed; their reasons are in the dataset."""
+    totals = manifest["totals"]
+    failed = totals["planned"] - totals["samples"]
+    if not failed:
+        return Result()
+    problem = f"{failed} of {totals['planned']} planned samples failed; reasons are in"
+    return Result(problem=f"{problem} {out}/metadata.", code=3)
+
+
+def _estimate(config: Config, out: str) -> Result:
+    """What a run would make and take; shards in ``out`` are the better basis."""
     from synthgen import jobs
 
-    jobs.plan(config)
-    check_runner(config, engine, runner, workers, address)
-    jobs.rehearse(jobs.as_extended(config, out), out, strict)
+    return _table(jobs.estimate(config, out))
 
 
-def check_runner(
-    config: Config, engine: Engine, runner: str, workers: int, address: str | None
-) -> None:
-    """Refuse what no flow could run on, and settings of flows where there is none.
-
-    Raises:
-        ValueError: In one line.
-    """
-    from synthgen.prompts.reading import STDIN
-
-    if engine is Engine.flow:
-        from synthgen.flows.runners import task_runner
-
-        task_runner(runner, workers, address)
-        if config.prompts == STDIN and runner != "threads":
-            raise ValueError(
-                f"Prompts from standard input must be used by this process. Got --runner "
-                f"{runner}, whose workers cannot read them; save them in a file."
-            )
-    elif (runner, workers, address) != ("threads", 1, None):
-        raise ValueError(
-            "--runner, --workers and --address have no effect with --engine inline, which makes "
-            "one shard after the other. Leave them out, or leave out --engine."
-        )
-
-
-def print_estimate(config: Config, out: str) -> None:
-    """Print what a run would make and take; shards that stand in ``out`` are the better basis."""
-    from synthgen import jobs
-
-    for name, value in jobs.estimate(config, out).items():
-        shown = "unknown" if value is None else value
-        say(f"{name:>16}  {shown:,}" if isinstance(shown, int) else f"{name:>16}  {shown}")
-
-
-def _audit(
-    out: str | Path, settings: AuditConfig, json_logs: bool, num: int | None = None
-) -> None:
-    """Audit a dataset that was just finished, or its first samples, with the audit's defaults."""
-    from synthgen.cli.audit import MAX_FAILED, conclude, run_audit, show_summary
-
-    summary = run_audit(out, settings, num=num, json_logs=json_logs)
-    show_summary(summary, out)
-    conclude(summary, MAX_FAILED)
+def _table(tree: dict[str, Any]) -> Result:
+    shown = {name: "unknown" if value is None else value for name, value in tree.items()}
+    lines = [
+        f"{name:>16}  {value}" if isinstance(value, str) else f"{name:>16}  {value:,}"
+        for name, value in shown.items()
+    ]
+    return Result(tree, lines)
 
 
 def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
@@ -239,25 +276,3 @@ def _count_labeled(out: Path, manifest: dict[str, Any]) -> str:
         f"{len(found)} of {manifest['totals']['samples']} samples are labeled, "
         f"with {len(classes)} classes."
     )
-
-
-def _announce(manifest: dict[str, Any], made: int, out: str | Path, seconds: float) -> None:
-    totals = manifest["totals"]
-    if made == 0:
-        say(f"{out} is already complete: nothing was done.")
-    else:
-        say(f"{made} images in {seconds:.1f} s ({made / seconds:.2f} images/s).")
-    say(f"  dataset        {out}  ({totals['samples']} samples, {totals['shards']} shards)")
-
-
-def conclude(manifest: dict[str, Any], out: str | Path) -> None:
-    """Exit with code 3 when samples failed; their reasons are in the dataset."""
-    totals = manifest["totals"]
-    failed = totals["planned"] - totals["samples"]
-    if failed:
-        say(
-            f"{failed} of {totals['planned']} planned samples failed; reasons are in "
-            f"{out}/metadata.",
-            err=True,
-        )
-        raise typer.Exit(3)

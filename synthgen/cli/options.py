@@ -1,12 +1,78 @@
-"""What options have in common: one that would be ignored is refused."""
+"""Options that commands share, and what they have in common: one that is ignored is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from synthgen.config import Config, load
 from synthgen.storage.untrusted import printable
+
+
+class Engine(StrEnum):
+    """Who runs a job: a Prefect flow (default), or this process alone."""
+
+    flow = "flow"
+    inline = "inline"
+
+
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")]
+Finished = Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset.")]
+Source = Annotated[
+    str, typer.Argument(help="A YAML configuration, a prompt file, -, or: demo, scenes, voc.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Classes to look for in captions: cat,dog or a file of names, or of ids."),
+]
+Num = Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")]
+FirstNum = Annotated[int | None, typer.Option(min=1, help="Whole shards until this many samples.")]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="Prefect flow, or in-process.")]
+Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
+Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
+Address = Annotated[
+    str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse to go on with other library versions.")
+]
+ThenAudit = Annotated[
+    str | None, typer.Option("--audit", help="Then audit it with this auditor: scenes-sam.")
+]
+Checkpoint = Annotated[str | None, typer.Option(help="File or folder of the auditor's weights.")]
+Sha256 = Annotated[str | None, typer.Option(help="What the checkpoint's hash must be.")]
+Labels = Annotated[
+    str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
+]
+
+
+def read_config(
+    source: str, overrides: list[str] | None, num: int | None = None, classes: str | None = None
+) -> Config:
+    """The configuration that the command line describes.
+
+    Args:
+        source: A YAML file is a configuration; anything else is a prompt source.
+        overrides: Assignments ``key=value``.
+        num: Overrides ``num`` where given.
+        classes: Names with commas between, or a file of them.
+    """
+    from synthgen.prompts.class_list import read_classes
+
+    path = Path(source)
+    is_config = path.suffix.lower() in {".yaml", ".yml"}
+    given: dict[str, Any] = {} if is_config else {"prompts": source}
+    given |= {} if num is None else {"num": num}
+    given |= {} if classes is None else {"classes": read_classes(classes)}
+    return load(path if is_config else None, overrides or [], given)
 
 
 def say(text: object, err: bool = False) -> None:

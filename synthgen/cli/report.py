@@ -7,19 +7,17 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.options import refuse_unused, say
+from synthgen.cli.options import Checkpoint, Folder, Labels, Set, Sha256, refuse_unused, say
 from synthgen.progress import Stopped
 from synthgen.storage.urls import scheme_of
 
 
 def report(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")],
+    directory: Folder,
     audit: Annotated[
         str | None, typer.Option(help="Id of the audit to show; the last one if left out.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
-    ] = None,
+    labels: Labels = None,
     num: Annotated[
         int, typer.Option(min=1, help="Samples in the contact sheet and explorer.")
     ] = 60,
@@ -98,11 +96,9 @@ def inspect(
     auditor: Annotated[
         str | None, typer.Option(help="Match masks with this auditor's; else: the hierarchy.")
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="The auditor's weights.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="What their hash must be.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="section.key=value (repeatable).")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    sha256: Sha256 = None,
+    overrides: Set = None,
 ) -> None:
     """Write the paper's figures for one prompt or image: heads, clusters, masks, error map.
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Annotated
 
 import typer
 
-from synthgen.cli.engine import prepare_prefect
-from synthgen.cli.generate import Address, Runner, Set, Workers, read_config
+from synthgen.cli.command import prepare_prefect
+from synthgen.cli.options import (
+    Address,
+    Num,
+    Runner,
+    Set,
+    Source,
+    ThenAudit,
+    Workers,
+    read_config,
+)
 from synthgen.cli.stopping import apart
 from synthgen.config import load_audit
 from synthgen.progress import Stopped
@@ -22,9 +30,7 @@ RETRIES = {  # read in the runs, which are our child processes
 
 
 def serve(
-    source: Annotated[
-        str, typer.Argument(help="A YAML configuration, a prompt file, or: demo, scenes, voc.")
-    ],
+    source: Source,
     out: Annotated[str, typer.Option(help="Output folder or URL (s3://bucket/folder).")],
     cron: Annotated[
         str, typer.Option(help="When: minute, hour, day of month, month, day of week.")
@@ -34,11 +40,9 @@ def serve(
         int | None,
         typer.Option(min=1, help="Add this many shards in each run; the first makes the dataset."),
     ] = None,
-    num: Annotated[int | None, typer.Option(help="Samples of the dataset at first.")] = None,
+    num: Num = None,
     overrides: Set = None,
-    audit: Annotated[
-        str | None, typer.Option(help="Then audit it with this auditor, such as scenes-sam.")
-    ] = None,
+    audit: ThenAudit = None,
     report: Annotated[bool, typer.Option("--report", help="Then write its report.")] = False,
     runner: Runner = "threads",
     workers: Workers = 1,
@@ -63,37 +67,26 @@ def serve(
 
       synthgen serve config.yaml --out data/growing --extend 4 --cron "0 2 * * mon-fri" --report
     """
-    config = read_config(source, overrides or [], num)
+    config = read_config(source, overrides, num)
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     prepare_prefect(RETRIES)
-    from synthgen import jobs
     from synthgen.flows.runners import task_runner
     from synthgen.flows.serve import check_schedule, deployment_name, end_runs
     from synthgen.flows.serve import serve as serve_flow
+    from synthgen.jobs.plan import plan
     from synthgen.storage.publish import open_storage
 
     check_schedule(cron, timezone)
     task_runner(runner, workers, address)
-    jobs.plan(config)  # an unreadable prompt file must be seen now, not by night
+    plan(config)  # an unreadable prompt file must be seen now, not by night
     called = name or deployment_name(out)
-    served = partial(
-        serve_flow,
-        config,
-        out,
-        cron,
-        timezone,
-        shards=extend,
-        audit=settings,
-        report=report,
-        runner=runner,
-        workers=workers,
-        address=address,
-        name=called,
-    )
+    where = {"report": report, "runner": runner, "workers": workers, "address": address}
     with open_storage(out).locked("serve", "serve a dataset"):
         typer.echo(f"Serving {out} on '{cron}' ({timezone}) as {called}; stop with Ctrl-C.")
         try:
-            apart(served)
+            apart(
+                lambda: serve_flow(config, out, cron, timezone, extend, settings, called, **where)
+            )
         except Stopped:
             with suppress(Exception):  # a server that is gone has no slots to free
                 end_runs(called)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.cli.display import JsonLogs, show_progress
-from synthgen.cli.generate import Set
-from synthgen.cli.options import refuse_unused
+from synthgen.cli.options import Set, refuse_unused
 from synthgen.cli.training_display import show_training
 from synthgen.storage.untrusted import quote
 from synthgen.storage.urls import scheme_of

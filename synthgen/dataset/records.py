@@ -89,12 +89,15 @@ class _Sample(TypedDict):
     instances: NotRequired[list[_Object]]
 
 
-def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
+def encode_record(
+    record: Record, image_format: str, info: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
     """Tar members of a record by suffix, ``{"jpg": …, "json": …, "mask.png": …, "txt": …}``.
 
     Args:
         record: ``provenance`` must hold ``seed`` and ``image_index``; see ``sample_json``.
         image_format: ``jpg``, ``png`` or ``webp``.
+        info: Its ``sample_json``, where that is known already.
 
     Raises:
         ValueError: For a bad key or more than 254 masks.
@@ -108,7 +111,7 @@ def encode_record(record: Record, image_format: str) -> dict[str, bytes]:
         )
     members = {
         image_format: encode_image(record.image, image_format),
-        "json": dump_sample(sample_json(record)),
+        "json": dump_sample(sample_json(record) if info is None else info),
         "mask.png": encode_image(id_map(record.mask_set).astype(np.uint8), "png"),
         "txt": record.prompt.text.encode("utf-8"),
     }

@@ -1,4 +1,4 @@
-"""What a run leaves on the server for people: its table, a contact sheet, where the report is.
+"""What a run leaves on the server for people: its tables, a contact sheet, where the report is.
 
 The server stores these in its database, so they are small: numbers, and one picture of some
 tens of kilobytes inside the Markdown (an image artifact would need a URL that the browser of
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -61,32 +61,15 @@ def update_progress(artifact: UUID, percent: float) -> None:
         client.update_artifact(artifact, ArtifactUpdate(data=percent))
 
 
-def publish_dataset(
-    rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], out: str
-) -> None:
-    """The shards of a run as a table; the dataset's totals and newest samples as Markdown.
+def publish_dataset(manifest: Mapping[str, Any], out: str) -> None:
+    """A dataset's totals and newest samples as Markdown.
 
     Args:
-        rows: One per shard, as `synthgen.types.ShardReport` has it.
         manifest: The dataset's manifest.
         out: The dataset's folder or URL.
     """
-    table = [
-        {
-            "shard": row["name"],
-            "planned": row["planned"],
-            **row["counts"],
-            "bytes": row["num_bytes"],
-            "reused": row["reused"],
-            "worker": row.get("worker", ""),
-            "sha256": row["sha256"][:12],
-        }
-        for row in rows
-    ]
-    put("table", "synthgen-shards", table, "Shards of this run")
     totals = "\n".join(f"- {name}: {value}" for name, value in manifest["totals"].items())
-    made = sum(row["planned"] for row in rows if not row["reused"])
-    lines = [f"# Dataset\n\n`{redact(out)}`, {made} samples planned in this run\n\n{totals}\n"]
+    lines = [f"# Dataset\n\n`{redact(out)}`\n\n{totals}\n"]
     picture = contact_sheet(manifest, out)
     if picture:
         uri = "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
@@ -101,27 +84,17 @@ def publish_report(report: object, out: str) -> None:
     put("markdown", "synthgen-report", text)
 
 
-def publish_audit(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    """The shards of an audit as a table; what it found beside its baselines as Markdown."""
-    put("table", "synthgen-audit-shards", [dict(row) for row in rows], summary["id"])
-    put("markdown", "synthgen-audit", audit_markdown(summary))
-
-
-def audit_markdown(summary: Mapping[str, Any]) -> str:
-    """What an audit found: ours beside the baselines, then kept and rejected by reason.
-
-    >>> summary = {"id": "sam", "means": {"top_1": 0.5}, "totals": {"kept": 1}}
-    >>> print(audit_markdown(summary).split("---:|")[-1].strip().splitlines()[0])
-    | Top-1 | 0.500 | - | - |
-    """
+def publish_audit(summary: Mapping[str, Any]) -> None:
+    """What an audit found as Markdown: ours beside the baselines, then verdicts by reason."""
     lines = ["# Audit", "", f"`{summary['id']}`", ""]
-    lines += ["| | ours | chance | others' masks |", "|---|---:|---:|---:|"]
-    for name, label in ((f"top_{top}", f"Top-{top}") for top in TOPS):
-        cells = (summary["means"].get(prefix + name) for prefix in ("", "chance_", "others_"))
+    lines += ["| | ours | color and position | others' masks |", "|---|---:|---:|---:|"]
+    for top in TOPS:
+        names = (f"{prefix}top_{top}" for prefix in ("", "chance_", "others_"))
+        cells = (summary["means"].get(name) for name in names)
         shown = " | ".join("-" if cell is None else f"{cell:.3f}" for cell in cells)
-        lines.append(f"| {label} | {shown} |")
+        lines.append(f"| Top-{top} | {shown} |")
     totals = [f"- {name}: {value}" for name, value in summary["totals"].items()]
-    return "\n".join([*lines, "", *totals, ""])
+    put("markdown", "synthgen-audit", "\n".join([*lines, "", *totals, ""]))
 
 
 def contact_sheet(manifest: Mapping[str, Any], out: str) -> bytes:

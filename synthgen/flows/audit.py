@@ -1,39 +1,13 @@
-"""The audit flow: begin, audit the shards as tasks, conclude. The library does the work."""
+"""The audit flow: an independent segmenter looks at a finished dataset."""
 
-from operator import itemgetter
 from typing import Any
 
 from prefect import flow
-from prefect.futures import PrefectFuture
 
-from synthgen.auditing import audit as auditing
-from synthgen.auditing.plan import AuditPlan
 from synthgen.config import AuditConfig
 from synthgen.flows.artifacts import publish_audit
-from synthgen.flows.limits import slot
-from synthgen.flows.runners import inherited_tags, task_runner
-from synthgen.flows.shards import collect, refuse_crashed, shard_task
-
-
-@shard_task("audit-{shard}")
-def audit_shard(plan: AuditPlan, shard: str, gpu_limit: str | None = None) -> dict[str, Any]:
-    """Audit one shard; one that is done costs nothing."""
-    with slot(gpu_limit):
-        marker = auditing.audit_shard(plan, shard)
-    return {"samples": marker.samples, "rejected": marker.rejected}
-
-
-@flow(name="synthgen-audit-shards", retries=0, persist_result=False)  # the outer one is retried
-def audit_shards(
-    plan: AuditPlan, workers: int = 1, gpu_limit: str | None = None
-) -> list[dict[str, Any]]:
-    """Audit every planned shard; one that crashes is reported, and audited by the next run."""
-
-    def submit(shard: str) -> PrefectFuture[dict[str, Any]]:
-        return audit_shard.submit(plan, shard, gpu_limit)
-
-    rows = collect(plan.shards, submit, workers, "synthgen-audit-progress")
-    return sorted(rows, key=itemgetter("shard"))
+from synthgen.flows.shards import run_job
+from synthgen.jobs import AuditJob
 
 
 @flow(name="audit", persist_result=False)
@@ -48,7 +22,7 @@ def audit(
     gpu_limit: str | None = None,
     address: str | None = None,
 ) -> dict[str, Any]:
-    """Audit a finished dataset, or finish an audit that was cut off.
+    """Audit a finished dataset, or finish an audit that was cut off; returns its summary.
 
     Args:
         out: The dataset's folder or URL.
@@ -61,21 +35,13 @@ def audit(
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
         address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
     """
-    plan = auditing.begin(out, settings or AuditConfig(), audit_id, num=num)
-    shards = audit_shards.with_options(task_runner=task_runner(runner, workers, address))
-    with inherited_tags():
-        rows = shards(plan, workers, gpu_limit)
-    refuse_crashed(rows, "audited before the audit is concluded")
-    summary = auditing.conclude(plan)
-    publish_audit(rows, summary)
-    _check_share(summary["totals"], max_failed)
-    return summary
-
-
-def _check_share(totals: dict[str, Any], max_failed: float | None) -> None:
-    """Fail the run, so that automations see it; the audit itself is concluded and stands."""
+    job = AuditJob(out, settings, audit_id, num)
+    summary = run_job(job, runner, workers, gpu_limit, address)
+    publish_audit(summary)
+    totals = summary["totals"]
     if max_failed is not None and totals["rejected"] > max_failed * totals["samples"]:
-        raise RuntimeError(
+        raise RuntimeError(  # so that automations see it; the audit itself is finalized
             f"At most {max_failed:.0%} of the samples may be rejected. Got {totals['rejected']} "
             f"of {totals['samples']}: {totals['reasons']}. Look at the report."
         )
+    return summary

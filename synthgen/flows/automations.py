@@ -31,53 +31,39 @@ BEGUN = ("Running", "Retrying")
 PUT_BACK = ("Scheduled", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 
 
-def zombie_automations() -> tuple[AutomationCore, ...]:
-    """All that end runs whose process is gone, wherever it was killed."""
-    return crash_zombies(), crash_unheard(), crash_unstarted()
-
-
-def crash_zombies(silence: timedelta = SILENCE) -> AutomationCore:
-    """The automation that crashes runs whose heartbeat stopped.
+def zombie_automations(
+    silence: timedelta = SILENCE, startup: timedelta = STARTUP
+) -> tuple[AutomationCore, AutomationCore, AutomationCore]:
+    """All that end runs whose process is gone, wherever it was killed.
 
     Args:
-        silence: Time without a heartbeat after which a run is taken for dead.
-    """
-    return _crash(
-        "synthgen: crash zombie runs",
-        f"No heartbeat for {silence.total_seconds():.0f} s: the process is gone.",
-        after={HEARTBEAT},
-        expect={HEARTBEAT, *_states(ENDED)},
-        within=silence,
-    )
-
-
-def crash_unheard(silence: timedelta = SILENCE) -> AutomationCore:
-    """The automation that crashes our deployments' runs killed before their first heartbeat.
-
-    Args:
-        silence: Time from the run's begin to its first heartbeat after which it is taken for dead.
-    """
-    return _crash(
-        "synthgen: crash runs never heard",
-        f"No heartbeat in the first {silence.total_seconds():.0f} s: the process is gone.",
-        after=_states(BEGUN),
-        expect={HEARTBEAT, *_states(ENDED)},
-        within=silence,
-    )
-
-
-def crash_unstarted(startup: timedelta = STARTUP) -> AutomationCore:
-    """The automation that crashes our deployments' runs that a worker took and that never began.
-
-    Args:
+        silence: Time without a heartbeat after which a run is taken for dead, also from its begin.
         startup: Time from when a worker took a run to its begin after which it is taken for dead.
     """
-    return _crash(
-        "synthgen: crash runs never started",
-        f"Not running {startup.total_seconds():.0f} s after a worker took it: nothing started.",
-        after=_states(("Pending",)),
-        expect={HEARTBEAT, *_states((*BEGUN, *PUT_BACK, *ENDED))},
-        within=startup,
+    ended, seconds = _states(ENDED), f"{silence.total_seconds():.0f} s"
+    return (
+        _crash(
+            "synthgen: crash zombie runs",
+            f"No heartbeat for {seconds}: the process is gone.",
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ended},
+            within=silence,
+        ),
+        _crash(
+            "synthgen: crash runs never heard",
+            f"No heartbeat in the first {seconds}: the process is gone.",
+            after=_states(BEGUN),
+            expect={HEARTBEAT, *ended},
+            within=silence,
+        ),
+        _crash(
+            "synthgen: crash runs never started",
+            f"Not running {startup.total_seconds():.0f} s after a worker took it: nothing "
+            f"started.",
+            after=_states(("Pending",)),
+            expect={HEARTBEAT, *_states((*BEGUN, *PUT_BACK)), *ended},
+            within=startup,
+        ),
     )
 
 
@@ -87,14 +73,9 @@ def _states(names: Iterable[str]) -> set[str]:
 
 
 def _crash(
-    name: str,
-    message: str,
-    after: set[str],
-    expect: set[str],
-    within: timedelta,
+    name: str, message: str, after: set[str], expect: set[str], within: timedelta
 ) -> AutomationCore:
     """Crash a run of ours of which nothing that was expected is heard in time."""
-    related = {"prefect.resource.role": "tag", "prefect.resource.id": TAG}
     return AutomationCore(
         name=name,
         description="A run whose process is gone ends as Crashed and frees its slot.",
@@ -102,7 +83,7 @@ def _crash(
             after=after,
             expect=expect,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(related),
+            match_related=_related("tag", "prefect.resource.id", TAG),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -110,6 +91,11 @@ def _crash(
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
+
+
+def _related(role: str, key: str, value: str) -> ResourceSpecification:
+    """What an event must be related to."""
+    return ResourceSpecification({"prefect.resource.role": [role], key: [value]})
 
 
 def pause_after_failed_audits(deployments: Iterable[UUID]) -> AutomationCore:
@@ -125,12 +111,8 @@ def pause_after_failed_audits(deployments: Iterable[UUID]) -> AutomationCore:
             expect={"prefect.flow-run.Failed"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=[
-                ResourceSpecification(
-                    {"prefect.resource.role": ["flow"], "prefect.resource.name": ["audit"]}
-                ),
-                ResourceSpecification(
-                    {"prefect.resource.role": ["tag"], "prefect.resource.id": [TAG]}
-                ),
+                _related("flow", "prefect.resource.name", "audit"),
+                _related("tag", "prefect.resource.id", TAG),
             ],
             posture=Posture.Reactive,
             threshold=1,
@@ -143,14 +125,14 @@ def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> Non
     """Create an automation, or replace the one of its name."""
     tree = automation.model_dump(mode="json", exclude={"owner_resource"})
     whole = AutomationCore.model_validate(tree)  # defaults count as set: unset ones are not sent
-    standing = client.read_automations_by_name(automation.name)
-    if standing:
-        client.update_automation(standing[0].id, whole)
+    existing = client.read_automations_by_name(automation.name)
+    if existing:
+        client.update_automation(existing[0].id, whole)
     else:
         client.create_automation(whole)
 
 
 def drop_automation(client: SyncPrefectClient, name: str) -> None:
     """Delete the automation of a name, if there is one."""
-    for standing in client.read_automations_by_name(name):
-        client.delete_automation(standing.id)
+    for existing in client.read_automations_by_name(name):
+        client.delete_automation(existing.id)

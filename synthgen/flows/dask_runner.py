@@ -5,13 +5,7 @@ For GPUs start the workers with ``dask cuda worker``, which gives each one of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from prefect.futures import PrefectFuture
-from prefect.tasks import Task
-
-from synthgen.flows.runners import one_server
+from synthgen.flows.runners import ReportsToOneServer
 
 try:
     from prefect_dask import DaskTaskRunner
@@ -19,19 +13,8 @@ except ImportError as error:
     raise ImportError(f"{error.name} is not installed; pip install '.[dask]'") from error
 
 
-class OneServerDaskTaskRunner(DaskTaskRunner):  # type: ignore[misc]  # no types here
+class OneServerDaskTaskRunner(ReportsToOneServer, DaskTaskRunner):  # type: ignore[misc]
     """Dask whose workers report to the server of the flow."""
-
-    def submit(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: Iterable[PrefectFuture[Any]] | None = None,
-        dependencies: dict[str, Any] | None = None,
-    ) -> Any:
-        """Submit a task; see ``DaskTaskRunner.submit``."""
-        with one_server():
-            return super().submit(task, parameters, wait_for, dependencies)
 
 
 def dask_runner(workers: int, address: str | None = None) -> OneServerDaskTaskRunner:

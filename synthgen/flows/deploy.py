@@ -17,7 +17,6 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
 import typer
@@ -97,7 +96,12 @@ def deploy(
         _deploy_all(prefect_file, {"POOL": name, "OUT": where, "TIMEZONE": timezone})
         for automation in zombie_automations():
             put_automation(client, automation)
-        _pause_after_audits(client)
+        wanted = DeploymentFilter(tags=DeploymentFilterTags(all_=["synthgen", AUDITED]))
+        condemned = sorted(item.id for item in client.read_deployments(deployment_filter=wanted))
+        if condemned:
+            put_automation(client, pause_after_failed_audits(condemned))
+        else:  # no old one stays
+            drop_automation(client, PAUSE)
     return name
 
 
@@ -137,25 +141,18 @@ def check_server() -> None:
             "start', then 'export PREFECT_API_URL=http://127.0.0.1:4200/api'."
         )
     with get_client(sync_client=True) as client:
-        error = _refusal(client)
+        error = client.api_healthcheck()
+        if error is None:
+            try:
+                client.hello()  # the health check asks for no password, a greeting does
+            except PrefectHTTPStatusError as refusal:
+                error = refusal
     if error is not None:
         raise RuntimeError(
             f"The Prefect server at {redact(url)} must answer and let us in. Got "
             f"{one_line(redact(str(error)))}; is it running, and is PREFECT_API_AUTH_STRING its "
             f"password?"
         )
-
-
-def _refusal(client: SyncPrefectClient) -> Exception | None:
-    """Why we cannot work with a server; its health check asks for no password, a greeting does."""
-    error = client.api_healthcheck()
-    if error is not None:
-        return error
-    try:
-        client.hello()
-    except PrefectHTTPStatusError as refusal:
-        return refusal
-    return None
 
 
 def check_timezone(timezone: str) -> ZoneInfo:
@@ -195,26 +192,9 @@ def _deploy_all(prefect_file: Path, variables: dict[str, str]) -> None:
         )
 
 
-def _pause_after_audits(client: SyncPrefectClient) -> None:
-    """Let a failed audit pause what is tagged for it; without such, no old automation stays."""
-    condemned = _tagged(client, AUDITED)
-    if condemned:
-        put_automation(client, pause_after_failed_audits(condemned))
-    else:
-        drop_automation(client, PAUSE)
-
-
-def _tagged(client: SyncPrefectClient, tag: str) -> list[UUID]:
-    wanted = DeploymentFilter(tags=DeploymentFilterTags(all_=["synthgen", tag]))
-    return sorted(item.id for item in client.read_deployments(deployment_filter=wanted))
-
-
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"flows.deploy: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        print(f"flows.deploy: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

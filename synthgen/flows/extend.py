@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from synthgen import jobs
 from synthgen.config import AuditConfig, Config
 from synthgen.flows.generate import generate
 from synthgen.flows.runners import inherited_tags
+from synthgen.jobs import extension
 
 TARGET = "synthgen.extended"
 """Label of a flow run: how many extended shards the dataset has when it has ended."""
@@ -27,7 +27,7 @@ def extend(
     gpu_limit: str | None = None,
     address: str | None = None,
 ) -> dict[str, Any]:
-    """Add whole shards to a dataset, with fresh seeds and the next prompts.
+    """Add whole shards to a dataset, with fresh seeds and the next prompts; returns its manifest.
 
     An extension that was cut off is finished first, and nothing more is added then. A retry, also
     of a run whose audit or report failed, adds no shard beside those of the first try. The first
@@ -43,33 +43,14 @@ def extend(
         report: Then write ``report/index.html``.
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
         address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
-
-    Returns:
-        The new manifest.
     """
-    with jobs.extension(out, shards, config, _first_target()) as extended, inherited_tags():
-        _remember(extended.extended)
-        manifest: dict[str, Any] = generate.with_options(retries=0)(  # ours are retried
-            extended,
-            out,
-            runner=runner,
-            workers=workers,
-            audit=audit,
-            report=report,
-            gpu_limit=gpu_limit,
-            address=address,
-        )
+    where = {"runner": runner, "workers": workers, "gpu_limit": gpu_limit, "address": address}
+    with get_client(sync_client=True) as client:
+        # of an earlier try of this flow run, in whatever process: the server keeps it
+        target = client.read_flow_run(flow_run.id).labels.get(TARGET)
+        until = None if target is None else int(target)
+        with extension(out, shards, config, until) as extended, inherited_tags():
+            client.update_flow_run_labels(flow_run.id, {TARGET: extended.extended})
+            again = generate.with_options(retries=0)  # ours are retried
+            manifest: dict[str, Any] = again(extended, out, audit=audit, report=report, **where)
     return manifest
-
-
-def _first_target() -> int | None:
-    """Extended shards that an earlier try of this flow run was to reach; None in the first."""
-    with get_client(sync_client=True) as client:
-        found = client.read_flow_run(flow_run.id).labels.get(TARGET)
-    return None if found is None else int(found)
-
-
-def _remember(target: int) -> None:
-    """Tell later tries of this flow run, in whatever process; the server keeps it with the run."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {TARGET: target})

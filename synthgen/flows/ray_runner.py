@@ -7,13 +7,10 @@ another, twice, and after that the next run makes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from prefect.futures import PrefectFuture
-from prefect.tasks import Task
-
-from synthgen.flows.runners import one_server
+from synthgen.flows.runners import ReportsToOneServer
 
 try:
     import ray
@@ -26,19 +23,16 @@ MAX_RETRIES = 2  # of a shard whose worker died; errors that a shard raises are 
 OBJECT_STORE_BYTES = 100_000_000  # no image crosses a task boundary; Ray takes at least 75 MB
 
 
-class ResidentRayTaskRunner(RayTaskRunner):  # type: ignore[misc]  # prefect_ray has no types here
+class ResidentRayTaskRunner(ReportsToOneServer, RayTaskRunner):  # type: ignore[misc]
     """Runs every task in a process that stays, with a GPU of its own where there are any."""
 
-    def submit(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: Iterable[PrefectFuture[Any]] | None = None,
-        dependencies: dict[str, Any] | None = None,
-    ) -> Any:
-        """Submit a task with our options; see ``RayTaskRunner.submit``."""
-        with one_server(), remote_options(**_task_options()):
-            return super().submit(task, parameters, wait_for, dependencies)
+    def submitting(self) -> AbstractContextManager[Any]:
+        """With our options."""
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        found: AbstractContextManager[Any] = remote_options(
+            num_cpus=1, num_gpus=gpus, max_calls=0, max_retries=MAX_RETRIES
+        )
+        return found
 
 
 def ray_runner(workers: int, address: str | None = None) -> ResidentRayTaskRunner:
@@ -61,8 +55,3 @@ def ray_runner(workers: int, address: str | None = None) -> ResidentRayTaskRunne
             f"of the cluster."
         )
     return ResidentRayTaskRunner(None, {"address": address, **settings})
-
-
-def _task_options() -> dict[str, Any]:
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    return {"num_cpus": 1, "num_gpus": gpus, "max_calls": 0, "max_retries": MAX_RETRIES}

@@ -8,8 +8,7 @@ processes, each of which loads the model once and keeps it; on this machine, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -95,22 +94,27 @@ def completed(
         if in_flight == window:
             yield _next(done)
             in_flight -= 1
-        submit(item).add_done_callback(partial(_put, done, item))
+        submit(item).add_done_callback(lambda future, item=item: done.put((item, future)))
         in_flight += 1
     for _ in range(in_flight):
         yield _next(done)
 
 
-@contextmanager
-def one_server() -> Iterator[None]:
-    """What is submitted in the block reports to our server: workers would start one each."""
-    url = PREFECT_API_URL.value() or str(get_client(sync_client=True).api_url)
-    with temporary_settings({PREFECT_API_URL: url}):
-        yield
+class ReportsToOneServer:
+    """Mixed into runners of other processes: what they run reports to our server.
 
+    Workers would start one each.
+    """
 
-def _put(done: SimpleQueue[Any], item: object, future: object) -> None:
-    done.put((item, future))
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        """Submit a task; see ``TaskRunner.submit``."""
+        url = PREFECT_API_URL.value() or str(get_client(sync_client=True).api_url)
+        with temporary_settings({PREFECT_API_URL: url}), self.submitting():
+            return super().submit(*arguments, **options)  # type: ignore[misc]
+
+    def submitting(self) -> AbstractContextManager[Any]:
+        """In the block a task is submitted."""
+        return nullcontext()
 
 
 def _next(done: SimpleQueue[Any]) -> Any:

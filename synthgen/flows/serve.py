@@ -53,11 +53,8 @@ def serve(
     timezone: str = "UTC",
     shards: int | None = None,
     audit: AuditConfig | None = None,
-    report: bool = False,
-    runner: str = "threads",
-    workers: int = 1,
-    address: str | None = None,
     name: str | None = None,
+    **options: Any,
 ) -> None:
     """Run the generation or the growth flow on a schedule until this process is stopped.
 
@@ -70,11 +67,8 @@ def serve(
         timezone: In which they are read.
         shards: Extend the dataset by so many in each run; None: make it, and look after it.
         audit: Then audit it.
-        report: Then write its report.
-        runner: Where shards run: a row of RUNNERS or ``module:attribute``.
-        workers: Shards in flight at once.
-        address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
         name: Of the deployment; None: from the dataset's.
+        options: Other parameters of the flow: ``report``, ``runner``, ``workers``, ``address``.
 
     Raises:
         ValueError: In one line, for a bad schedule or time zone, a URL with a secret, or without
@@ -89,11 +83,8 @@ def serve(
     parameters = {
         "config": config.model_dump(mode="json"),
         "out": where,
-        "runner": runner,
-        "workers": workers,
-        "address": address,
         "audit": None if audit is None else audit.model_dump(mode="json"),
-        "report": report,
+        **options,
     }
     flow: Flow[Any, Any] = generate if shards is None else extend
     deployment = RunnerDeployment.from_flow(

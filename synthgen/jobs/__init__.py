@@ -1,54 +1,43 @@
 """The only glue of effects: a configuration becomes shards, and shards a dataset.
 
-    plan(config) → ShardSpec …        what each shard holds; a pure function
-    initialize → make_shard … → finalize      each idempotent; generate does all three
-    status · replay · gc · estimate   looking, repeating, cleaning, guessing
-    extend                            more shards behind a finished dataset (`extend`)
-    merge                             several datasets into one (`merge`, `merge_plan`)
-    label                             labels beside a finished dataset, by replaying it (`label`)
+    GenerateJob · LabelJob · AuditJob · MergeJob      instances of one sharded job (`job`)
+    generate · label · audit · merge · extend         the same as one call in this process
+    status · gc · replay · estimate                   looking, cleaning, repeating, guessing
 
-A shard is a pure function of (configuration, index), staged, verified and published whole, its
-marker last. Nothing here knows who calls: a loop, threads, a Prefect flow, Ray.
+Nothing here imports torch before something is drawn or judged.
 """
 
+from synthgen.jobs.audit import AuditJob, audit
 from synthgen.jobs.estimate import estimate
 from synthgen.jobs.extend import extend, extension
+from synthgen.jobs.generate import GenerateJob, as_extended, generate
 from synthgen.jobs.identity import config_digest
-from synthgen.jobs.lifecycle import (
-    DatasetStatus,
-    as_extended,
-    finalize,
-    gc,
-    generate,
-    initialize,
-    missing,
-    rehearse,
-    status,
-)
-from synthgen.jobs.merge import merge
-from synthgen.jobs.plan import batches, plan, sample_seed
+from synthgen.jobs.job import Done, Job
+from synthgen.jobs.label import LabelJob, label
+from synthgen.jobs.merge import MergeJob, merge
+from synthgen.jobs.plan import plan, sample_seed
 from synthgen.jobs.replay import replay
-from synthgen.jobs.shard import make_shard
-from synthgen.progress import report as emit
+from synthgen.jobs.status import DatasetStatus, gc, status
 
 __all__ = [
+    "AuditJob",
     "DatasetStatus",
+    "Done",
+    "GenerateJob",
+    "Job",
+    "LabelJob",
+    "MergeJob",
     "as_extended",
-    "batches",
+    "audit",
     "config_digest",
-    "emit",
     "estimate",
     "extend",
     "extension",
-    "finalize",
     "gc",
     "generate",
-    "initialize",
-    "make_shard",
+    "label",
     "merge",
-    "missing",
     "plan",
-    "rehearse",
     "replay",
     "sample_seed",
     "status",

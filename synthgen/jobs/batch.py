@@ -1,33 +1,42 @@
-"""One batch of planned samples becomes tar members and rows; nothing is written here.
+"""One batch of planned samples becomes tar members and rows, and all batches a staged shard.
 
-This is the function that a shard consists of and that ``replay`` repeats. What draws, segments and
-labels is imported where it is called: commands that only look at a dataset load no torch.
+This is what a shard consists of and what ``replay`` and ``label`` repeat. It draws: whoever only
+looks at a dataset does not import it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from synthgen.config import ALGORITHM_VERSION, Config
 from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import has_preview, preview_members
-from synthgen.dataset.records import encode_record
+from synthgen.dataset.records import encode_record, sample_json
+from synthgen.dataset.shards import whole_tar
+from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.diffusion.generate import generate
 from synthgen.jobs.identity import environment
+from synthgen.jobs.plan import batches
+from synthgen.jobs.shard import Staged
+from synthgen.labeling.label import label_sample
+from synthgen.labeling.refine import reads_uncertainty
+from synthgen.progress import Progress
+from synthgen.segmentation.features import feature_blocks, upsampling_error
+from synthgen.segmentation.segment import segment_sample
 from synthgen.storage.redaction import redact
 from synthgen.types import Failure, LabelMap, PlannedSample, Record, Sample, Segmentation
 
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _MAX_MESSAGE = 300
-
-
-def out_of_memory() -> tuple[type[Exception], ...]:
-    """What is raised where a device or this machine is too small."""
-    import torch
-
-    return torch.OutOfMemoryError, MemoryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +46,19 @@ class Made:
     Args:
         row: Its row, without its place in the tar.
         members: Its tar members by suffix; None where it failed.
+        info: The content of its json.
         previews: Its preview members by suffix.
         seconds_write: Time to encode it.
     """
 
     row: Row
     members: Mapping[str, bytes] | None
+    info: Mapping[str, Any] = field(default_factory=dict)
     previews: Mapping[str, bytes] = field(default_factory=dict)
     seconds_write: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """What is common to the samples of a shard.
 
@@ -63,22 +74,65 @@ class Recipe:
     batch_size: int
     class_ids: Mapping[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def model(self) -> Backbone:
+        """The model, loaded once per process."""
+        return load_backbone(self.config.model)
+
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:
+        """What the provenance of all samples has in common."""
+        return {
+            "config": self.digest,
+            "model": str(self.model.identity["id"]),
+            "revision": str(self.model.identity["revision"] or ""),
+            **environment(self.config),
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+
     def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
         """What is needed to make a sample again."""
-        from synthgen.diffusion.backbones import load_backbone
-
-        identity = load_backbone(self.config.model).identity
         return {
             "seed": sample.seed,
             "image_index": sample.image_index,
-            "config": self.digest,
-            "model": str(identity["id"]),
-            "revision": str(identity["revision"] or ""),
-            **environment(self.config),
-            "algorithm_version": ALGORITHM_VERSION,
+            **self.origin,
             "batch": batch,
             "batch_size": self.batch_size,
         }
+
+
+def draft(
+    recipe: Recipe, samples: Sequence[PlannedSample], folder: Path, progress: Progress
+) -> tuple[Staged, Mapping[str, float]]:
+    """The samples of a shard in a staging folder, and the wall time of each stage.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: See ``make_batch``.
+    """
+    tar_path, previews_path = folder / "shard.tar", folder / "previews.tar"
+    rows: list[Row] = []
+    seconds: defaultdict[str, float] = defaultdict(float)
+    has_previews = False
+    with whole_tar(tar_path) as tar, whole_tar(previews_path) as previews:
+        for number, batch in enumerate(batches(samples, recipe.batch_size)):
+            for made in make_batch(recipe, batch, number):
+                started = time.perf_counter()
+                if made.members is not None:
+                    tar.write(made.row.key, made.members)
+                if made.previews:
+                    previews.write(made.row.key, made.previews)
+                    has_previews = True
+                rows.append(made.row)
+                seconds["generate"] += made.row.seconds_generate
+                seconds["segment"] += made.row.seconds_segment
+                seconds["write"] += made.seconds_write + time.perf_counter() - started
+            progress("samples", count=len(batch))
+    return Staged(tar_path, previews_path if has_previews else None, rows), seconds
+
+
+def free_memory() -> None:
+    """Give back what the allocator of a GPU keeps."""
+    torch.cuda.empty_cache()
 
 
 def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> Iterator[Made]:
@@ -102,16 +156,13 @@ def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> I
 
 
 def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
-    from synthgen.diffusion.backbones import load_backbone
-    from synthgen.diffusion.generate import generate
-
-    config, model = recipe.config, load_backbone(recipe.config.model)
+    config = recipe.config
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
         outcomes = generate(
-            model, prompts, seeds, config.generation, config.capture, config.labeling
+            recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
         )
-    except out_of_memory() as error:
+    except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
         return [Failure(batch[0].prompt, batch[0].seed, "out_of_memory", str(error))]
@@ -127,8 +178,6 @@ def _finish(
 ) -> Made:
     if isinstance(outcome, Failure):
         return Made(_failed(planned, number, outcome.reason, outcome.message), None)
-    from synthgen.segmentation.segment import segment_sample
-
     started = time.perf_counter()
     try:
         segmentation = segment_sample(outcome, recipe.config.segmentation)
@@ -143,9 +192,10 @@ def _finish(
             labels=labels,
             class_ids=recipe.class_ids,
         )
-        members = encode_record(record, recipe.config.dataset.image_format)
+        info = sample_json(record)
+        members = encode_record(record, recipe.config.dataset.image_format, info)
         previews = _previews(recipe.config, planned.key, outcome, segmentation)
-    except out_of_memory() as error:
+    except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
         return Made(_failed(planned, number, "out_of_memory", str(error)), None)
@@ -159,15 +209,11 @@ def _finish(
         seconds_segment=round(segmented - started, 4),
         labels=None if labels is None else count_labels(labels),
     )
-    return Made(row, members, previews, time.perf_counter() - segmented)
+    return Made(row, members, info, previews, time.perf_counter() - segmented)
 
 
 def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
     """Labels, where they are asked for; refiners that read it learn where features are coarse."""
-    from synthgen.labeling.label import label_sample
-    from synthgen.labeling.refine import reads_uncertainty
-    from synthgen.segmentation.features import feature_blocks, upsampling_error
-
     settings = config.labeling
     if settings.method == "none":
         return None

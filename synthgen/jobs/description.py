@@ -53,7 +53,7 @@ def publish_description(
         storage.publish_bytes(card.encode("utf-8"), CARD)
 
 
-def publish_conclusion(
+def publish_totals(
     storage: Storage,
     config: Config,
     identity: Mapping[str, Any],

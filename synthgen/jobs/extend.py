@@ -18,8 +18,8 @@ from typing import Any
 
 from synthgen.config import Config
 from synthgen.dataset.manifest import CONFIG, read_manifest
+from synthgen.jobs.generate import generate
 from synthgen.jobs.identity import read_config, read_identity
-from synthgen.jobs.lifecycle import generate
 from synthgen.progress import Progress, report
 from synthgen.storage.publish import Storage, dump_json, open_storage
 from synthgen.storage.untrusted import parse_object
@@ -86,24 +86,24 @@ def _extended(storage: Storage, shards: int, config: Config | None, until: int |
     if config is not None and (read_identity(storage) is None or storage.read(CONFIG) is None):
         _tell(storage, -1 if told is None else told)
         return config
-    standing = read_config(storage)
-    found = config or standing
-    if found.num != standing.num:
+    existing = read_config(storage)
+    found = config or existing
+    if found.num != existing.num:
         raise ValueError(
-            f"num must stay what the dataset was begun with, {standing.num}: its shards are "
+            f"num must stay what the dataset was begun with, {existing.num}: its shards are "
             f"numbered behind it. Got {found.num}."
         )
     manifest = read_manifest(storage)
-    unfinished = manifest is None or manifest["totals"]["planned"] != standing.planned
+    unfinished = manifest is None or manifest["totals"]["planned"] != existing.planned
     if told is None:  # of another release, or a copy without what is hidden
-        _tell(storage, standing.extended)
-    elif not unfinished and standing.extended > told:
+        _tell(storage, existing.extended)
+    elif not unfinished and existing.extended > told:
         logger.warning("An earlier run was cut off when all was there: it is ended, none added.")
         unfinished = True
     added = 0 if unfinished else shards
     if until is not None:
-        added = max(0, min(added, until - standing.extended))
-    return found.model_copy(update={"extended": standing.extended + added})
+        added = max(0, min(added, until - existing.extended))
+    return found.model_copy(update={"extended": existing.extended + added})
 
 
 def _told(storage: Storage) -> int | None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -21,19 +23,18 @@ from synthgen.config import Config, ModelConfig, digest, parse
 from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import CONFIG, IDENTITY
 from synthgen.jobs.plan import prompts_of
+from synthgen.prompts import PromptList
 from synthgen.storage.publish import Storage, dump_json
 from synthgen.storage.redaction import redact_tree
 from synthgen.storage.untrusted import check_shape, one_line, parse_object
 
 MAX_THREADS = 1024  # more is no processor of today, but a file that somebody changed
 CARD_DEFAULTS = {
-    "height",
-    "width",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "capture_layers",
+    *("height", "width", "num_inference_steps", "guidance_scale", "scheduler", "capture_layers")
 }
+PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
+
+logger = logging.getLogger(__name__)
 
 
 class _Identity(TypedDict):
@@ -44,22 +45,57 @@ class _Identity(TypedDict):
     environments: list[dict[str, Any]]
 
 
-PACKAGES = ("diffusers", "numpy", "pillow", "pycocotools", "torch", "transformers", "webdataset")
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What determines the bytes of a dataset; made once in a run and handed on.
+
+    Args:
+        content: What the digest covers.
+        digest: Its sha256.
+    """
+
+    content: Mapping[str, Any]
+    digest: str
+
+    @classmethod
+    def of(cls, config: Config, prompts: PromptList | None = None) -> Identity:
+        """The identity of a configuration; loads the model to hash it.
+
+        Args:
+            config: The configuration.
+            prompts: Its prompts, where they are read already.
+        """
+        prompts = prompts_of(config) if prompts is None else prompts
+        content = {
+            "settings": config.digest_settings(),
+            "prompts": {"num": len(prompts), "sha256": prompts.digest},
+            **model_content(config.model),
+        }
+        return cls(content, digest(content))
+
+    def check(self, existing: Mapping[str, Any], root: str) -> None:
+        """Refuse to go on with a dataset of another identity.
+
+        Args:
+            existing: Content of its identity.json.
+            root: Its folder.
+
+        Raises:
+            ValueError: With the keys that differ.
+        """
+        check_drawn(existing, root)
+        if self.digest != existing["digest"]:
+            changed = changed_keys(existing["content"], redact_tree(self.content))
+            raise ValueError(
+                f"The configuration must be the one that {root} was begun with. Got a change of "
+                f"{list_keys(changed) or 'hidden values'}. Undo it, or choose another output "
+                f"folder."
+            )
 
 
 def config_digest(config: Config) -> str:
     """The sha256 of what determines the bytes of a dataset; loads the model to hash it."""
-    return digest(identity_content(config))
-
-
-def identity_content(config: Config) -> dict[str, Any]:
-    """What the digest is computed over."""
-    prompts = prompts_of(config)
-    return {
-        "settings": config.digest_settings(),
-        "prompts": {"num": len(prompts), "sha256": prompts.digest},
-        **model_content(config.model),
-    }
+    return Identity.of(config).digest
 
 
 def model_content(config: ModelConfig) -> dict[str, Any]:
@@ -88,43 +124,63 @@ def environment(config: Config) -> dict[str, Any]:
     }
 
 
-def machine(standing: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a processor determines the last bits of sums; threads are those of the beginning.
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"synthgen": __version__, **versions}
+
+
+def environments_with(
+    config: Config, existing: Mapping[str, Any] | None, strict: bool
+) -> list[dict[str, Any]]:
+    """The environments that a dataset was made in, ours among them.
+
+    Of a processor what determines the last bits of sums; threads are those of the beginning.
 
     Args:
-        standing: Identity of the dataset, None where it begins.
+        config: Its configuration.
+        existing: Content of its identity.json, None where it begins.
+        strict: Refuse another environment than the dataset's.
+
+    Raises:
+        ValueError: If that is so.
     """
     import torch
 
-    threads = None if standing is None else _threads(standing)
-    return {
+    threads = None if existing is None else _threads(existing)
+    here = environment(config) | {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": threads or torch.get_num_threads(),
     }
+    known: list[dict[str, Any]] = [] if existing is None else existing["environments"]
+    if not known or here in known:
+        return known or [here]
+    changed = list_keys(changed_keys(known[-1], here))
+    if strict:
+        raise ValueError(
+            f"With --strict, the environment must be the one that the dataset was begun with. "
+            f"Got a change of {changed}. Restore it, or leave out --strict."
+        )
+    logger.warning("Continued in another environment: %s. Bytes may differ from it.", changed)
+    return [*known, here]
 
 
-def keep_threads(standing: Mapping[str, Any]) -> None:
+def keep_threads(existing: Mapping[str, Any]) -> None:
     """Compute on as many threads as the dataset was begun with, in whatever process this is.
 
     On two threads instead of one, images of one seed differ in single values. Stays in force.
     """
     import torch
 
-    threads = _threads(standing)
+    threads = _threads(existing)
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 
 
-def _threads(standing: Mapping[str, Any]) -> int | None:
+def _threads(existing: Mapping[str, Any]) -> int | None:
     """Threads that a dataset was begun with; None where it does not say."""
-    found = standing["environments"][0].get("threads") if standing["environments"] else None
+    found = existing["environments"][0].get("threads") if existing["environments"] else None
     return found if isinstance(found, int) and 0 < found <= MAX_THREADS else None
-
-
-@functools.cache
-def _versions() -> Mapping[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"synthgen": __version__, **versions}
 
 
 def identity_bytes(content: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]) -> bytes:
@@ -180,45 +236,43 @@ def check_plan(storage: Storage, config: Config) -> None:
     so a run that was stopped for a while and goes on with an older one can be told from others.
 
     Raises:
-        RuntimeError: If another plan stands.
+        RuntimeError: If there is another plan.
     """
-    standing = read_config(storage)
-    if (standing.num, standing.extended) != (config.num, config.extended):
+    existing = read_config(storage)
+    if (existing.num, existing.extended) != (config.num, config.extended):
         raise RuntimeError(
             f"The plan of {storage.root} must stay the {config.planned} samples of this run. Got "
-            f"{standing.planned}, which another run has planned since. Complete shards are kept; "
+            f"{existing.planned}, which another run has planned since. Complete shards are kept; "
             f"run with that plan to finish it."
         )
 
 
-def check_same(standing: Mapping[str, Any], config: Config, root: str) -> str:
-    """The digest, if the dataset in a folder is that of the configuration.
-
-    Raises:
-        ValueError: If it is another one; the keys that differ are named.
-    """
-    check_drawn(standing, root)
-    content = identity_content(config)
-    ours = digest(content)
-    if ours == standing["digest"]:
-        return ours
-    changed = changed_keys(standing["content"], redact_tree(content))
-    raise ValueError(
-        f"The configuration must be the one that {root} was begun with. Got a change of "
-        f"{list_keys(changed) or 'hidden values'}. Undo it, or choose another output folder."
-    )
-
-
-def check_drawn(standing: Mapping[str, Any], root: str) -> None:
+def check_drawn(existing: Mapping[str, Any], root: str) -> None:
     """Refuse to draw for a merged dataset, which has no one model, prompts and plan.
 
     Raises:
         ValueError: With its sources.
     """
-    merged = standing["content"].get("merged")
+    merged = existing["content"].get("merged")
     if merged:
         names = ", ".join(one_line(source["name"], 80) for source in merged)
         raise ValueError(
             f"{root} was merged from {names} and nothing can be drawn for it again. Got such a "
             f"request; repeat or extend its sources, and merge them into another folder."
+        )
+
+
+def check_model(existing: Mapping[str, Any], config: Config, root: str) -> None:
+    """Refuse to make samples again with a model that is not the dataset's; keep its threads.
+
+    Raises:
+        ValueError: With the keys that differ.
+    """
+    keep_threads(existing)
+    check_drawn(existing, root)
+    ours = redact_tree(model_content(config.model))
+    changed = changed_keys({name: existing["content"].get(name) for name in ours}, ours)
+    if changed:
+        raise ValueError(
+            f"The model must be the one of the dataset. Got a change of {list_keys(changed)}."
         )

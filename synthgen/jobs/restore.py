@@ -19,6 +19,7 @@ from synthgen.dataset.label_statistics import LabelCounts
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import (
     Marker,
+    ShardRow,
     marker_bytes,
     marker_name,
     metadata_name,
@@ -241,3 +242,9 @@ def _counts(info: Mapping[str, Any], sem_png: bytes, ids: Mapping[str, int]) -> 
         background=int((semantic == BACKGROUND).sum()),
         undecided=int((semantic == IGNORE).sum()),
     )
+
+
+def contradicts(listed: Mapping[str, Any], found: ShardRow) -> bool:
+    """Whether the manifest says something else of the same plan's tar."""
+    same_plan = listed["planned"] == found["planned"]
+    return same_plan and bool(listed["sha256"] != found["sha256"])
