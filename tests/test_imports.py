@@ -58,8 +58,8 @@ def test_a_project_with_its_own_flows_hides_none_of_ours(tmp_path: Path) -> None
 
 
 def test_the_short_name_of_the_checkout_is_the_same_code() -> None:
-    import flows.limits
+    import flows.deploy
 
-    from synthgen.flows import limits
+    from synthgen.flows import deploy
 
-    assert flows.limits.__file__ == limits.__file__
+    assert flows.deploy.__file__ == deploy.__file__

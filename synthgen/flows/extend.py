@@ -44,7 +44,7 @@ def extend(
         gpu_limit: Name of a global concurrency limit of which every shard takes a slot.
         address: Cluster of the runner: ``auto`` or ``host:port``; None: this machine.
     """
-    where = {"runner": runner, "workers": workers, "gpu_limit": gpu_limit, "address": address}
+    where: Any = {"runner": runner, "workers": workers, "gpu_limit": gpu_limit, "address": address}
     with get_client(sync_client=True) as client:
         # of an earlier try of this flow run, in whatever process: the server keeps it
         target = client.read_flow_run(flow_run.id).labels.get(TARGET)

@@ -42,9 +42,9 @@ def generate(
     manifest = run_job(job, runner, workers, gpu_limit, address)
     publish_dataset(manifest, out)
     if audit is not None:
-        where = {"runner": runner, "workers": workers, "address": address, "gpu_limit": gpu_limit}
+        where: Any = {"runner": runner, "workers": workers, "address": address}
         with inherited_tags():
-            audit_flow.with_options(retries=0)(out, audit, **where)
+            audit_flow.with_options(retries=0)(out, audit, gpu_limit=gpu_limit, **where)
     if report:
         publish_report(write_report(out), out)
     return manifest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -94,7 +95,7 @@ def completed(
         if in_flight == window:
             yield _next(done)
             in_flight -= 1
-        submit(item).add_done_callback(lambda future, item=item: done.put((item, future)))
+        submit(item).add_done_callback(partial(_put, done, item))
         in_flight += 1
     for _ in range(in_flight):
         yield _next(done)
@@ -115,6 +116,10 @@ class ReportsToOneServer:
     def submitting(self) -> AbstractContextManager[Any]:
         """In the block a task is submitted."""
         return nullcontext()
+
+
+def _put(done: SimpleQueue[Any], item: object, future: object) -> None:
+    done.put((item, future))
 
 
 def _next(done: SimpleQueue[Any]) -> Any:

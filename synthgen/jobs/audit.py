@@ -210,7 +210,7 @@ class AuditJob(SideJob[AuditMarker]):
                 pairs = [(to_records(item), item) for item in found]
             else:
                 pairs = [
-                    ([*seen[key]], from_records(seen[key], *image.shape[:2]))
+                    ([dict(r) for r in seen[key]], from_records(seen[key], *image.shape[:2]))
                     for key, image in zip(keys, images, strict=True)
                 ]
             judged = time.perf_counter()

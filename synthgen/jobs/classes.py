@@ -36,8 +36,6 @@ def check_labeling(config: Config, prompts: PromptList) -> None:
     check_methods(settings)
     check_names(config.classes or prompts.class_names)
     warn_of_classes(config, prompts.class_names)
-    from synthgen.diffusion.backbones import load_backbone
-
     planned = min(config.planned, len(prompts))
     tokenized = [settings.text, config.generation.append_classes, LABELING_VERSION, planned]
     check = json.dumps([tokenized, load_backbone(config.model).identity], default=str)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from synthgen.config import digest
 from synthgen.dataset.listed import ListedShard, first_shards, listed_shards
@@ -32,7 +33,8 @@ M = TypeVar("M")
 Side = TypeVar("Side", bound=SideMarker)
 
 
-class Done(NamedTuple, Generic[M]):
+@dataclass(frozen=True, slots=True)
+class Done(Generic[M]):
     """A shard that is done.
 
     Args:

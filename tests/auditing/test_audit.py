@@ -26,7 +26,6 @@ from truth_world import (
 from typer.testing import CliRunner
 
 from synthgen.auditing.annotations import export_sa1b, from_records, to_records
-from synthgen.auditing.audit import audit, begin
 from synthgen.auditing.judge import REASONS, metric_names
 from synthgen.cli import app
 from synthgen.config import AuditConfig, dump, load_audit
@@ -35,6 +34,7 @@ from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import build_manifest, publish_manifest, read_markers
 from synthgen.dataset.records import encode_record
 from synthgen.embedded.vocabulary import CLASSES
+from synthgen.jobs import AuditJob, audit
 from synthgen.progress import Stopped
 from synthgen.segmentation.metrics import top_n
 from synthgen.storage.publish import open_storage
@@ -214,7 +214,7 @@ def test_another_audit_under_the_same_id_is_refused_by_key(world: Path) -> None:
     with pytest.raises(ValueError, match=r"annotations\.auditor\.generator\.least"):
         audit(world, QUICK, "mine", TruthAuditor(least=9))
     assert contents(world / "audit/mine") == before
-    ids = {begin(world, settings, None, TruthAuditor()).audit_id for settings in (QUICK, STRICT)}
+    ids = {AuditJob(world, s, auditor=TruthAuditor()).result_id for s in (QUICK, STRICT)}
     assert len(ids) == 2
 
 

@@ -117,7 +117,7 @@ def test_mistakes_that_the_output_shows_are_one_line_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    jobs.initialize(load(tiny_config), tmp_path / "other")
+    jobs.GenerateJob(load(tiny_config), tmp_path / "other").begin()
     wanted = {"file": "must be a folder", "other": "Got a change of seed"}
     for out, words in wanted.items():
         command = ["synthgen", "generate", str(tiny_config), "--set", "seed=9", "--out"]
@@ -159,7 +159,7 @@ def test_a_dry_run_refuses_what_the_run_would(
     rows = ({"prompt": f"a c{i} d{i}", "classes": [f"c{i}", f"d{i}"]} for i in range(150))
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "empty").mkdir()
-    jobs.initialize(load(tiny_config), tmp_path / "other")
+    jobs.GenerateJob(load(tiny_config), tmp_path / "other").begin()
     before = sorted(tmp_path.rglob("*"))
     given = [w for s in settings for w in ([s] if s.startswith("--") else ["--set", s])]
     for last in ([], ["--dry-run"]):

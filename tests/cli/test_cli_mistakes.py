@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from synthgen.cli import app, main
-from synthgen.cli.status import _lines as status_lines
+from synthgen.cli.verify import status_lines
 from synthgen.jobs import DatasetStatus
 
 Refused = Callable[..., str]

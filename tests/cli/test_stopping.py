@@ -82,7 +82,7 @@ def test_every_line_on_standard_error_is_ours(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = jobs.finalize
+    real = jobs.GenerateJob.finalize
 
     def warn(*arguments: Any) -> Any:
         warnings.warn("of a\nlibrary", stacklevel=1)
@@ -90,7 +90,7 @@ def test_every_line_on_standard_error_is_ours(
         logging.getLogger("prefect.flow_runs").warning("of Prefect")
         return real(*arguments)
 
-    monkeypatch.setattr("synthgen.jobs.lifecycle.finalize", warn)
+    monkeypatch.setattr("synthgen.jobs.GenerateJob.finalize", warn)
     generate_here(tmp_path, monkeypatch, option)
     lines = capsys.readouterr().err.splitlines()
     if option == "--json-logs":

@@ -90,7 +90,7 @@ def test_a_dataset_of_the_older_version_is_read_extended_and_then_vouched_for(
 
 
 def test_a_plan_that_is_not_finished_is_no_damage(out: Path, config: Config) -> None:
-    jobs.initialize(config.model_copy(update={"extended": 1}), out)
+    jobs.GenerateJob(config.model_copy(update={"extended": 1}), out).begin()
     assert kinds(out) == [("unfinished", "config.yaml")]
     write_report(out)
     jobs.extend(out, 1)
@@ -102,7 +102,7 @@ def test_lost_previews_are_missed_and_drawn_again(out: Path, config: Config) -> 
     content = path.read_bytes()
     path.unlink()
     assert kinds(out) == [("missing file", "previews/train-000000.tar")]
-    assert jobs.missing(config, out) == [0]
+    assert jobs.GenerateJob(config, out).missing() == ["train-000000"]
     jobs.generate(config, out)
     assert path.read_bytes() == content
     assert verify_dataset(out, deep=True) == []

@@ -11,9 +11,9 @@ from fault_table import Faults
 from tiny_run import tiny_config, write_prompts
 
 from synthgen import jobs
-from synthgen.auditing.audit import audit
 from synthgen.config import LabelConfig, load_audit
 from synthgen.dataset.verify import verify_dataset
+from synthgen.jobs.audit import audit
 from synthgen.jobs.label import label
 
 KINDS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import context, finish, run_and_kill, run_to_end
 from fault_table import Faults
 from invariants import staged
 from tiny_run import tiny_config, tree_hashes
@@ -20,7 +18,6 @@ from synthgen import jobs
 from synthgen.config import Config
 from synthgen.dataset.verify import verify_dataset
 from synthgen.diffusion import generate as drawing
-from synthgen.progress import Stopped
 
 
 @pytest.fixture
@@ -30,49 +27,6 @@ def config(tiny_pipeline: Path, tiny_dataset: Path) -> Config:
 
 
 # --- killed at any moment -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.timeout(1500)
-def test_sigkill_at_random_moments_changes_no_byte(
-    kills: int, config: Config, tiny_dataset: Path, tmp_path: Path, faults: Faults
-) -> None:
-    expected, rng = tree_hashes(tiny_dataset), random.Random(kills)
-    seconds = run_to_end(finish, config, tmp_path / "first")
-    assert tree_hashes(tmp_path / "first") == expected
-    out, killed, with_debris = tmp_path / "out0", 0, 0
-    while killed < kills:
-        if run_and_kill(rng.uniform(0, seconds), finish, config, out):
-            killed += 1
-            faults.inject("SIGKILL of generation", out)
-            with_debris += bool(staged(out))
-        else:  # it was faster than the kill: compare, and begin another dataset
-            assert tree_hashes(out) == expected
-            out = tmp_path / f"out{killed}"
-    run_to_end(finish, config, out)
-    assert tree_hashes(out) == expected
-    assert verify_dataset(out, deep=True) == []
-    assert staged(out) == []
-    faults.survive()
-    print(f"{killed} kills, {with_debris} in the middle of a shard")
-
-
-def test_two_processes_on_one_output_at_once(
-    config: Config, tiny_dataset: Path, tmp_path: Path, faults: Faults
-) -> None:
-    out = tmp_path / "out"
-    faults.inject("two processes on one output", out)
-    ready = context().Event()
-    children = [context().Process(target=finish, args=(config, out, ready)) for _ in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(240)
-    assert [child.exitcode for child in children] == [0, 0]
-    assert tree_hashes(out) == tree_hashes(tiny_dataset)
-    assert verify_dataset(out, deep=True) == []
-    assert staged(out) == []
-    faults.survive()
 
 
 # --- interrupted in the middle of a shard -------------------------------------------------------
@@ -107,21 +61,6 @@ def test_an_exception_in_the_middle_of_a_shard_drops_it(
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
 
 
-def test_a_stop_request_drops_the_shard_in_flight(config: Config, tmp_path: Path) -> None:
-    events: list[str] = []
-
-    def stopping(event: str, **fields: object) -> None:
-        events.append(event)
-        if len(events) == 4:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        jobs.generate(config, tmp_path, progress=stopping)
-    assert events == ["samples", "samples", "shard", "samples"]
-    assert len(list((tmp_path / "data").iterdir())) == 1
-    assert staged(tmp_path) == []
-
-
 # --- half a shard -------------------------------------------------------------------------------
 
 
@@ -149,10 +88,11 @@ def test_half_a_shard_is_made_again(
     damage(out / name)
     assert verify_dataset(out) != []
     assert jobs.status(out).complete_shards == 2
-    reports = [jobs.make_shard(config, spec, out) for spec in jobs.plan(config)]
+    job = jobs.GenerateJob(config, out)
+    reused = [job.run_shard(spec.name).reused for spec in job.specs]
     tar_lost = name.startswith("data/")  # a marker comes back without drawing
-    assert [report.reused for report in reports] == [True, not tar_lost, True]
-    jobs.finalize(config, out)
+    assert reused == [True, not tar_lost, True]
+    jobs.GenerateJob(config, out).finalize()
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
 
 
@@ -221,15 +161,15 @@ def test_an_output_that_became_read_only_is_said_too(
 ) -> None:
     out = small_disk / "out"
     assert _mount("-o", "remount,size=20m", str(small_disk)) == 0
-    jobs.initialize(config, out)
+    jobs.GenerateJob(config, out).begin()
     specs = jobs.plan(config)
     for spec in specs[:2]:
         assert _mount("-o", "remount,ro", str(small_disk)) == 0
         with pytest.raises(OSError, match="must be a writable folder"):
-            jobs.make_shard(config, spec, out)
+            jobs.GenerateJob(config, out).run_shard(spec.name)
         faults.inject("read-only output", out)
         assert _mount("-o", "remount,rw", str(small_disk)) == 0
-        jobs.make_shard(config, spec, out)
+        jobs.GenerateJob(config, out).run_shard(spec.name)
     jobs.generate(config, out)
     assert tree_hashes(out) == tree_hashes(tiny_dataset)
     faults.survive()

@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from children import finish, finish_on_a_slow_disk, run_and_kill, run_to_end
+from children import finish_on_a_slow_disk, run_and_kill, run_to_end
 from fault_table import Faults
 from invariants import check_whole, keys, staged
 from ordered import ORDERS, ordered_config
 from tiny_run import tiny_config, tree_hashes
 
 from synthgen import jobs
-from synthgen.auditing import audit as auditing
 from synthgen.auditing.annotations import export_sa1b
 from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import open_dataset
@@ -54,26 +53,6 @@ def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- killed at any moment -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_sigkill_at_random_moments(
-    kills: int, config: Config, whole: Path, tmp_path: Path, faults: Faults
-) -> None:
-    expected, rng = tree_hashes(whole), random.Random(kills)
-    seconds = run_to_end(finish, config, tmp_path / "first")
-    out, struck = tmp_path / "out0", 0
-    while struck < kills:
-        # short delays too: a run that only finishes another one is over soon
-        if run_and_kill(rng.uniform(0, seconds * rng.random()), finish, config, out):
-            struck += 1
-            faults.inject("SIGKILL of generation", out)
-        else:
-            check_whole(config, out, expected)
-            out = tmp_path / f"out{struck}"
-    run_to_end(finish, config, out)
-    check_whole(config, out, expected)
-    faults.survive()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -180,7 +159,7 @@ def test_what_is_written_after_a_dataset_needs_space_too(
     (disk, resize), data = growing_disk, tmp_path / "data"
     shutil.copytree(whole, data)
     settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=0"])
-    auditing.audit(data, settings, audit_id="halves")
+    jobs.audit(data, settings, audit_id="halves")
     commands: list[Callable[[], object]] = [
         lambda: push(data, f"file://{disk}/pushed"),
         lambda: write_report(data, out=disk / "page" / "index.html"),
@@ -345,8 +324,8 @@ def test_corrupt_weights_are_refused_before_anything_is_drawn(
     folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
     config = tiny_config(folder, tiny_dataset.parent / "prompts.jsonl")
     out, weights = tmp_path / "out", folder / name
-    jobs.initialize(config, out)
-    jobs.make_shard(config, jobs.plan(config)[0], out)
+    jobs.GenerateJob(config, out).begin()
+    jobs.GenerateJob(config, out).run_shard("train-000000")
     whole = weights.read_bytes()
     weights.write_bytes(damage(whole))
     before = tree_hashes(out)

@@ -148,15 +148,15 @@ def test_credentials_that_expire_midway_are_read_anew_or_asked_for(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-        jobs.initialize(config, url)
+        jobs.GenerateJob(config, url).begin()
         specs = jobs.plan(config)
-        jobs.make_shard(config, specs[0], url)
+        jobs.GenerateJob(config, url).run_shard("train-000000")
         proxy.expired.add(KEY_ID)
         faults.inject("store: credentials expired")
         with pytest.raises(StoreError, match=r"must let us in.*Renew.*what is complete is kept"):
-            jobs.make_shard(config, specs[1], url)
+            jobs.GenerateJob(config, url).run_shard("train-000001")
         write(OTHER_ID)  # whoever hands them out has renewed them
-        jobs.make_shard(config, specs[1], url)
+        jobs.GenerateJob(config, url).run_shard("train-000001")
         jobs.generate(config, url)
     assert tree_hashes(server[0] / "expired") == tree_hashes(whole)
     faults.survive()
@@ -175,5 +175,5 @@ def test_a_store_that_keeps_nothing_is_named_and_the_bucket_is_not(
     assert "Not complete there: the dataset's description." in str(caught.value)
     use(monkeypatch, server[1])
     with pytest.raises(StoreError, match="The bucket of none/such must exist"):
-        jobs.initialize(config, "s3://none/such")
+        jobs.GenerateJob(config, "s3://none/such").begin()
     faults.survive()

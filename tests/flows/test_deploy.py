@@ -27,7 +27,7 @@ from synthgen.flows.automations import (
     crash_zombies,
     put_automation,
 )
-from synthgen.flows.limits import slot
+from synthgen.flows.shards import slot
 
 pytestmark = [pytest.mark.timeout(900)]
 ARGUMENTS = ("--out", "/data/nightly", "--timezone", "Europe/Berlin", "--gpus", "1")

@@ -136,7 +136,7 @@ def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
     config: Config, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    jobs.initialize(config, str(out))
+    jobs.GenerateJob(config, out).begin()
     blocker = out / "data" / "train-000001.tar"
     blocker.mkdir(parents=True)  # publishing this shard must fail
     with pytest.raises(RuntimeError, match="train-000001"):

@@ -12,9 +12,9 @@ import prefect
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from synthgen.cli.engine import Engine
 from tiny_run import rewrite
 
-from synthgen.cli.engine import Engine
 from synthgen.cli.label import run_label
 from synthgen.config import LabelConfig
 from synthgen.flows.label import label as flow

@@ -21,6 +21,7 @@ from synthgen import jobs
 from synthgen.config import Config
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.storage import publish
+from synthgen.types import shard_name
 
 PRELOADED = [__name__]
 """Modules of children; one with long imports adds its name before the first child starts."""
@@ -83,9 +84,9 @@ def finish_on_a_slow_disk(config: Config, out: Path, most: float, seed: int, rea
 def make_shards(config: Config, out: Path, indices: tuple[int, ...]) -> None:
     """Make some shards of a dataset that was begun, in this order."""
     torch.set_num_threads(1)
-    specs = jobs.plan(config)
+    job = jobs.GenerateJob(config, out)
     for index in indices:
-        jobs.make_shard(config, specs[index], out)
+        job.run_shard(shard_name(index))
 
 
 def finish_at_its_pace(config: Config, out: Path, seed: int, stop_at: int, ready: Event) -> None:

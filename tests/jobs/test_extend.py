@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from children import run_and_kill, run_to_end
-from extend_children import extend as extend_in_child
 from tiny_run import tiny_config, tree_hashes, write_prompts
 from typer.testing import CliRunner
 
@@ -126,29 +123,6 @@ def test_the_command_extends_by_url(
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.timeout(1500)
-def test_killed_in_the_middle_nothing_is_lost_and_nothing_made_twice(
-    kills: int, config: Config, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    rng, killed = random.Random(kills), 0
-    first = shutil.copytree(tiny_dataset, tmp_path / "first")
-    seconds = run_to_end(extend_in_child, config, first, 2)
-    expected, old = tree_hashes(first), keys(tiny_dataset)
-    out = shutil.copytree(tiny_dataset, tmp_path / "out0")
-    while killed < kills:
-        killed += run_and_kill(rng.uniform(0, seconds), extend_in_child, config, out, 2)
-        if jobs.status(out).finalized and jobs.status(out).planned > 8:  # faster than the kill
-            assert tree_hashes(out) == expected
-            out = shutil.copytree(tiny_dataset, tmp_path / f"out{killed}", dirs_exist_ok=True)
-            continue
-        assert keys(out) == old  # readers are not disturbed
-    if tree_hashes(out) != expected:
-        run_to_end(extend_in_child, config, out, 2)
-    assert tree_hashes(out) == expected
-    assert verify_dataset(out, deep=True) == []
 
 
 def test_killed_between_version_and_manifest_the_version_is_used(

@@ -110,7 +110,7 @@ def test_what_changed_since_the_manifest_is_asked_again(
         assert tree_hashes(tmp_path / "out") == before
     marker = tmp_path / "out" / "stats/train-000000.json"
     marker.unlink()
-    assert jobs.missing(config, tmp_path / "out") == [0]
+    assert jobs.GenerateJob(config, tmp_path / "out").missing() == ["train-000000"]
     jobs.generate(config, tmp_path / "out")
     assert tree_hashes(tmp_path / "out") == before
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from synthgen.dataset.labels import class_names, label_ids
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import parse_rows
 from synthgen.dataset.verify import verify_dataset
-from synthgen.jobs.label import begin, label
+from synthgen.jobs import LabelJob, label
 from synthgen.storage.seal import sha256_of
 
 pytestmark = pytest.mark.timeout(1800)  # whole datasets, on machines that are busy
@@ -174,40 +173,6 @@ def test_side_labels_have_the_bytes_of_labels_on_the_fly(out: Path, labeled: Pat
     assert verify_dataset(out) == []
 
 
-def test_interrupted_labels_go_on_and_end_in_the_same_bytes(out: Path) -> None:
-    label(out, CLUSTERS, label_id="whole")
-    whole = {name: value for name, value in hashes(out).items() if name.endswith(".tar")}
-
-    class Cut(BaseException):
-        pass
-
-    seen: list[int] = []
-
-    def cut(event: str, **fields: Any) -> None:
-        seen.append(1)
-        if len(seen) == 6:  # in the second shard
-            raise Cut
-
-    with pytest.raises(Cut):
-        label(out, CLUSTERS, label_id="cut", progress=cut)
-    assert (out / "labels/cut/train-000000.json").exists()
-    assert not (out / "labels/cut/train-000001.tar").exists()
-    with pytest.raises(ValueError, match="run 'synthgen label' with the same settings"):
-        open_dataset(out, labels="cut")
-    reused: list[str] = []
-
-    def note(event: str, **fields: Any) -> None:
-        if event == "shard" and fields["reused"]:
-            reused.append(fields["name"])
-
-    label(out, CLUSTERS, label_id="cut", progress=note)
-    assert reused == ["train-000000"]
-    again = {name: value for name, value in hashes(out).items() if name.endswith(".tar")}
-    for name, value in whole.items():
-        assert again[name.replace("labels/whole", "labels/cut")] == value
-    assert label_ids(out) == ["cut", "whole"]
-
-
 def test_other_ks_bring_their_own_masks(out: Path) -> None:
     label(out, CLUSTERS, ks=(2, 4), label_id="two")
     for before, after in zip(open_dataset(out), open_dataset(out, labels="two"), strict=True):
@@ -230,12 +195,12 @@ def test_self_attention_is_recorded_where_the_method_needs_it(out: Path) -> None
 
 
 def test_an_id_stands_for_one_set_of_settings(out: Path) -> None:
-    begin(out, CLUSTERS, label_id="mine")
-    begin(out, CLUSTERS, label_id="mine")
+    for _ in range(2):
+        LabelJob(out, CLUSTERS, label_id="mine").begin()
     with pytest.raises(ValueError, match=r"change of labeling.margin. Undo it, or choose"):
-        begin(out, CLUSTERS.model_copy(update={"margin": 0.5}), label_id="mine")
-    named = begin(out, CLUSTERS)
-    assert named.label_id.startswith("clusters-")
+        other = CLUSTERS.model_copy(update={"margin": 0.5})
+        LabelJob(out, other, label_id="mine").begin()
+    assert LabelJob(out, CLUSTERS).result_id.startswith("clusters-")
 
 
 def test_a_sample_that_does_not_come_out_again_is_not_labeled(out: Path) -> None:
@@ -248,7 +213,7 @@ def test_a_sample_that_does_not_come_out_again_is_not_labeled(out: Path) -> None
     position = table.column_names.index("seed")
     pq.write_table(table.set_column(position, table.schema.field("seed"), seeds), path)
     rewrite(out / "stats" / "train-000000.json", metadata_sha256=sha256_of(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"must come out as it stands.*Got other bytes"):
+    with pytest.raises(ValueError, match=r"must come out as it is.*Got other bytes"):
         label(out, CLUSTERS, label_id="other")
     assert not (out / "labels/other/train-000000.tar").exists()
 

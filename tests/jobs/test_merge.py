@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from children import context, run_and_kill, run_to_end
-from extend_children import merge as merge_in_child
 from tiny_run import tiny_config, tree_hashes, write_prompts
 from typer.testing import CliRunner
 
@@ -162,41 +159,6 @@ def test_labeled_datasets_get_common_class_ids(tiny_pipeline: Path, tmp_path: Pa
 
     assert named(tmp_path / "both") == [*named(outs[0]), *named(outs[1])]
     assert "Background:" in (tmp_path / "both" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.timeout(1500)
-def test_killed_in_the_middle_it_ends_in_the_same_bytes(
-    kills: int, merged: Path, tiny_dataset: Path, other: Path, tmp_path: Path
-) -> None:
-    rng, expected = random.Random(kills), tree_hashes(merged)
-    sources = [tiny_dataset, other]
-    seconds = run_to_end(merge_in_child, sources, tmp_path / "first")
-    assert tree_hashes(tmp_path / "first") == expected
-    killed, out = 0, tmp_path / "out0"
-    while killed < kills:
-        if not run_and_kill(rng.uniform(0, seconds), merge_in_child, sources, out):
-            assert tree_hashes(out) == expected  # faster than the kill
-            out = tmp_path / f"out{killed}-{rng.random()}"
-            continue
-        killed += 1
-    run_to_end(merge_in_child, sources, out)
-    assert tree_hashes(out) == expected
-    assert verify_dataset(out, deep=True) == []
-
-
-def test_two_merges_at_once_agree(
-    merged: Path, tiny_dataset: Path, other: Path, tmp_path: Path
-) -> None:
-    out, ready = tmp_path / "out", context().Event()
-    args = ([tiny_dataset, other], out, ready)
-    children = [context().Process(target=merge_in_child, args=args) for _ in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(240)
-    assert [child.exitcode for child in children] == [0, 0]
-    assert tree_hashes(out) == tree_hashes(merged)
 
 
 def test_what_cannot_be_merged_is_said_in_one_line(

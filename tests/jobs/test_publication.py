@@ -107,7 +107,7 @@ def test_what_a_manifest_lists_stays_and_lost_markers_come_back(
 
 def test_what_an_older_manifest_lists_stays_too(out: Path, config: Config) -> None:
     larger = config.model_copy(update={"num": 9})
-    jobs.initialize(larger, out)
+    jobs.GenerateJob(larger, out).begin()
     (out / "stats" / "train-000002.json").unlink()  # as if killed before the marker
     (out / "data" / "train-000002.tar").write_bytes(b"of the larger plan")
     assert jobs.gc(out, orphan_seconds=0.0) == []
@@ -196,13 +196,13 @@ def test_a_run_that_was_overtaken_by_a_larger_plan_publishes_nothing(
     assert verify_dataset(out, deep=True) == []
     assert jobs.status(out).planned == jobs.status(out).samples == 10
     with pytest.raises(ValueError, match="num must not shrink"):
-        jobs.initialize(config, out)
+        jobs.GenerateJob(config, out).begin()
 
 
 def test_a_manifest_of_an_older_plan_is_not_published(out: Path, config: Config) -> None:
-    jobs.initialize(config.model_copy(update={"num": 10}), out)
+    jobs.GenerateJob(config.model_copy(update={"num": 10}), out).begin()
     with pytest.raises(RuntimeError, match="must stay the 8 samples"):
-        jobs.finalize(config, out)
+        jobs.GenerateJob(config, out).finalize()
 
 
 def test_who_publishes_is_waited_for(

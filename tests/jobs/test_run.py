@@ -27,6 +27,8 @@ from synthgen.jobs.identity import config_digest, read_config
 from synthgen.storage.publish import open_storage
 from synthgen.types import Failure, Prompt, Sample
 
+SHARDS = ("train-000000", "train-000001", "train-000002")
+
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
@@ -119,7 +121,7 @@ def test_bytes_depend_neither_on_order_nor_processes_nor_place(
 ) -> None:
     """Two processes at once, backwards, from a copy of the prompts, in another folder."""
     out = tmp_path / "out"
-    jobs.initialize(config, out)
+    jobs.GenerateJob(config, out).begin()
     orders: list[tuple[int, ...]] = [(2, 0), (2, 1)]
     workers = [context().Process(target=make_shards, args=(config, out, o)) for o in orders]
     for worker in workers:
@@ -127,7 +129,7 @@ def test_bytes_depend_neither_on_order_nor_processes_nor_place(
     for worker in workers:
         worker.join(250)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    jobs.finalize(config, out)
+    jobs.GenerateJob(config, out).finalize()
     assert _comparable(out) == _comparable(tiny_dataset)
     assert verify_dataset(out, deep=True) == []
 
@@ -148,9 +150,9 @@ def test_a_second_run_does_nothing_and_a_lost_shard_comes_back(
     assert changed == {"config.yaml", "manifest.json"}  # another path, and its hash
     (out / "stats" / "train-000001.json").unlink()
     (out / "data" / "train-000002.tar").unlink()
-    reports = [jobs.make_shard(config, spec, out) for spec in jobs.plan(config)]
-    assert [report.reused for report in reports] == [True, True, False]
-    jobs.finalize(config, out)
+    reused = [jobs.GenerateJob(config, out).run_shard(shard).reused for shard in SHARDS]
+    assert reused == [True, True, False]
+    jobs.GenerateJob(config, out).finalize()
     assert _comparable(out) == _comparable(tiny_dataset)
 
 
@@ -159,11 +161,12 @@ def test_growing_keeps_full_shards_and_publishes_a_second_version(
 ) -> None:
     out = shutil.copytree(tiny_dataset, tmp_path / "out")
     larger = config.model_copy(update={"num": 10})
-    jobs.initialize(larger, out)
+    jobs.GenerateJob(larger, out).begin()
     assert jobs.status(out).finalized is False
-    reports = [jobs.make_shard(larger, spec, out) for spec in jobs.plan(larger)]
-    assert [report.reused for report in reports] == [True, True, False, False]
-    jobs.finalize(larger, out)
+    job = jobs.GenerateJob(larger, out)
+    done = [job.run_shard(spec.name) for spec in job.specs]
+    assert [each.reused for each in done] == [True, True, False, False]
+    job.finalize()
     assert verify_dataset(out, deep=True) == []
     assert {path.name for path in (out / "manifests").iterdir()} == {"v0001.json", "v0002.json"}
     fresh = tmp_path / "fresh"
@@ -173,7 +176,7 @@ def test_growing_keeps_full_shards_and_publishes_a_second_version(
         n: h for n, h in _comparable(fresh).items() if n.startswith("data/")
     }
     with pytest.raises(ValueError, match="num must not shrink"):
-        jobs.initialize(config, out)
+        jobs.GenerateJob(config, out).begin()
 
 
 def test_replay_makes_the_same_sample_and_notices_another(
@@ -255,8 +258,7 @@ def test_failed_samples_are_rows_and_a_shard_without_samples_has_no_tar(
         jobs.replay(out, "0000000001")
     status = jobs.status(out)
     assert (status.complete_shards, status.samples, status.failed) == (3, 4, 4)
-    reports = [jobs.make_shard(config, spec, out) for spec in specs]
-    assert all(report.reused for report in reports)
+    assert all(jobs.GenerateJob(config, out).run_shard(shard).reused for shard in SHARDS)
 
 
 def test_a_black_image_of_the_real_generator_is_a_failed_row(
@@ -292,12 +294,11 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
     events: list[int] = []
     specs = jobs.plan(config)
     out = tmp_path / "out"
-    jobs.initialize(config, out)
-    report = jobs.make_shard(
-        config, specs[0], out, lambda event, **f: events.append(f.get("count", 0))
-    )
+    jobs.GenerateJob(config, out).begin()
+    job = jobs.GenerateJob(config, out)
+    done = job.run_shard("train-000000", lambda event, **f: events.append(f.get("count", 0)))
     assert sizes == [2, 1, 1, 1]
-    assert dict(report.counts) == {"ok": 2, "failed": 1}
+    assert dict(done.marker.counts) == {"ok": 2, "failed": 1}
     assert sum(events) == 3
     marker = markers(out)[0]
     assert (marker["batch_size"], marker["reasons"]) == (1, {"out_of_memory": 1})
@@ -306,8 +307,8 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
     alone = config.model_copy(
         update={"generation": config.generation.model_copy(update={"batch_size": 1})}
     )
-    jobs.initialize(alone, tmp_path / "alone")
-    jobs.make_shard(alone, specs[0], tmp_path / "alone")
+    jobs.GenerateJob(alone, tmp_path / "alone").begin()
+    jobs.GenerateJob(alone, tmp_path / "alone").run_shard("train-000000")
     shrunk = {s["key"]: s for s in open_dataset(out / "data" / "train-000000.tar")}
     for sample in open_dataset(tmp_path / "alone" / "data" / "train-000000.tar"):
         if sample["key"] in shrunk:
@@ -341,10 +342,10 @@ def test_another_configuration_is_refused_and_the_keys_are_named(
         ):
             call(other, tiny_dataset)
     with pytest.raises(ValueError, match="change of seed"):
-        jobs.make_shard(other, jobs.plan(other)[0], tiny_dataset)
+        jobs.GenerateJob(other, tiny_dataset).run_shard("train-000000")
     write_prompts(prompts, PROMPTS[:2])
     with pytest.raises(ValueError, match=r"change of prompts\.num, prompts\.sha256"):
-        jobs.initialize(config, tiny_dataset)
+        jobs.GenerateJob(config, tiny_dataset).begin()
 
 
 def test_another_library_version_is_recorded_or_refused(
@@ -355,12 +356,12 @@ def test_another_library_version_is_recorded_or_refused(
     identity["environments"][0]["versions"]["torch"] = "1.0"
     (out / "identity.json").write_text(json.dumps(identity))
     with pytest.raises(ValueError, match=r"change of versions\.torch"):
-        jobs.initialize(config, out, strict=True)
-    jobs.initialize(config, out)
+        jobs.GenerateJob(config, out, strict=True).begin()
+    jobs.GenerateJob(config, out).begin()
     assert "versions.torch" in caplog.text
     environments = json.loads((out / "identity.json").read_text())["environments"]
     assert [e["versions"]["torch"] for e in environments] == ["1.0", version("torch")]
-    jobs.initialize(config, out, strict=True)
+    jobs.GenerateJob(config, out, strict=True).begin()
 
 
 def test_a_folder_with_something_else_is_left_alone(config: Config, tmp_path: Path) -> None:
@@ -368,9 +369,9 @@ def test_a_folder_with_something_else_is_left_alone(config: Config, tmp_path: Pa
     folder.mkdir()
     (folder / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"with thesis\.tex\. Choose another"):
-        jobs.initialize(config, folder)
+        jobs.GenerateJob(config, folder).begin()
     with pytest.raises(ValueError, match="must be initialized first"):
-        jobs.make_shard(config, jobs.plan(config)[0], tmp_path / "new")
+        jobs.GenerateJob(config, tmp_path / "new").run_shard("train-000000")
     with pytest.raises(ValueError, match="must be a dataset"):
         jobs.status(folder)
     with pytest.raises(ValueError, match="must be a dataset"):
@@ -380,10 +381,10 @@ def test_a_folder_with_something_else_is_left_alone(config: Config, tmp_path: Pa
 
 def test_finalize_names_what_is_missing(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    jobs.initialize(config, out)
-    jobs.make_shard(config, jobs.plan(config)[1], out)
+    jobs.GenerateJob(config, out).begin()
+    jobs.GenerateJob(config, out).run_shard("train-000001")
     with pytest.raises(RuntimeError, match=r"2 missing \(train-000000, train-000002\)"):
-        jobs.finalize(config, out)
+        jobs.GenerateJob(config, out).finalize()
     assert not (out / "manifest.json").exists()
     assert jobs.status(out).complete_shards == 1
 
@@ -413,7 +414,7 @@ def test_weights_in_a_prompt_are_no_secrets(config: Config, tmp_path: Path) -> N
     text = "(watermark:1.3), (signature:1.4), blurry"
     generation = config.generation.model_copy(update={"negative_prompt": text})
     config = config.model_copy(update={"generation": generation})
-    jobs.initialize(config, tmp_path / "out")
+    jobs.GenerateJob(config, tmp_path / "out").begin()
     standing = read_config(open_storage(tmp_path / "out"))
     assert standing.generation.negative_prompt == text
     assert config_digest(standing) == config_digest(config)
@@ -423,10 +424,10 @@ def test_threads_are_those_of_the_beginning(config: Config, tmp_path: Path) -> N
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        jobs.initialize(config, tmp_path / "out")
+        jobs.GenerateJob(config, tmp_path / "out").begin()
         torch.set_num_threads(1)
-        jobs.initialize(config, tmp_path / "out", strict=True)  # not another environment
-        jobs.make_shard(config, jobs.plan(config)[0], tmp_path / "out")
+        jobs.GenerateJob(config, tmp_path / "out", strict=True).begin()  # not another environment
+        jobs.GenerateJob(config, tmp_path / "out").run_shard("train-000000")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

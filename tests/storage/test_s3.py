@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 
 import synthgen
 from synthgen import jobs
-from synthgen.auditing import audit as auditing
 from synthgen.cli import app
 from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import decode_mask
@@ -105,10 +104,8 @@ def test_audit_report_export_and_readers_on_s3(
 ) -> None:
     url = upload(tiny_dataset, "done")
     settings = load_audit(["auditor.name=halves:load_halves", "verdict.min_top_n=0"])
-    plan = auditing.begin(url, settings, "halves")
-    for shard in plan.shards:
-        auditing.audit_shard(plan, shard)
-    assert auditing.conclude(plan)["totals"]["samples"] == 8
+    job = jobs.AuditJob(url, settings, "halves")
+    assert job.run()["totals"]["samples"] == 8
     assert write_report(url) == f"{BUCKET}/done/report/index.html"
     assert "halves" in (bucket / "done" / "report" / "index.html").read_text()
     export(url, f"s3://{BUCKET}/coco-done", "coco")
@@ -188,9 +185,10 @@ def test_a_shard_takes_the_requests_that_plans_count(
     with proxy.running() as port:
         use(monkeypatch, environment(port, SECRET))
         url = f"s3://{BUCKET}/counted"
-        jobs.initialize(plain, url)
+        job = jobs.GenerateJob(plain, url)
+        job.begin()
         before = proxy.counts.copy()
-        jobs.make_shard(plain, jobs.plan(plain)[0], url)
+        job.run_shard("train-000000")
         used = proxy.counts - before
     assert (used["requests"], used["PUT"]) == (REQUESTS_PER_SHARD, PUTS_PER_SHARD), used
 
@@ -246,7 +244,7 @@ def test_what_the_store_refuses_is_one_line_without_secrets(
 ) -> None:
     use(monkeypatch, variables)
     with pytest.raises(OSError) as caught:
-        jobs.initialize(config, where)
+        jobs.GenerateJob(config, where).begin()
     said = str(caught.value)
     assert "\n" not in said
     assert "must" in said
@@ -257,7 +255,7 @@ def test_what_the_store_refuses_is_one_line_without_secrets(
 def test_credentials_in_a_url_are_refused_and_not_repeated(config: Config) -> None:
     for url in (f"s3://{SECRET}@b/x", f"s3://me:{SECRET}@b/x", f"s3://b/x?secret={SECRET}"):
         with pytest.raises(ValueError, match="must not hold credentials") as caught:
-            jobs.initialize(config, url)
+            jobs.GenerateJob(config, url).begin()
         assert SECRET not in str(caught.value)
 
 

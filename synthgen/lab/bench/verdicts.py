@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from synthgen import jobs
-from synthgen.auditing.audit import audit
 from synthgen.config import AuditConfig, VerdictConfig, load, load_audit
 from synthgen.dataset.audits import parse_table, table_name
 from synthgen.dataset.manifest import (
@@ -32,6 +31,7 @@ from synthgen.dataset.manifest import (
     tar_name,
 )
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
+from synthgen.jobs.audit import audit
 from synthgen.storage.publish import Storage, open_storage, sha256_file
 from synthgen.types import Verdict
 
