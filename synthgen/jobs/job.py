@@ -187,9 +187,7 @@ class SideJob(Job[Side]):
         """The marker of results that are of these settings and of the tar that is there."""
         marker = self.folder.read_marker(self.storage, self.result_id, shard)
         sha256 = self.listed[shard].sha256
-        if marker is None or not self.folder.is_done(
-            self.storage, self.result_id, marker, sha256
-        ):
+        if marker is None or not self.folder.is_done(self.storage, self.result_id, marker, sha256):
             return None
         return marker if marker.digest == self.digest else None
 

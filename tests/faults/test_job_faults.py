@@ -133,9 +133,7 @@ def test_two_processes_on_one_output_agree_or_one_is_refused(
     out = begin(job, world, tmp_path / "out")
     faults.inject(f"two processes of {job} on one output", out)
     ready = context().Event()
-    children = [
-        context().Process(target=run_job, args=(job, world, out, ready)) for _ in range(2)
-    ]
+    children = [context().Process(target=run_job, args=(job, world, out, ready)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:

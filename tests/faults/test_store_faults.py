@@ -149,7 +149,6 @@ def test_credentials_that_expire_midway_are_read_anew_or_asked_for(
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
         jobs.GenerateJob(config, url).begin()
-        specs = jobs.plan(config)
         jobs.GenerateJob(config, url).run_shard("train-000000")
         proxy.expired.add(KEY_ID)
         faults.inject("store: credentials expired")

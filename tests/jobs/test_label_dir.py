@@ -197,9 +197,9 @@ def test_self_attention_is_recorded_where_the_method_needs_it(out: Path) -> None
 def test_an_id_stands_for_one_set_of_settings(out: Path) -> None:
     for _ in range(2):
         LabelJob(out, CLUSTERS, label_id="mine").begin()
+    other = LabelJob(out, CLUSTERS.model_copy(update={"margin": 0.5}), label_id="mine")
     with pytest.raises(ValueError, match=r"change of labeling.margin. Undo it, or choose"):
-        other = CLUSTERS.model_copy(update={"margin": 0.5})
-        LabelJob(out, other, label_id="mine").begin()
+        other.begin()
     assert LabelJob(out, CLUSTERS).result_id.startswith("clusters-")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,9 @@ from synthgen.jobs.identity import config_digest, read_config
 from synthgen.storage.publish import open_storage
 from synthgen.types import Failure, Prompt, Sample
 
+generate_module, identity_module, job_module = (
+    sys.modules[f"synthgen.jobs.{name}"] for name in ("generate", "identity", "job")
+)
 SHARDS = ("train-000000", "train-000001", "train-000002")
 
 
@@ -111,6 +116,30 @@ def test_the_digest_covers_settings_prompts_and_weights(
     write_prompts(prompts, PROMPTS[:2])
     digests.add(jobs.config_digest(config))
     assert len(digests | {digest}) == 6
+
+
+def test_a_run_reads_prompts_once_and_hashes_the_model_once(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def counted(*arguments: Any) -> Any:
+            calls[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in (
+        (generate_module, "prompts_of"),
+        (identity_module, "model_content"),
+        (job_module, "open_storage"),
+    ):
+        count(module, name)
+    jobs.generate(config, tmp_path / "out")
+    assert calls == {"prompts_of": 1, "model_content": 1, "open_storage": 1}
 
 
 # --- equal bytes ------------------------------------------------------------------------------
@@ -292,7 +321,6 @@ def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
 
     monkeypatch.setattr(drawing, "generate", small_device)
     events: list[int] = []
-    specs = jobs.plan(config)
     out = tmp_path / "out"
     jobs.GenerateJob(config, out).begin()
     job = jobs.GenerateJob(config, out)
@@ -336,11 +364,12 @@ def test_another_configuration_is_refused_and_the_keys_are_named(
     tiny_dataset: Path, config: Config, prompts: Path, tiny_pipeline: Path
 ) -> None:
     other = tiny_config(tiny_pipeline, prompts, "seed=12", "segmentation.features.components=3")
-    for call in (jobs.initialize, jobs.finalize):
+    job = jobs.GenerateJob(other, tiny_dataset)
+    for call in (job.begin, job.finalize):
         with pytest.raises(
             ValueError, match=r"change of seed, segmentation\.features\.components"
         ):
-            call(other, tiny_dataset)
+            call()
     with pytest.raises(ValueError, match="change of seed"):
         jobs.GenerateJob(other, tiny_dataset).run_shard("train-000000")
     write_prompts(prompts, PROMPTS[:2])
