@@ -40,7 +40,7 @@ from made_records import encode_many, make_record
 from made_report import write_made
 from tiny_run import rewrite
 
-from synthgen.cli import inspect, report
+from synthgen.cli import report, verify
 from synthgen.config import load, parse
 from synthgen.dataset import shards
 from synthgen.dataset.audits import check_audit_id, parse_table
@@ -207,9 +207,9 @@ def test_members_are_counted_and_so_are_problems(
     marker = world / "data/stats/train-000001.json"
     rewrite(marker, bytes=len(tar))
     with memory_below(100 * MEGABYTE), pytest.raises(typer.Exit):
-        inspect.verify(str(world / "data"))
+        verify.verify(str(world / "data")).tell()
     printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == inspect.MAX_PROBLEMS
+    assert len(printed.out.splitlines()) == verify.MAX_PROBLEMS
     assert re.search(r"\d{4} problems in .* \(100 shown\): 1500 missing member", printed.err)
     assert "too many members" in printed.err
     with pytest.raises(ValueError, match="too many members"):

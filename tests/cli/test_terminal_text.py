@@ -8,6 +8,7 @@ import pytest
 from made_export import make_dataset
 
 from synthgen import cli
+from synthgen.cli.command import Result
 from synthgen.cli.options import say
 from synthgen.dataset.audits import AUDITS
 from synthgen.dataset.changes import changed_keys, list_keys
@@ -35,10 +36,10 @@ def test_tables_of_audits_and_labels_are_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     totals = {"samples": 1, "kept": 0, "rejected": 1, "reasons": {EVIL: 1}}
-    cli.audit.show_summary({"id": "a", "means": {}, "totals": totals}, tmp_path)
+    cli.audit.verdict({"id": "a", "means": {}, "totals": totals}, tmp_path, 1.0).tell()
     row = {"images": 1, "pixels": 1, "score": 0.5, "not_found": 0}
     statistics = {"images": 1, "classes": {EVIL: row}, "background": 0, "undecided": 0}
-    cli.label.show_summary({"id": "l", "statistics": statistics}, tmp_path)
+    Result(lines=cli.label._lines({"id": "l", "statistics": statistics}, tmp_path)).tell()
     seen = capsys.readouterr().out
     assert seen.count("owned") == 2
     assert seen.replace("\n", "").isprintable()

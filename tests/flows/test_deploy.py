@@ -15,18 +15,11 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect_server import prefect_server, used
 
 from synthgen.flows import deploy as deploying
-from synthgen.flows.automations import (
-    TAG,
-    crash_unheard,
-    crash_unstarted,
-    crash_zombies,
-    put_automation,
-)
+from synthgen.flows.automations import TAG, put_automation, zombie_automations
 from synthgen.flows.shards import slot
 
 pytestmark = [pytest.mark.timeout(900)]
@@ -169,30 +162,23 @@ def test_the_gpu_limit_is_strict(client: SyncPrefectClient) -> None:
         pass
 
 
-def test_a_run_whose_heart_stops_is_crashed(client: SyncPrefectClient) -> None:
-    """The automation is the shipped one, with seconds in place of a minute and a half."""
-    put_automation(client, crash_zombies(timedelta(seconds=10)))
-    try:
-        run = _running(client, "audit/nightly")
-        _emit("prefect.flow-run.heartbeat", run)
-        state = wait_for(lambda: _state(client, run) if _is(client, run, "CRASHED") else None)
-        assert "No heartbeat" in str(state.message)
-    finally:
-        put_automation(client, crash_zombies())
-
-
 @pytest.mark.parametrize(
-    ("automation", "said"),
-    [(crash_unheard, "No heartbeat in the first"), (crash_unstarted, "Not running")],
+    ("which", "said"),
+    [(0, "No heartbeat for"), (1, "No heartbeat in the first"), (2, "Not running")],
 )
-def test_a_run_whose_process_never_spoke_is_crashed(
-    automation: Callable[..., AutomationCore], said: str, client: SyncPrefectClient
+def test_a_run_whose_process_is_gone_is_crashed(
+    which: int, said: str, client: SyncPrefectClient
 ) -> None:
-    """Killed before its first heartbeat, or before it ran."""
-    begin = _running if automation is crash_unheard else _pending
-    put_automation(client, automation(timedelta(seconds=10)))
+    """Killed after a heartbeat, before its first one, or before it ran.
+
+    The automations are the shipped ones, with seconds in place of a minute and a half.
+    """
+    begin = _pending if which == 2 else _running
+    put_automation(client, zombie_automations(*[timedelta(seconds=10)] * 2)[which])
     try:
         run, heard = (begin(client, "audit/nightly") for _ in range(2))
+        if which == 0:
+            _emit("prefect.flow-run.heartbeat", run)
 
         def crashed() -> Any:
             _emit("prefect.flow-run.heartbeat", heard)
@@ -201,7 +187,7 @@ def test_a_run_whose_process_never_spoke_is_crashed(
         assert said in str(wait_for(crashed).message)
         assert not _is(client, heard, "CRASHED")
     finally:
-        put_automation(client, automation())
+        put_automation(client, zombie_automations()[which])
 
 
 def test_a_failed_audit_pauses_what_it_condemns(client: SyncPrefectClient) -> None:

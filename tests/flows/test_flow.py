@@ -63,9 +63,9 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     manifest = generate(config, str(out))
     assert manifest["totals"]["samples"] == 4
     assert (out / "manifest.json").exists()
-    tables = [str(table) for table in artifacts("synthgen-shards")]
+    tables = [str(table) for table in artifacts("synthgen-generate-shards")]
     assert any("train-000001" in table for table in tables)
-    assert "100" in str(artifacts("synthgen-progress"))
+    assert "100" in str(artifacts("synthgen-generate-progress"))
     (page,) = (str(page) for page in artifacts("synthgen-dataset") if str(out) in str(page))
     assert "samples: 4" in page
     picture = base64.b64decode(page.split("data:image/jpeg;base64,")[1].split(")")[0])
@@ -111,7 +111,7 @@ def test_the_growth_flow_begins_extends_and_audits_what_is_new(
     assert verify_dataset(out, deep=True) == []
     (summary,) = out.glob("audit/*/summary.json")
     assert json.loads(summary.read_text())["totals"]["samples"] == 6
-    shards = [str(table) for table in artifacts("synthgen-shards")]
+    shards = [str(table) for table in artifacts("synthgen-generate-shards")]
     assert any("train-000002" in t and "train-000001" not in t for t in shards)  # what is new
 
 

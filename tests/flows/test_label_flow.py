@@ -12,14 +12,14 @@ import prefect
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthgen.cli.engine import Engine
 from tiny_run import rewrite
 
 from synthgen.cli.label import run_label
+from synthgen.cli.options import Engine
 from synthgen.config import LabelConfig
 from synthgen.flows.label import label as flow
-from synthgen.flows.shards import collect, refuse_crashed, shard_task
-from synthgen.jobs.label import label
+from synthgen.flows.shards import collect, may_pass_again, refuse_crashed
+from synthgen.jobs import label
 from synthgen.storage.seal import sha256_of
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
@@ -126,7 +126,7 @@ def test_a_disk_that_recovers_is_tried_again(out: Path) -> None:
 def test_every_shard_is_collected_and_mistakes_are_not_tried_again() -> None:
     tried: list[str] = []
 
-    @shard_task("planted-{shard}")
+    @prefect.task(retries=2, retry_delay_seconds=1, retry_condition_fn=may_pass_again)
     def planted(shard: str) -> dict[str, Any]:
         tried.append(shard)
         if shard == "mistake":
@@ -138,7 +138,7 @@ def test_every_shard_is_collected_and_mistakes_are_not_tried_again() -> None:
     @prefect.flow(persist_result=False)
     def planted_flow() -> list[dict[str, Any]]:
         shards = ["good", "mistake", "cut off"]
-        return list(collect(shards, planted.submit, 2, "synthgen-planted-progress"))
+        return list(collect(shards, planted.submit, 2, "planted"))
 
     rows = sorted(planted_flow(), key=lambda row: str(row["shard"]))
     assert rows == [
@@ -148,7 +148,7 @@ def test_every_shard_is_collected_and_mistakes_are_not_tried_again() -> None:
     ]
     assert sorted(tried) == ["cut off", "cut off", "cut off", "good", "mistake"]
     with pytest.raises(
-        RuntimeError, match=r"must be fine\. Got 1 crashed \(mistake\): ValueError"
+        RuntimeError, match=r"must be done\. Got 1 crashed \(mistake\): ValueError"
     ):
-        refuse_crashed(rows, "fine")
-    refuse_crashed(rows[:2], "fine")
+        refuse_crashed(rows)
+    refuse_crashed(rows[:2])

@@ -11,12 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect_server import used
 
-from synthgen.flows.automations import (
-    crash_unheard,
-    crash_unstarted,
-    crash_zombies,
-    put_automation,
-)
+from synthgen.flows.automations import put_automation, zombie_automations
 
 SILENCE = timedelta(seconds=75)  # heartbeats come every 30 seconds, the shortest that there is
 CLIENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_CLIENT_MAX_RETRIES": "10"}
@@ -26,8 +21,8 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 def put_zombie_automations(environment: Mapping[str, str]) -> None:
     """The shipped ones, the half hour for a start as short as a silence."""
     with used(environment), get_client(sync_client=True) as client:
-        for crash in (crash_zombies, crash_unheard, crash_unstarted):
-            put_automation(client, crash(SILENCE))
+        for automation in zombie_automations(SILENCE, SILENCE):
+            put_automation(client, automation)
 
 
 def wait_for_true_states(environment: Mapping[str, str]) -> Counter[str]:
