@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthgen.cli.display import attached
-
 from synthgen.cli.options import Set, refuse_unused
 from synthgen.cli.study import read_settings
 from synthgen.config import AuditorConfig, Config

@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import tiny_config, write_prompts
 
-<<<<<<< HEAD
 from synthgen import jobs
-from synthgen.jobs.audit import audit
-=======
->>>>>>> 3f4f980 (Test every job by the same faults)
 from synthgen.config import LabelConfig, load_audit
 from synthgen.export.export import export
 from synthgen.export.push import push

@@ -18,10 +18,10 @@ import numpy as np
 from synthgen.auditing.annotations import from_records, to_records
 from synthgen.auditing.judge import score
 from synthgen.auditing.loading import annotate, load_auditor
-from synthgen.jobs.audit import AUDIT_VERSION
 from synthgen.config import ALGORITHM_VERSION, AuditorConfig, Config, SegmentationConfig, digest
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.selection import attention_layers, select_layers
+from synthgen.jobs.audit import AUDIT_VERSION
 from synthgen.lab.study.captures import (
     Captures,
     Metrics,
