@@ -22,8 +22,8 @@ from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record, sample_json
 from synthgen.dataset.shards import whole_tar
+from synthgen.diffusion import generate as drawing
 from synthgen.diffusion.backbones import Backbone, load_backbone
-from synthgen.diffusion.generate import generate
 from synthgen.jobs.identity import environment
 from synthgen.jobs.plan import batches
 from synthgen.jobs.shard import Staged
@@ -159,7 +159,7 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
     config = recipe.config
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
-        outcomes = generate(
+        outcomes = drawing.generate(
             recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
         )
     except OUT_OF_MEMORY as error:
