@@ -24,6 +24,18 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # notes of reports; not those
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
+UNIT = ("labeling", "prompts", "segmentation", "test_config.py", "test_judge.py", "test_records.py")
+"""Folders and files of tests of pure functions; with all doctests they are the marker ``unit``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a minute: ``pytest -m unit``."""
+    for item in items:
+        pure = isinstance(item, pytest.DoctestItem) or {*item.path.parts} & {*UNIT}
+        if pure and not any(item.iter_markers("slow")):
+            item.add_marker(pytest.mark.unit)
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """Give signals back: a command that runs in this process answers them in its own way."""
