@@ -24,7 +24,14 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # notes of reports; not those
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
-UNIT = ("labeling", "prompts", "segmentation", "test_config.py", "test_judge.py", "test_records.py")
+UNIT = (
+    "labeling",
+    "prompts",
+    "segmentation",
+    "test_config.py",
+    "test_judge.py",
+    "test_records.py",
+)
 """Folders and files of tests of pure functions; with all doctests they are the marker ``unit``."""
 
 
