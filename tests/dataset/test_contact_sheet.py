@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -22,33 +21,27 @@ from synthgen.dataset.contact_sheet import (
     write_contact_sheet,
 )
 from synthgen.dataset.loader import open_dataset
-
-
-def boxes(rng: np.random.Generator, num: int, side: int) -> list[tuple[Box, bool]]:
-    """Boxes of text, many of them over each other or over the edge."""
-    found = []
-    for index in range(num):
-        x, y = (int(v) for v in rng.integers(-20, side, 2))
-        w, h = int(rng.integers(10, 50)), 14
-        found.append(((x, y, x + w, y + h), index >= 4))
-    return found
+from synthgen.dataset.records import encode_image
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_name_stands_over_another_or_over_the_edge(seed: int) -> None:
-    """Painted pixel by pixel, every place is taken at most once."""
-    given = boxes(np.random.default_rng(seed), 12, 160)
-    taken = lay_out(given, (160, 160))
-    painted = np.zeros((160, 160), dtype=int)
-    for (box, optional), new in zip(given, taken, strict=True):
+    """Drawn pixel by pixel, every place is taken at most once."""
+    rng = np.random.default_rng(seed)
+    corners, widths = rng.integers(-20, 160, (12, 2)).tolist(), rng.integers(10, 50, 12).tolist()
+    given: list[tuple[Box, bool]] = [
+        ((x, y, x + width, y + 14), index >= 4)
+        for index, ((x, y), width) in enumerate(zip(corners, widths, strict=True))
+    ]
+    drawn = np.zeros((160, 160), dtype=int)
+    for (box, optional), new in zip(given, lay_out(given, (160, 160)), strict=True):
         assert new is not None or optional
         if new is not None:
             left, top, right, bottom = new
             assert (right - left, bottom - top) == (box[2] - box[0], box[3] - box[1])
-            assert min(left, top) >= 0
-            assert max(right, bottom) <= 160
-            painted[top:bottom, left:right] += 1
-    assert painted.max() == 1
+            assert 0 <= min(left, top) <= max(right, bottom) <= 160
+            drawn[top:bottom, left:right] += 1
+    assert drawn.max() == 1
 
 
 def test_without_room_names_that_must_stand_stay_and_others_go() -> None:
@@ -94,7 +87,10 @@ def test_what_was_not_found_stands_below_the_classes(tmp_path: Path) -> None:
     pictures = []
     for name, not_found in (("a", []), ("b", ["unicorn"])):
         tree = {**sample["json"], "not_found": not_found}
-        members = {"json": json.dumps(tree).encode(), "sem.png": png(sample["semantic"])}
+        members = {
+            "json": json.dumps(tree).encode(),
+            "sem.png": encode_image(sample["semantic"], "png"),
+        }
         write_side_labels(tmp_path / "out", name, {"train-000000": {sample["key"]: members}})
         path = write_contact_sheet(tmp_path / "out", tmp_path / f"{name}.png", labels=name)
         pictures.append(Image.open(path))
@@ -102,9 +98,3 @@ def test_what_was_not_found_stands_below_the_classes(tmp_path: Path) -> None:
     assert box is not None, "the note must be there"
     assert box[0] >= pictures[0].width * 2 // 3
     assert box[1] >= pictures[0].height - 17
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_labels import CLASS_IDS, make_labeled, make_labels, write_side_labels
-from made_records import make_record
+from made_labels import CLASS_IDS, make_labeled, write_side_labels
 from PIL import Image
 from tiny_run import vouch_again
 
 from synthgen.dataset.labels import class_names, label_ids, labels_tar_name
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.records import decode_sample, describe_labels, encode_record, semantic_ids
+from synthgen.dataset.records import (
+    decode_sample,
+    describe_labels,
+    encode_image,
+    encode_record,
+    semantic_ids,
+)
 from synthgen.dataset.verify import verify_dataset
 from synthgen.dataset.verify_samples import verify_sample
 from synthgen.lab.bench.made_dataset import make_sample, write_dataset
@@ -87,40 +92,25 @@ def test_a_labeled_record_comes_back_with_its_labels() -> None:
         sum(item["area"] for item in sample["json"]["instances"]) <= (labels.semantic == 1).sum()
     )
     assert list(verify_sample("x", record.key, members, deep=True)) == []
-
-
-def test_the_map_is_8_bit_gray() -> None:
-    members = encode_record(make_labeled("0000000003"), "jpg")
     with Image.open(io.BytesIO(members["sem.png"])) as image:
         assert (image.mode, image.format) == ("L", "PNG")
 
 
-def test_a_record_without_labels_has_the_bytes_it_always_had() -> None:
-    members = encode_record(make_record("0000000001", 1), "jpg")
-    assert set(members) == {"jpg", "json", "mask.png", "txt"}
-    assert not {"not_found", "instances"} & json.loads(members["json"]).keys()
-
-
-def test_verify_names_labels_that_contradict_each_other() -> None:
-    record = make_labeled("0000000003", seed=1)
-    members = encode_record(record, "png")
-    info = json.loads(members["json"])
-    info["not_found"] = ["cat"]
-    info["segments"][0]["label"] = "zebra"
-    broken = {**members, "json": json.dumps(info).encode()}
-    found = [problem.message for problem in verify_sample("x", record.key, broken, deep=False)]
-    assert found == [
-        "'zebra' is no class of the prompt",
-        "'cat' has an instance and is not found",
-    ]
-
-
-def test_verify_names_ids_that_no_class_has() -> None:
+def test_verify_names_labels_that_contradict_each_other_and_ids_that_no_class_has() -> None:
     record = make_labeled("0000000003", seed=3)
     members = encode_record(record, "png")
     for table, kinds in (({1: "car", 2: "cat"}, []), ({1: "car", 3: "dog"}, ["bad id"])):
         found = verify_sample("x", record.key, members, deep=False, names=table)
         assert [problem.kind for problem in found] == kinds
+    info = json.loads(members["json"])
+    info["not_found"] = ["cat"]
+    info["segments"][0]["label"] = "zebra"
+    broken = {**members, "json": json.dumps(info).encode()}
+    messages = [problem.message for problem in verify_sample("x", record.key, broken, deep=False)]
+    assert messages == [
+        "'zebra' is no class of the prompt",
+        "'cat' has an instance and is not found",
+    ]
 
 
 @pytest.fixture
@@ -147,18 +137,11 @@ def _labels_of(sample: dict) -> dict[str, bytes]:
     num = len(sample["json"]["segments"])
     semantic = np.full((height, width), 1, np.uint8)
     semantic[:8] = 0
-    labels = LabelMap(
-        ("cat",),
-        semantic,
-        np.full((height, width), 0.75),
-        np.ones(num, np.uint8),
-        np.ones(num),
-        (),
-    )
-    stream = io.BytesIO()
-    Image.fromarray(semantic_ids(labels, {"cat": 1})).save(stream, "PNG")
+    scores, ones = np.full((height, width), 0.75), np.ones(num)
+    labels = LabelMap(("cat",), semantic, scores, ones.astype(np.uint8), ones, ())
     info = {"key": sample["key"], **describe_labels(labels)}
-    return {"json": json.dumps(info).encode(), "sem.png": stream.getvalue()}
+    ids = semantic_ids(labels, {"cat": 1})
+    return {"json": json.dumps(info).encode(), "sem.png": encode_image(ids, "png")}
 
 
 def test_side_labels_are_read_beside_the_dataset(labeled: Path) -> None:
@@ -237,8 +220,3 @@ def test_labels_of_another_sample_are_refused(labeled: Path) -> None:
     write_side_labels(labeled, "swapped", {**members, "train-000000": swapped})
     with pytest.raises(ValueError, match=f"Labels of sample {keys[0]} must be readable"):
         next(iter(open_dataset(labeled, labels="swapped")))
-
-
-def test_made_labels_are_deterministic() -> None:
-    record = make_record("0000000000")
-    np.testing.assert_array_equal(make_labels(record).semantic, make_labels(record).semantic)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_records import make_mask_set, make_record
+from made_records import make_record
 from PIL import Image
 from pycocotools import mask as coco
 
 from synthgen.dataset.records import decode_image, decode_sample, encode_image, encode_record
 from synthgen.dataset.rle import decode_masks, encode_masks, run_lengths
 from synthgen.storage.redaction import redact, redact_tree
-from synthgen.types import MaskSet, Record
+from synthgen.types import MaskSet
 
 
 def paint_smallest(mask_set: MaskSet) -> np.ndarray:
@@ -148,14 +148,6 @@ def test_a_broken_sample_is_named() -> None:
             decode_sample("0000000042", rest)
         with pytest.raises(ValueError, match="0000000042"):
             decode_sample("0000000042", {**members, suffix: b"\xff\xfe"})
-
-
-def test_made_hierarchies_are_what_the_tests_believe() -> None:
-    mask_set = make_mask_set(np.random.default_rng(0), 12, 24, 40)
-    areas = mask_set.masks.sum((1, 2)).tolist()
-    assert areas == sorted(areas, reverse=True)
-    assert all(parent < index for index, parent in enumerate(mask_set.parent))
-    assert isinstance(make_record("0000000001"), Record)
 
 
 @pytest.mark.parametrize(
