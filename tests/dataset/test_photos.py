@@ -126,11 +126,9 @@ def test_sizes_are_known_before_pixels(tmp_path: Path) -> None:
 def test_what_is_no_photo_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("<svg/>")
     Image.new("RGB", (30, 20), (0, 200, 0)).save(tmp_path / "green.png")
+    unread = r"'x\.png': An image must be readable\. Got nothing that can be read as JPEG, P"
     for name, message in (
-        (
-            "x.png",
-            r"'x\.png': An image must be readable\. Got nothing that can be read as JPEG, P",
-        ),
+        ("x.png", unread),
         ("none.tif", r"Got 'none\.tif': No such file"),
         ("green.png", r"Got 'green\.png', all of one color, \[0, 200, 0\]"),
     ):
