@@ -1,4 +1,4 @@
-"""``synthgen bench``: every figure of the README, measured against its rival in the same run."""
+"""``synthgen bench``: every claim, measured against its rival in the same run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast.")]
+Num = Annotated[int, typer.Option(min=3, help="Scenes, images or samples that are measured.")]
 
 
 @app.command()
@@ -39,10 +40,7 @@ def capture(
 
 
 @app.command()
-def scenes(
-    as_json: Json = False,
-    num: Annotated[int, typer.Option(min=1, help="Generated single-object images.")] = 200,
-) -> None:
+def scenes(as_json: Json = False, num: Num = 200) -> None:
     """Quality of the embedded model: VAE, classes and colors of generated images."""
     from synthgen.lab.bench.scenes import bench_scenes
 
@@ -52,7 +50,7 @@ def scenes(
 @app.command()
 def quality(
     as_json: Json = False,
-    num: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 200,
+    num: Num = 200,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also over layers, grids and timesteps.")
     ] = False,
@@ -64,11 +62,7 @@ def quality(
 
 
 @app.command()
-def report(
-    as_json: Json = False,
-    quick: Quick = False,
-    num: Annotated[int, typer.Option(min=1, help="Samples of the made dataset.")] = 1000,
-) -> None:
+def report(as_json: Json = False, quick: Quick = False, num: Num = 1000) -> None:
     """Time, peak memory and size of the report of many samples."""
     from synthgen.lab.bench.report import bench_report
 
@@ -86,7 +80,7 @@ def audit(as_json: Json = False, quick: Quick = False) -> None:
 @app.command()
 def verdicts(
     as_json: Json = False,
-    num: Annotated[int, typer.Option(min=3, help="Samples of each dataset.")] = 64,
+    num: Num = 64,
     auditor: Annotated[str, typer.Option(help="Who looks at the masks.")] = "scenes-sam",
 ) -> None:
     """What an audit keeps of a good dataset, and of one whose masks were shuffled."""
@@ -114,11 +108,8 @@ def scale(
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result), flush=True)
-        return
-    for line in _lines(result):
-        print(line)
+    lines = [json.dumps(result)] if as_json else _lines(result)
+    print("\n".join(lines))
     sys.stdout.flush()
 
 

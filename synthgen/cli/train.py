@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from synthgen.cli.display import JsonLogs, show_progress
 from synthgen.cli.options import Set, refuse_unused
 from synthgen.cli.training_display import show_training
+from synthgen.config import load, load_section
 from synthgen.storage.untrusted import quote
 from synthgen.storage.urls import scheme_of
 
@@ -23,21 +23,11 @@ app = typer.Typer(help="What labels are worth, measured.", no_args_is_help=True)
 SCENES = "scenes"
 NUM_SCENES, NUM_VAL_SCENES = 500, 200
 EPOCHS = 20
+PROMPT_SEED = 1
+"""Of the prompts of `evaluate downstream`, which are not those of the packaged list."""
 
-
-class Device(StrEnum):
-    """What a network is trained on; auto: a GPU where there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-Model = Annotated[
-    str, typer.Option(help="segformer, segformer-b0, lraspp, deeplab or 'module:attribute'.")
-]
 Labels = Annotated[
-    str | None, typer.Option(help="Id of labels beside the dataset; default: those in its tars.")
+    str | None, typer.Option(help="Id of labels made later; default: those in the dataset's tars.")
 ]
 Audited = Annotated[
     str | None, typer.Option(help="Id of an audit; samples that it rejects are left out.")
@@ -45,13 +35,11 @@ Audited = Annotated[
 FoundOnly = Annotated[
     bool, typer.Option("--found-only", help="Only samples in which all classes were found.")
 ]
-Batch = Annotated[int, typer.Option(min=2, help="Samples a step.")]
-Rate = Annotated[float, typer.Option(min=0.0, help="Learning rate after warming up.")]
-Size = Annotated[int, typer.Option(help="Side of the crops that are learned from, pixels.")]
-Where = Annotated[Device, typer.Option(help="auto: a GPU of CUDA where there is one.")]
-PROMPT_SEED = 1
-"""Of the prompts of `evaluate downstream`, which are not those of the packaged list."""
-
+Where = Annotated[
+    str, typer.Option("--device", help="cpu, cuda; auto: a GPU of CUDA where there is one.")
+]
+Tuning = Annotated[bool, typer.Option("--tuning", help="Tuning scenes, to choose settings.")]
+Scenes = Annotated[int, typer.Option("--num", min=1, help="Scenes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -61,16 +49,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
         "synthgen-train"
     ),
-    model: Model = "segformer",
     epochs: Annotated[
         float | None,
         typer.Option(min=0.0, help="Rounds through the data.", show_default=str(EPOCHS)),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
-    batch: Batch = 16,
-    lr: Rate = 3e-3,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the crops; default: 3/4 of the images'.")
     ] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Images; scenes: 500.")] = None,
     val_num: Annotated[int | None, typer.Option(min=1, help="To measure on; scenes: 200.")] = None,
@@ -78,8 +59,16 @@ def train(
     val_labels: Annotated[str | None, typer.Option(help="The same for --val.")] = None,
     audited: Audited = None,
     found_only: FoundOnly = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    device: Where = Device.auto,
+    device: Where = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            help="Change one of model (segformer, segformer-b0, lraspp, deeplab, "
+            "'module:attribute'), steps, batch, lr, size (of the crops), seed, … (repeatable).",
+        ),
+    ] = None,
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -92,16 +81,25 @@ def train(
 
       synthgen train data/scenes --val scenes --out runs/ours
 
-      synthgen train data/voc --labels clusters-0a1b2c3d --val data/voc-real --model deeplab
+      synthgen train data/voc --labels clusters-1 --val data/voc-real --set model=deeplab
     """
     from synthgen.lab.downstream.labeled_images import with_names
-    from synthgen.lab.downstream.trainer import TrainSettings, crop_side, epoch_steps
+    from synthgen.lab.downstream.report import write_curves
+    from synthgen.lab.downstream.trainer import (
+        TrainSettings,
+        crop_side,
+        epoch_steps,
+        export_segmenter,
+    )
+    from synthgen.lab.downstream.trainer import train as run
 
     of_data = {"--labels": labels, "--audited": audited, "--found-only": found_only}
     refuse_unused(of_data, data == SCENES, "on rendered scenes")
     refuse_unused({"--val-labels": val_labels}, val == SCENES, "on rendered scenes")
-    refuse_unused({"--epochs": epochs}, steps is not None, "beside --steps")
-    where = _device(device)
+    overrides = overrides or []
+    has_steps = any(text.strip().startswith("steps=") for text in overrides)
+    refuse_unused({"--epochs": epochs}, has_steps, "with --set steps")
+    settings = load_section(TrainSettings, overrides, device=_device(device))
     asked = {
         "DIR": (data, out / "train", num, labels, audited, found_only),
         "--val": (val, out / "val", val_num, val_labels, None, False),
@@ -111,17 +109,18 @@ def train(
     known = images["--val"]
     given = with_names(images["DIR"], known.class_names)
     rounds = EPOCHS if epochs is None else epochs
-    settings = TrainSettings(
-        model=model,
-        steps=steps or max(1, round(rounds * epoch_steps([given], batch))),
-        batch=batch,
-        lr=lr,
-        size=size or crop_side(given),
-        seed=seed,
-        device=where,
-    )
-    with show_training(model, json_logs):
-        result = _run(given, known, out, settings)
+    chosen = {
+        "steps": max(1, round(rounds * epoch_steps([given], settings.batch))),
+        "size": crop_side(given),
+    }
+    settings = load_section(TrainSettings, overrides, device=settings.device, **chosen)
+    with show_training(settings.model, json_logs):
+        for _ in run([given], known, out / "checkpoint", settings):
+            pass  # progress is reported
+    history = export_segmenter(out / "checkpoint", out)
+    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    write_curves({settings.model: [history]}, out / "curves.png")
+    result = {"images": len(given), "validated_on": len(known), **history[-1]}
     typer.echo(json.dumps(result) if as_json else _said(result, out))
 
 
@@ -134,27 +133,28 @@ def downstream(
     out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
         "synthgen-downstream"
     ),
-    overrides: Set = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            help="Change one setting of the dataset that is made, or of the trainings "
+            "(training.steps=600; see synthgen train); repeatable.",
+        ),
+    ] = None,
     labels: Labels = None,
     audited: Audited = None,
     found_only: FoundOnly = False,
     num: Annotated[int, typer.Option(min=1, help="N: synthetic, and rendered, images.")] = 500,
     few: Annotated[int, typer.Option(min=1, help="Rendered images of the small arms.")] = 100,
     test: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 500,
-    tuning: Annotated[
-        bool, typer.Option("--tuning", help="Test on tuning scenes, to choose settings.")
-    ] = False,
+    tuning: Tuning = False,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
     arms: Annotated[
         list[str] | None, typer.Option(help="synthetic, rendered, few, few+synthetic.")
     ] = None,
-    model: Model = "segformer",
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every training.")] = 1200,
-    batch: Batch = 16,
-    lr: Rate = 3e-3,
-    size: Size = 96,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
-    device: Where = Device.auto,
+    device: Where = "auto",
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -165,57 +165,41 @@ def downstream(
 
     Examples:
 
-      synthgen evaluate downstream --set labeling.refiner=pamr
+      synthgen evaluate downstream --set labeling.refiner=none --set training.steps=600
 
       synthgen evaluate downstream --data data/scenes --out runs/downstream
 
       synthgen evaluate downstream --data data/scenes --labels propagate-1 --tuning --seeds 1
     """
-    from synthgen.lab.downstream.experiment import (
-        ARMS,
-        DownstreamSettings,
-        SyntheticData,
-        evaluate_downstream,
-    )
-    from synthgen.lab.downstream.trainer import TrainSettings
+    from synthgen.lab.downstream.experiment import DownstreamSettings, evaluate_downstream
+    from synthgen.lab.downstream.report import markdown, write_downstream
 
-    refuse_unused({"--set": overrides}, data is not None, "with --data")
+    of_training = [text for text in overrides or [] if text.strip().startswith("training.")]
+    of_dataset = [text for text in overrides or [] if text not in of_training]
+    refuse_unused({"--set": of_dataset}, data is not None, "with --data")
     url = data if data and scheme_of(data) else str(Path(data or out / "synthetic").resolve())
-    settings = DownstreamSettings(
-        synthetic=SyntheticData(url, labels, audited, found_only),
-        num=num,
-        few=few,
-        test=test,
-        tuning=tuning,
-        seeds=tuple(range(seeds)),
-        arms=tuple(arms or ARMS),
-        training=TrainSettings(
-            model=model,
-            steps=steps,
-            batch=batch,
-            lr=lr,
-            size=size,
-            validate_every=max(1, steps // 4),
-            device=_device(device),
-        ),
-    )
+    chosen: dict[str, Any] = {"num": num, "few": few, "test": test, "tuning": tuning}
+    chosen |= {"seeds": tuple(range(seeds)), **({"arms": tuple(arms)} if arms else {})}
+    chosen["synthetic"] = {"url": url, "labels": labels, "audited": audited}
+    chosen["synthetic"]["found_only"] = found_only
+    chosen["training"] = {"device": _device(device)}
+    settings = load_section(DownstreamSettings, of_training, **chosen)
+    every = settings.training.validate_every or max(1, settings.training.steps // 4)
+    training = settings.training.model_copy(update={"validate_every": every})
+    settings = settings.model_copy(update={"training": training})
     if data is None:
-        _generate(out / "synthetic", num, overrides or [], json_logs)
+        _generate(out / "synthetic", num, of_dataset, json_logs)
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
-    _conclude(result, out, as_json)
+    written = write_downstream(out, result)
+    typer.echo(json.dumps(result) if as_json else markdown(result))
+    typer.echo(f"Written: {', '.join(map(str, written))}", err=True)
 
 
 @app.command()
-def refiners(
-    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 100,
-    tuning: Annotated[
-        bool, typer.Option("--tuning", help="Tuning scenes, to choose settings.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+def refiners(num: Scenes = 100, tuning: Tuning = False, as_json: Json = False) -> None:
     """Edges and IoU of every refiner on true labels that a 32 x 32 grid has spoiled."""
-    from synthgen.lab.downstream.refiners import measure_refiners, refiner_table
+    from synthgen.lab.downstream.labels import measure_refiners, refiner_table
 
     result = measure_refiners(num, tuning)
     typer.echo(json.dumps(result) if as_json else refiner_table(result))
@@ -223,12 +207,7 @@ def refiners(
 
 @app.command()
 def labels(
-    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 100,
-    tuning: Annotated[
-        bool, typer.Option("--tuning", help="Tuning scenes, to choose settings.")
-    ] = False,
-    overrides: Set = None,
-    as_json: Json = False,
+    num: Scenes = 100, tuning: Tuning = False, overrides: Set = None, as_json: Json = False
 ) -> None:
     """Labels of every labeler with every refiner against the truth of scenes.
 
@@ -240,34 +219,10 @@ def labels(
 
       synthgen evaluate labels --tuning --num 60 --set labeling.background=1.2
     """
-    from synthgen.config import load
     from synthgen.lab.downstream.labels import label_table, measure_labels
 
     result = measure_labels(num, tuning, load(overrides=overrides or []).labeling)
     typer.echo(json.dumps(result) if as_json else label_table(result))
-
-
-def _run(given: Any, known: Any, out: Path, settings: Any) -> dict[str, Any]:
-    """Train to the last step and write what came of it; returns the last scores."""
-    from synthgen.lab.downstream.curves import write_curves
-    from synthgen.lab.downstream.trainer import export_segmenter, load_averaged, train
-
-    for _ in train([given], known, out / "checkpoint", settings):
-        pass  # progress is reported
-    _, history = load_averaged(out / "checkpoint")
-    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    write_curves({settings.model: [history]}, out / "curves.png")
-    export_segmenter(out / "checkpoint", out)
-    return {"images": len(given), "validated_on": len(known), **history[-1]}
-
-
-def _conclude(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Write table and curves of a comparison, and print it."""
-    from synthgen.lab.downstream.downstream_report import markdown, write_downstream
-
-    written = write_downstream(out, result)
-    typer.echo(json.dumps(result) if as_json else markdown(result))
-    typer.echo(f"Written: {', '.join(map(str, written))}", err=True)
 
 
 def _said(result: dict[str, Any], out: Path) -> str:
@@ -316,7 +271,6 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
     half of the objects, and labels are asked for what was prompted.
     """
     from synthgen import jobs
-    from synthgen.config import load
     from synthgen.lab.world.prompt_list import jsonl, scene_prompts
 
     prompts = out.with_name("prompts.jsonl")
@@ -329,12 +283,12 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
         jobs.generate(config, out)
 
 
-def _device(device: Device) -> str:
-    """``cuda`` for auto where there is one.
+def _device(name: str) -> str:
+    """The device's name; ``cuda`` for auto where there is one.
 
     Raises:
-        ValueError: If it is asked for where there is none.
+        ValueError: If this machine has none of that name.
     """
     from synthgen.devices import pick_device  # of torch, late
 
-    return str(pick_device(device.value, "--device", gpus=("cuda",)))
+    return str(pick_device(name, "--device", gpus=("cuda",)))

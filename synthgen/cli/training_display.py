@@ -26,82 +26,45 @@ def show_training(name: str, json_logs: bool) -> Iterator[None]:
         name: What to call a training of this process; one of another has its process's name.
         json_logs: One JSON object per validation on standard error.
     """
-    if not sys.stderr.isatty() or json_logs:
-        with attached(_Lines(name, json_logs)):
-            yield
-        return
-    with _bars() as bars, attached(_Bars(name, bars)):
-        yield
-
-
-class _Training(logging.Handler):
-    """Takes the records of trainings apart."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.own = name
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event, fields = getattr(record, "event", ""), getattr(record, "fields", {})
-        other = record.processName not in (None, "MainProcess")
-        run = str(record.processName) if other else self.own
-        if event == "step":
-            self.step(run, fields["step"], fields["steps"])
-        elif event == "validation":
-            self.validation(run, fields)
-
-    def step(self, run: str, step: int, steps: int) -> None:
-        """Show how far a run is."""
-
-    def validation(self, run: str, fields: dict[str, Any]) -> None:
-        """Show what a run has learned."""
-
-
-class _Lines(_Training):
-    def __init__(self, name: str, as_json: bool) -> None:
-        super().__init__(name)
-        self.as_json = as_json
-        self.last = time.monotonic()
-
-    def step(self, run: str, step: int, steps: int) -> None:
-        if not self.as_json and time.monotonic() - self.last > PLAIN_EVERY_SECONDS:
-            self._print(f"{run}: step {step}/{steps}")
-
-    def validation(self, run: str, fields: dict[str, Any]) -> None:
-        if self.as_json:
-            self._print(json.dumps({"event": "validation", "run": run, **fields}))
-        else:
-            figures = f"loss {fields['loss']:.3f}, mIoU {fields['miou']:.3f}"
-            self._print(f"{run}: step {fields['step']}, {figures}")
-
-    def _print(self, line: str) -> None:
-        self.last = time.monotonic()
-        print(line, file=sys.stderr, flush=True)
-
-
-class _Bars(_Training):
-    def __init__(self, name: str, bars: Progress) -> None:
-        super().__init__(name)
-        self.bars = bars
-        self.tasks: dict[str, Any] = {}
-
-    def step(self, run: str, step: int, steps: int) -> None:
-        if run not in self.tasks:
-            self.tasks[run] = self.bars.add_task(run, total=steps, figures="")
-        self.bars.update(self.tasks[run], completed=step + 1)
-
-    def validation(self, run: str, fields: dict[str, Any]) -> None:
-        if run in self.tasks:
-            figures = f"loss {fields['loss']:.3f}  mIoU {fields['miou']:.3f}"
-            self.bars.update(self.tasks[run], completed=fields["step"], figures=figures)
-
-
-def _bars() -> Progress:
-    return Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=json_logs or not sys.stderr.isatty(),
     )
+    with bars, attached(_Training(name, json_logs, bars)):
+        yield
+
+
+class _Training(logging.Handler):
+    """Shows the records of trainings."""
+
+    def __init__(self, name: str, as_json: bool, bars: Progress) -> None:
+        super().__init__()
+        self.own, self.as_json, self.bars = name, as_json, bars
+        self.tasks: dict[str, Any] = {}
+        self.last = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event, fields = getattr(record, "event", ""), getattr(record, "fields", {})
+        main = record.processName in (None, "MainProcess")
+        run = self.own if main else str(record.processName)
+        if event == "step":
+            if run not in self.tasks:
+                self.tasks[run] = self.bars.add_task(run, total=fields["steps"], figures="")
+            self.bars.update(self.tasks[run], completed=fields["step"] + 1)
+            if not self.as_json and time.monotonic() - self.last > PLAIN_EVERY_SECONDS:
+                self._print(f"{run}: step {fields['step']}/{fields['steps']}")
+        elif event == "validation":
+            figures = f"loss {fields['loss']:.3f}, mIoU {fields['miou']:.3f}"
+            self.bars.update(self.tasks[run], figures=figures)
+            line = json.dumps({"event": event, "run": run, **fields})
+            self._print(line if self.as_json else f"{run}: step {fields['step']}, {figures}")
+
+    def _print(self, line: str) -> None:
+        if self.bars.disable:
+            self.last = time.monotonic()
+            print(line, file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from synthgen.config.reading import (
     dump,
     load,
     load_audit,
+    load_section,
     parse,
 )
 from synthgen.config.settings import (
@@ -64,5 +65,6 @@ __all__ = [
     "dump",
     "load",
     "load_audit",
+    "load_section",
     "parse",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -13,9 +13,11 @@ from pydantic import (
 )
 
 from synthgen.config.audit import AuditConfig
-from synthgen.config.settings import RETIRED, Config
+from synthgen.config.settings import RETIRED, Config, Section
 from synthgen.registry import RENAMED, near_miss
 from synthgen.storage.untrusted import MAX_QUOTE, one_line, quote
+
+S = TypeVar("S", bound=Section)
 
 MAX_BYTES = 2**20
 """Largest configuration that is read; a complete one has 3 KB."""
@@ -93,13 +95,22 @@ def load_audit(overrides: Sequence[str] = ()) -> AuditConfig:
     Raises:
         ValueError: In one line, for an unknown key or a bad value.
     """
-    tree: dict[str, Any] = {}
+    return load_section(AuditConfig, overrides)
+
+
+def load_section(section: type[S], overrides: Sequence[str] = (), **given: Any) -> S:
+    """Settings of any kind: given values, changed by ``section.key=value`` overrides.
+
+    Raises:
+        ValueError: In one line, for an unknown key or a bad value.
+    """
+    tree: dict[str, Any] = dict(given)
     for assignment in overrides:
         _assign(tree, assignment)
     try:
-        return AuditConfig.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(describe(error, AuditConfig)) from None
+        raise ValueError(describe(error, section)) from None
 
 
 def dump(config: Config) -> str:
@@ -118,7 +129,7 @@ def describe(error: ValidationError, section: type[BaseModel] | None = None) -> 
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         key = one_line(".".join(str(part) for part in first["loc"]), MAX_QUOTE)
-        show = _SHOW if section is None else "synthgen audit --help"
+        show = _SHOW if section is None else "--help"
         hint = near_miss(key, sorted(known)) or f" See '{show}'."
         return f"{key} must be a known setting. Got an unknown key.{hint}"
     key = _setting(first["loc"], known)

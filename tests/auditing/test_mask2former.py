@@ -24,7 +24,10 @@ from synthgen.auditing.mask2former import (
 )
 from synthgen.config import AuditorConfig
 from synthgen.embedded.mask2former import LABELS, class_scores, load_m2f
-from synthgen.lab.train.recipe_m2f import M2fSettings, create_state, export_m2f, save_state
+from synthgen.lab.train.export import export_m2f
+from synthgen.lab.train.m2f import M2fTrainer
+from synthgen.lab.train.trainer import Settings
+from synthgen.lab.world.truth_corpus import TruthCorpus
 from synthgen.registry import AUDITORS, resolve
 
 
@@ -32,9 +35,9 @@ from synthgen.registry import AUDITORS, resolve
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in the form that ``export-m2f`` gives."""
     work = tmp_path_factory.mktemp("m2f")
-    settings = M2fSettings(steps=1)
-    save_state(create_state(settings), work / "m2f", settings)
-    export_m2f(work / "m2f", work / "weights")
+    nothing = TruthCorpus(*(np.zeros((1, 2, 2, 3)[:n], np.uint8) for n in (4, 3, 3, 3)))
+    M2fTrainer(nothing, Settings(steps=1)).save(work / "m2f")
+    export_m2f(work, work / "weights")
     return work / "weights"
 
 

@@ -19,22 +19,22 @@ from typer.testing import CliRunner
 
 from synthgen import progress
 from synthgen.cli import app
-from synthgen.config import LabelConfig, ModelConfig
+from synthgen.config import LabelConfig, ModelConfig, load_section
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS
 from synthgen.lab.bench.made_dataset import MadeSample, make_sample, write_dataset
-from synthgen.lab.downstream.downstream_report import markdown, write_downstream
-from synthgen.lab.downstream.experiment import ARMS, DownstreamSettings, SyntheticData, compare
+from synthgen.lab.downstream.experiment import DownstreamSettings, SyntheticData, compare
 from synthgen.lab.downstream.experiment import evaluate_downstream as evaluate
 from synthgen.lab.downstream.jobs import Job, run_jobs
 from synthgen.lab.downstream.labeled_images import SCENE_CLASSES, dataset_images, with_names
 from synthgen.lab.downstream.labels import label_table, labeled, recorded
-from synthgen.lab.downstream.refiners import NAMES
+from synthgen.lab.downstream.report import markdown, write_downstream
 from synthgen.lab.downstream.trainer import TrainSettings, load_averaged
 from synthgen.lab.world.render import render
 from synthgen.registry import LABELERS, REFINERS
 from synthgen.types import IGNORE, LabelMap, Prompt
 
+ARMS = ("synthetic", "rendered", "few", "few+synthetic")
 TINY = TrainSettings(steps=2, batch=2, size=32, warm_up=2, validate_every=1)
 
 
@@ -149,8 +149,18 @@ def tiny_settings(
     url: str = "none", arms: tuple[str, ...] = ("rendered", "few")
 ) -> DownstreamSettings:
     return DownstreamSettings(
-        SyntheticData(url), num=4, few=2, test=3, seeds=(0, 1), arms=arms, training=TINY
+        synthetic=SyntheticData(url=url),
+        num=4,
+        few=2,
+        test=3,
+        seeds=(0, 1),
+        arms=arms,
+        training=TINY,
     )
+
+
+def with_changes(settings: DownstreamSettings, **changes: object) -> DownstreamSettings:
+    return settings.model_copy(update=changes)
 
 
 def test_arms_are_trained_once_and_compared(tmp_path: Path) -> None:
@@ -163,8 +173,8 @@ def test_arms_are_trained_once_and_compared(tmp_path: Path) -> None:
     assert evaluate(tmp_path, settings, workers=0) == result
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     for arm, seed in product(("rendered", "few"), (0, 1)):
-        _, history = load_averaged(tmp_path / "runs" / f"{arm}-{seed}")
-        assert result["arms"][arm]["miou"]["values"][seed] == history[-1]["miou"]
+        _, meta = load_averaged(tmp_path / "runs" / f"{arm}-{seed}")
+        assert result["arms"][arm]["miou"]["values"][seed] == meta["history"][-1]["miou"]
     written = write_downstream(tmp_path, result)
     assert [path.name for path in written] == [
         "downstream.json",
@@ -173,21 +183,21 @@ def test_arms_are_trained_once_and_compared(tmp_path: Path) -> None:
     ]
     assert json.loads(written[0].read_text()) == result
     assert Image.open(written[2]).size[0] > 800
-    changed = replace(settings, training=replace(settings.training, lr=0.5))
+    changed = with_changes(settings, training=TINY.model_copy(update={"lr": 0.5}))
     with pytest.raises(ValueError, match="Got another lr"):
         evaluate(tmp_path, changed, workers=0)
 
 
 def test_another_process_comes_to_the_same_figures(tmp_path: Path) -> None:
-    settings = replace(tiny_settings(arms=("few",)), seeds=(0,))
+    settings = with_changes(tiny_settings(arms=("few",)), seeds=(0,))
     alone = evaluate(tmp_path / "alone", settings, workers=0)
     assert evaluate(tmp_path / "other", settings, workers=1) == alone
 
 
 def test_all_arms_learn_from_a_labeled_dataset(tmp_path: Path) -> None:
     write_labeled(tmp_path / "made")
-    settings = tiny_settings(str(tmp_path / "made"), tuple(ARMS))
-    result = evaluate(tmp_path / "out", replace(settings, seeds=(0,)), workers=0)
+    settings = tiny_settings(str(tmp_path / "made"), ARMS)
+    result = evaluate(tmp_path / "out", with_changes(settings, seeds=(0,)), workers=0)
     assert set(result["arms"]) == set(ARMS)
     means = {arm: scores["miou"]["mean"] for arm, scores in result["arms"].items()}
     assert result["ratio"] == pytest.approx(means["synthetic"] / means["rendered"])
@@ -195,7 +205,8 @@ def test_all_arms_learn_from_a_labeled_dataset(tmp_path: Path) -> None:
     assert "| 2 rendered + 4 synthetic |" in page
     assert "Ratio synthetic / rendered" in page
     write_labeled(tmp_path / "other", 5)
-    short = replace(settings, synthetic=SyntheticData(str(tmp_path / "other")), num=6, few=2)
+    other = SyntheticData(url=str(tmp_path / "other"))
+    short = with_changes(settings, synthetic=other, num=6)
     with pytest.raises(ValueError, match="Got 6 of 5"):
         evaluate(tmp_path / "short", short, workers=0)
 
@@ -229,16 +240,31 @@ def test_the_comparison_is_of_means_over_seeds() -> None:
 
 
 def test_settings_that_make_no_sense_are_one_line() -> None:
-    with pytest.raises(ValueError, match="arms must be of synthetic, rendered"):
-        replace(tiny_settings(), arms=("real",))
-    with pytest.raises(ValueError, match=r"few must be at most num\. Got 9 and 4"):
-        replace(tiny_settings(), few=9)
+    for settings, words in (
+        (["training.size=100"], r"training\.size is not valid: must be a multiple of 32"),
+        (["few=9"], r"few must be at most num\. Got 9 and 4"),
+        (["arms=[real]"], "arms"),
+        (["training.lrr=1"], r"training\.lrr must be a known setting.* 'training.lr'"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            load_section(DownstreamSettings, settings, synthetic={"url": "x"}, num=4)
+        assert "\n" not in str(error.value)
 
 
 def test_the_command_line_trains_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["train", "scenes", "--val", "scenes", "--out", str(out), "--num", "4"]
-    command += ["--val-num", "2", "--batch", "2", "--size", "32", "--epochs", "1", "--json"]
+    command += [
+        "--val-num",
+        "2",
+        "--set",
+        "batch=2",
+        "--set",
+        "size=32",
+        "--epochs",
+        "1",
+        "--json",
+    ]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     result = json.loads(first.stdout)
@@ -280,21 +306,20 @@ def test_labels_of_a_scene_have_its_ids() -> None:
     (semantic,) = labeled(sample, LabelConfig(), ["clusters"], ["pamr"]).values()
     there = set(np.unique(scene.semantic).tolist())
     assert set(np.unique(semantic).tolist()) <= there | {IGNORE}
-    assert {NAMES.index(name) for name in sample.prompt.class_names} == there - {0}
+    assert {SCENE_CLASSES.index(name) for name in sample.prompt.class_names} == there - {0}
 
 
 def test_without_data_the_images_are_made_first(tmp_path: Path) -> None:
     """The command alone: one-object prompts, labeled images, trainings, the table."""
     arguments = ["evaluate", "downstream", "--out", str(tmp_path), "--num", "4", "--few", "2"]
     arguments += ["--test", "2", "--tuning", "--seeds", "1", "--arms", "synthetic"]
-    arguments += ["--steps", "2", "--batch", "2", "--size", "32", "--workers", "0", "--json"]
-    steps = [
-        "--set",
-        "generation.num_inference_steps=2",
-        "--set",
-        "segmentation.clusters.ks=[2,5]",
-    ]
-    result = CliRunner().invoke(app, arguments + steps)
+    arguments += ["--workers", "0", "--json"]
+    for setting in (
+        *("training.steps=2", "training.batch=2", "training.size=32"),
+        *("generation.num_inference_steps=2", "segmentation.clusters.ks=[2,5]"),
+    ):
+        arguments += ["--set", setting]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)["arms"]) == {"synthetic"}
     made = dataset_images(tmp_path / "synthetic")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from synthgen.lab.downstream.augment import (
     pick,
     to_unit,
 )
-from synthgen.lab.downstream.curves import training_curves
 from synthgen.lab.downstream.labeled_images import (
     SCENE_CLASSES,
     LabeledImages,
@@ -31,6 +30,7 @@ from synthgen.lab.downstream.labeled_images import (
     rendered_images,
     with_names,
 )
+from synthgen.lab.downstream.report import training_curves
 from synthgen.lab.downstream.scoring import confuse, score_model, summarize
 from synthgen.lab.downstream.segmenters import build_segmenter
 from synthgen.lab.downstream.trainer import (
@@ -51,6 +51,10 @@ from synthgen.types import IGNORE
 NAMES = ("background", "square", "stripe")
 NO_AUGMENTATION = Augmentation(0.0, (1.0, 1.0), 0.0, 0.0)
 TINY = TrainSettings(steps=6, batch=2, size=32, warm_up=2, validate_every=2)
+
+
+def changed(**settings: object) -> TrainSettings:
+    return TINY.model_copy(update=settings)
 
 
 def drawn(num: int, seed: int = 0, size: tuple[int, int] = (32, 48)) -> LabeledImages:
@@ -100,7 +104,7 @@ def test_a_wrong_network_is_one_line() -> None:
         build_segmenter("segformer", 1)
     with pytest.raises(ValueError, match="multiple of 32"):
         TrainSettings(size=100)
-    with pytest.raises(ValueError, match="batch must be at least 2"):
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
         TrainSettings(batch=1)
 
 
@@ -331,13 +335,13 @@ def run_until(step: int, data: LabeledImages, folder: Path, settings: TrainSetti
 @pytest.mark.parametrize("model", ["segformer-b0", "lraspp"])
 def test_a_resumed_training_ends_in_the_same_bits(model: str, tmp_path: Path) -> None:
     """B0 draws dropout and dropped paths, LR-ASPP keeps statistics of its batches."""
-    data, settings = drawn(5), replace(TINY, model=model)
+    data, settings = drawn(5), changed(model=model)
     straight = list(train([data, data], data, tmp_path / "straight", settings))
-    assert [row.step for row in straight] == [2, 4, 6]
+    assert [row["step"] for row in straight] == [2, 4, 6]
     for step in (0, 2, 3):
         run_until(step, data, tmp_path / "resumed", settings)
     rest = list(train([data, data], data, tmp_path / "resumed", settings))
-    assert [row.step for row in rest] == [6]
+    assert [row["step"] for row in rest] == [6]
     found = [checkpoint.load_state(tmp_path / name) for name in ("straight", "resumed")]
     (tensors, meta), (others, again) = (pair for pair in found if pair is not None)
     assert tensors.keys() == others.keys()
@@ -348,13 +352,13 @@ def test_a_resumed_training_ends_in_the_same_bits(model: str, tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_other_data_or_settings_is_refused(tmp_path: Path) -> None:
-    data, settings = drawn(3), replace(TINY, steps=1)
+    data, settings = drawn(3), changed(steps=1)
     list(train([data], data, tmp_path, settings))
     with pytest.raises(ValueError, match=r"as it was begun\. Got another lr, steps;"):
-        list(train([data], data, tmp_path, replace(settings, lr=0.1, steps=2)))
+        list(train([data], data, tmp_path, changed(lr=0.1, steps=2)))
     with pytest.raises(ValueError, match="Got another sources;"):
         list(train([drawn(3, seed=9)], data, tmp_path, settings))
-    plain = replace(settings, augmentation=NO_AUGMENTATION)
+    plain = changed(steps=1, augmentation=NO_AUGMENTATION)
     with pytest.raises(ValueError, match="Got another augmentation;"):
         finished_history([data], data, tmp_path, plain)
     with pytest.raises(ValueError, match="must have the same classes"):
@@ -366,17 +370,17 @@ def test_a_checkpoint_of_other_data_or_settings_is_refused(tmp_path: Path) -> No
 def test_the_averaged_weights_are_what_was_measured(tmp_path: Path) -> None:
     data = drawn(3)
     last = list(train([data], data, tmp_path / "checkpoint", TINY))[-1]
-    model, history = load_averaged(tmp_path / "checkpoint")
-    assert score_model(model, data) == last.scores
+    model, _ = load_averaged(tmp_path / "checkpoint")
+    assert asdict(score_model(model, data)).items() <= last.items()
+    history = export_segmenter(tmp_path / "checkpoint", tmp_path)
     assert [row["step"] for row in history] == [2, 4, 6]
-    assert history[-1]["miou"] == last.scores.miou
-    export_segmenter(tmp_path / "checkpoint", tmp_path)
+    assert history[-1] == last
     about = json.loads((tmp_path / "segmenter.json").read_text())
     from safetensors.torch import load_file
 
     fresh = build_segmenter(about["model"], len(about["class_names"])).eval()
     fresh.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    assert score_model(fresh, data) == last.scores
+    assert asdict(score_model(fresh, data)).items() <= last.items()
     assert history == finished_history([data], data, tmp_path / "checkpoint", TINY)
     with pytest.raises(FileNotFoundError, match="must hold a checkpoint"):
         load_averaged(tmp_path / "nothing")
@@ -407,5 +411,5 @@ def test_four_scenes_are_learned_by_heart(tmp_path: Path) -> None:
         augmentation=NO_AUGMENTATION,
     )
     seen = list(train([data], data, tmp_path / "run", settings))
-    assert seen[-1].scores.miou > 0.8
-    assert seen[-1].loss < 0.2 * seen[0].loss
+    assert seen[-1]["miou"] > 0.8
+    assert seen[-1]["loss"] < 0.2 * seen[0]["loss"]

@@ -13,9 +13,10 @@ from synthgen.embedded.mask2former import LABELS, build_processor, load_m2f, m2f
 from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
 from synthgen.lab.bench.embedded_m2f import bench_m2f, class_ious, confusion, summarize
 from synthgen.lab.train import checkpoint
+from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.latents import image_to_unit
-from synthgen.lab.train.m2f_data import degrade, draw_batch, split_classes
-from synthgen.lab.train.recipe_m2f import M2fSettings, export_m2f, train_m2f
+from synthgen.lab.train.m2f import M2fTrainer, degrade, draw_batch, split_classes
+from synthgen.lab.train.trainer import Settings
 from synthgen.lab.world.render import render
 from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
 
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TruthCorpus:
 def trained(corpus: TruthCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint folder after two steps at once."""
     folder = tmp_path_factory.mktemp("work") / "m2f"
-    list(train_m2f(corpus, folder, M2fSettings(steps=2, batch=2)))
+    list(M2fTrainer(corpus, Settings(steps=2, batch=2)).train(folder))
     return folder
 
 
@@ -54,7 +55,7 @@ def test_corpus_is_rendered_once_and_never_short(tmp_path: Path) -> None:
 
 def test_masks_partition_the_image_by_class(corpus: TruthCorpus) -> None:
     for semantic in corpus.semantic:
-        classes, masks = split_classes(semantic)
+        masks, classes = split_classes(semantic)
         assert classes.tolist() == sorted(set(semantic.ravel().tolist()))
         for number, mask in zip(classes.tolist(), masks, strict=True):
             assert (mask.numpy() == (semantic == number)).all()
@@ -64,19 +65,19 @@ def test_a_batch_does_not_depend_on_who_draws_it(corpus: TruthCorpus) -> None:
     whole = draw_batch(corpus, 3, 11, 5)
     for rank in range(2):
         part = draw_batch(corpus, 3, 11, 5, slice(rank, None, 2))
-        assert torch.equal(part.images, whole.images[rank::2])
-        for mine, theirs in zip(part.masks, whole.masks[rank::2], strict=True):
+        assert torch.equal(part[0], whole[0][rank::2])
+        for mine, theirs in zip(part[1], whole[1][rank::2], strict=True):
             assert torch.equal(mine, theirs)
-    assert not torch.equal(draw_batch(corpus, 3, 12, 5).images, whole.images)
-    assert not torch.equal(draw_batch(corpus, 4, 11, 5).images, whole.images)
+    assert not torch.equal(draw_batch(corpus, 3, 12, 5)[0], whole[0])
+    assert not torch.equal(draw_batch(corpus, 4, 11, 5)[0], whole[0])
 
 
 def test_truth_is_mirrored_with_its_image(corpus: TruthCorpus) -> None:
-    batch = draw_batch(corpus, 0, 0, 16)
+    images, masks, classes = draw_batch(corpus, 0, 0, 16)
     plain = image_to_unit(torch.from_numpy(corpus.image.copy()))
     seen = set()
-    for image, classes, masks in zip(batch.images, batch.classes, batch.masks, strict=True):
-        semantic = (classes[:, None, None] * masks).sum(0).numpy()
+    for image, own, ids in zip(images, masks, classes, strict=True):
+        semantic = (ids[:, None, None] * own).sum(0).numpy()
         for row, scene in enumerate(plain):
             for direction, turned in ((1, scene), (-1, scene.flip(2))):
                 if torch.equal(image, turned):
@@ -107,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     corpus: TruthCorpus, trained: Path, tmp_path: Path
 ) -> None:
     for steps in (1, 2):
-        list(train_m2f(corpus, tmp_path, M2fSettings(steps=steps, batch=2)))
+        list(M2fTrainer(corpus, Settings(steps=steps, batch=2)).train(tmp_path))
     (straight, meta), (resumed, again) = map(checkpoint.load_state, (trained, tmp_path))
     assert meta["step"] == again["step"] == 2
     assert straight.keys() == resumed.keys()
@@ -116,7 +117,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_export_writes_averaged_weights_with_a_card(trained: Path, tmp_path: Path) -> None:
-    export_m2f(trained, tmp_path / "weights")
+    export_m2f(trained.parent, tmp_path / "weights")
     folder = m2f_weights_dir(tmp_path / "weights")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
     card = json.loads((folder / "card.json").read_text())
@@ -129,18 +130,18 @@ def test_export_writes_averaged_weights_with_a_card(trained: Path, tmp_path: Pat
     }
     model, _ = load_m2f(folder)
     assert model.config.id2label == dict(enumerate(("background", *CLASSES)))
-    averaged = checkpoint.subset(checkpoint.load_state(trained)[0], "ema.")
+    averaged = checkpoint.subset(checkpoint.load_state(trained)[0], "ema")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, averaged[name].half().float()), name
 
 
 def test_export_without_a_checkpoint_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lab\.train m2f --steps"):
-        export_m2f(tmp_path / "m2f", tmp_path / "weights")
+        export_m2f(tmp_path, tmp_path / "weights")
 
 
 def test_a_changed_file_is_refused(trained: Path, tmp_path: Path) -> None:
-    export_m2f(trained, tmp_path / "weights")
+    export_m2f(trained.parent, tmp_path / "weights")
     (tmp_path / "weights" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json .* must have sha256"):
         m2f_weights_dir(tmp_path / "weights")
@@ -169,7 +170,7 @@ def test_the_background_does_not_count_in_the_mean() -> None:
 
 
 def test_figures_of_untrained_weights_are_poor(trained: Path, tmp_path: Path) -> None:
-    export_m2f(trained, tmp_path / "weights")
+    export_m2f(trained.parent, tmp_path / "weights")
     figures = bench_m2f(2, tmp_path / "weights", workers=0)
     assert 0.0 <= figures["miou"] < 0.5
     assert len(LABELS) == 13
@@ -179,9 +180,9 @@ def test_figures_of_untrained_weights_are_poor(trained: Path, tmp_path: Path) ->
 @pytest.mark.timeout(3600)
 def test_four_scenes_are_learned_by_heart(tmp_path: Path) -> None:
     corpus = truth_corpus(tmp_path / "truth", 4, workers=0)
-    settings = M2fSettings(steps=240, batch=4, warm_up=20, ema_decay=0.9)
-    seen = list(train_m2f(corpus, tmp_path / "m2f", settings))
+    settings = Settings(steps=240, batch=4, warm_up=20, ema_decay=0.9)
+    seen = list(M2fTrainer(corpus, settings).train(tmp_path / "m2f"))
     assert seen[-1].loss < 0.5 * seen[0].loss
-    export_m2f(tmp_path / "m2f", tmp_path / "weights")
+    export_m2f(tmp_path, tmp_path / "weights")
     figures = bench_m2f(4, tmp_path / "weights", workers=0, first=TRAIN_SEEDS.start)
     assert figures["miou"] > 0.6

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +16,26 @@ import torch
 from synthgen.embedded import card
 from synthgen.embedded.vocabulary import CLASSES
 from synthgen.lab.train import checkpoint
+from synthgen.lab.train.classifier import ClassifierSettings, ClassifierTrainer
 from synthgen.lab.train.export import export_weights
 from synthgen.lab.train.latents import encode_blocks, image_to_unit, shrink
-from synthgen.lab.train.models import build_unet
-from synthgen.lab.train.recipe_classifier import ClassifierSettings, train_classifier
-from synthgen.lab.train.recipe_ldm import CALM, LdmSettings, draw_batch, prepare_data, train_ldm
-from synthgen.lab.train.recipe_vae import VaeSettings, fresh_vae, train_vae
+from synthgen.lab.train.ldm import (
+    CALM,
+    LdmData,
+    LdmSettings,
+    LdmTrainer,
+    draw_batch,
+    prepare_data,
+)
+from synthgen.lab.train.models import build_unet, load_pipeline
 from synthgen.lab.train.tokenizer import (
     SPLIT_WORDS,
     caption_words,
     load_tokenizer,
     write_tokenizer,
 )
+from synthgen.lab.train.trainer import Trainer
+from synthgen.lab.train.vae import VaeSettings, VaeTrainer, fresh_vae
 from synthgen.lab.world.corpus import Corpus, cached_corpus, render_corpus
 
 HAVE_WEIGHTS = (card.SHIPPED / card.CARD_NAME).exists()
@@ -40,6 +52,22 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(corpus: Corpus, tokenizer_dir: Path) -> LdmData:
+    return prepare_data(corpus, tokenizer_dir)
+
+
+@pytest.fixture
+def ldm(data: LdmData, tokenizer_dir: Path) -> Callable[..., LdmTrainer]:
+    """Makes a trainer at the smallest grid."""
+
+    def make(steps: int = 2, batch: int = 2, **settings: Any) -> LdmTrainer:
+        chosen = LdmSettings(steps=steps, batch=batch, grid=8, decay_share=0.0, **settings)
+        return LdmTrainer(data, tokenizer_dir, chosen)
+
+    return make
 
 
 def test_encoder_computes_the_formula(corpus: Corpus) -> None:
@@ -82,11 +110,10 @@ def test_corpus_is_read_back(tmp_path: Path) -> None:
         cached_corpus(tmp_path, 7, 0.5)
 
 
-def test_batches_follow_the_settings(corpus: Corpus, tokenizer_dir: Path) -> None:
-    data = prepare_data(corpus, tokenizer_dir)
-    data.latents = shrink(data.latents.float(), 8)
+def test_batches_follow_the_settings(data: LdmData) -> None:
+    small = replace(data, latents=shrink(data.latents.float(), 8))
     settings = LdmSettings(steps=1, grid=8, batch=2000, single_share=0.9, calm_density=0.0)
-    _, tokens, timesteps, _ = draw_batch(data, 0, settings)
+    _, tokens, timesteps, _ = draw_batch(small, 0, settings)
     assert timesteps.min() >= CALM
     single = {tuple(row) for row in data.tokens[data.single].tolist()}
     named = [row for row in tokens.tolist() if row != data.null.tolist()]
@@ -94,70 +121,88 @@ def test_batches_follow_the_settings(corpus: Corpus, tokenizer_dir: Path) -> Non
     assert len(named) / len(tokens) == pytest.approx(0.9, abs=0.03)
 
 
-def _last(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+def _state(folder: Path) -> dict[str, torch.Tensor]:
     state = checkpoint.load_state(folder)
     assert state is not None
-    return checkpoint.subset(state[0], prefix)
+    return state[0]
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_two_workers_take_the_same_step(
-    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
+def check_resume(make: Callable[[int], Trainer], folder: Path) -> dict[str, torch.Tensor]:
+    """Two steps at once end in the bits of one and one, of model, averages and moments."""
+    list(make(2).train(folder / "a"))
+    list(make(1).train(folder / "b"))
+    list(make(2).train(folder / "b"))
+    assert _same(_state(folder / "a"), _state(folder / "b"))
+    return _state(folder / "a")
+
+
+def test_ldm_resumes_as_if_uninterrupted(ldm: Callable[..., LdmTrainer], tmp_path: Path) -> None:
+    state = check_resume(ldm, tmp_path)
+    parts = ("unet", "text", "optimizer", "ema_unet", "ema_text")
+    assert {name.split(".")[0] for name in state} == set(parts)
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    assert meta.keys() == {"step", "grid", "samples", "curve", "settings", "tensors"}
+    assert (meta["step"], meta["grid"], meta["samples"]) == (2, 8, 4)
+    assert meta["curve"][0][:2] == [8, 2]
+
+
+def test_vae_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
+    def make(steps: int) -> VaeTrainer:
+        return VaeTrainer(corpus, VaeSettings(steps=steps, batch=2, decay_share=0.0))
+
+    encoder = checkpoint.subset(check_resume(make, tmp_path), "vae.encoder")
+    assert _same(encoder, dict(fresh_vae().encoder.state_dict()))
+
+
+def test_classifier_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
+    def make(steps: int) -> ClassifierTrainer:
+        settings = ClassifierSettings(steps=steps, batch=4, decay_share=0.0)
+        return ClassifierTrainer(corpus, settings)
+
+    check_resume(make, tmp_path)
+
+
+def test_another_grid_begins_a_stage_with_the_weights_of_the_last(
+    ldm: Callable[..., LdmTrainer], data: LdmData, tokenizer_dir: Path, tmp_path: Path
 ) -> None:
-    data = prepare_data(corpus, tokenizer_dir)
+    first = ldm(1)
+    list(first.train(tmp_path))
+    second = LdmTrainer(data, tokenizer_dir, LdmSettings(steps=9, grid=16))
+    assert second.load(tmp_path)
+    assert (second.step, second.samples) == (0, 2)
+    assert _same(dict(second.unet.state_dict()), dict(first.unet.state_dict()))
+
+
+def test_two_workers_take_the_same_step(ldm: Callable[..., LdmTrainer], tmp_path: Path) -> None:
     losses = [
-        list(
-            train_ldm(
-                data,
-                tokenizer_dir,
-                tmp_path / str(workers),
-                LdmSettings(steps=1, grid=8, batch=4, workers=workers),
-            )
-        )[-1].loss
+        list(ldm(1, batch=4, workers=workers).train(tmp_path / str(workers)))[-1].loss
         for workers in (1, 2)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    one, two = (_last(tmp_path / name, "optimizer.") for name in "12")
+    one, two = (checkpoint.subset(_state(tmp_path / name), "optimizer") for name in "12")
     assert all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
-
-
-def test_ldm_resumes_as_if_uninterrupted(
-    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    data = prepare_data(corpus, tokenizer_dir)
-
-    def settings(steps: int) -> LdmSettings:
-        return LdmSettings(steps=steps, grid=8, batch=2, decay_share=0.0)
-
-    list(train_ldm(data, tokenizer_dir, tmp_path / "a", settings(2)))
-    list(train_ldm(data, tokenizer_dir, tmp_path / "b", settings(1)))
-    list(train_ldm(data, tokenizer_dir, tmp_path / "b", settings(2)))
-    for prefix in ("unet.", "ema_unet.", "text."):
-        assert _same(_last(tmp_path / "a", prefix), _last(tmp_path / "b", prefix))
+    with pytest.raises(ValueError, match="multiple of workers"):
+        ldm(1, batch=3, workers=2)
 
 
 @needs_weights
-def test_ldm_goes_on_from_exported_weights(
-    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    data = prepare_data(corpus, tokenizer_dir)
-    settings = LdmSettings(steps=2, grid=8, batch=2)
-    fresh = list(train_ldm(data, tokenizer_dir, tmp_path / "a", settings))[-1].loss
-    started = list(train_ldm(data, tokenizer_dir, tmp_path / "b", settings, card.SHIPPED))[-1].loss
+def test_ldm_goes_on_from_exported_weights(ldm: Callable[..., LdmTrainer], tmp_path: Path) -> None:
+    fresh = list(ldm().train(tmp_path / "a"))[-1].loss
+    started = list(ldm().train(tmp_path / "b", card.SHIPPED))[-1].loss
     assert started < 0.5 * fresh
 
 
 @needs_weights
 def test_export_keeps_shipped_parts_that_were_not_trained(
-    corpus: Corpus, tokenizer_dir: Path, tmp_path: Path
+    ldm: Callable[..., LdmTrainer], tmp_path: Path
 ) -> None:
     work, weights = tmp_path / "work", tmp_path / "weights"
     shutil.copytree(card.SHIPPED, weights)
-    data = prepare_data(corpus, tokenizer_dir)
-    list(train_ldm(data, tokenizer_dir, work / "ldm", LdmSettings(steps=1, grid=8, batch=2)))
+    list(ldm(1).train(work / "ldm"))
     export_weights(work, weights)
     before, after = card.read_card(), card.read_card(weights)
     changed = {name for name, sha in before["sha256"].items() if after["sha256"][name] != sha}
@@ -172,28 +217,6 @@ def test_export_keeps_shipped_parts_that_were_not_trained(
 def test_export_without_a_model_says_what_to_train(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"train vae --steps N"):
         export_weights(tmp_path / "work", tmp_path / "weights")
-
-
-def test_vae_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
-    def settings(steps: int) -> VaeSettings:
-        return VaeSettings(steps=steps, batch=2, crop=32, decay_share=0.0)
-
-    list(train_vae(corpus, tmp_path / "a", settings(2)))
-    list(train_vae(corpus, tmp_path / "b", settings(1)))
-    list(train_vae(corpus, tmp_path / "b", settings(2)))
-    assert _same(_last(tmp_path / "a", "vae."), _last(tmp_path / "b", "vae."))
-    untouched = dict(fresh_vae().encoder.state_dict())
-    assert _same(_last(tmp_path / "a", "vae.encoder."), untouched)
-
-
-def test_classifier_resumes_as_if_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
-    def settings(steps: int) -> ClassifierSettings:
-        return ClassifierSettings(steps=steps, batch=4, decay_share=0.0)
-
-    list(train_classifier(corpus, tmp_path / "a", settings(2)))
-    list(train_classifier(corpus, tmp_path / "b", settings(1)))
-    list(train_classifier(corpus, tmp_path / "b", settings(2)))
-    assert _same(_last(tmp_path / "a", "model."), _last(tmp_path / "b", "model."))
 
 
 @needs_weights
@@ -225,12 +248,7 @@ def test_missing_weights_say_what_to_do(tmp_path: Path) -> None:
 
 @needs_weights
 def test_shipped_pipeline_generates_and_reconstructs() -> None:
-    from synthgen.lab.bench.scenes import (
-        generate_images,
-        load_pipeline,
-        prompt_accuracy,
-        reconstruction_psnr,
-    )
+    from synthgen.lab.bench.scenes import generate_images, prompt_accuracy, reconstruction_psnr
 
     pipeline = load_pipeline(card.weights_dir())
     assert reconstruction_psnr(pipeline, num=8) > 26

@@ -25,17 +25,18 @@ from synthgen.embedded.sam import (
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, VALIDATION_SEEDS
 from synthgen.lab.bench.embedded_sam import best_ious, evaluate_sam, true_objects, true_parts
 from synthgen.lab.train import checkpoint
-from synthgen.lab.train.recipe_sam import (
+from synthgen.lab.train.export import export_sam
+from synthgen.lab.train.sam import (
     FOCAL_WEIGHT,
     SamSettings,
     SamTrainee,
+    SamTrainer,
     enlarge_phase,
     mask_iou,
     mask_loss,
     promptable_loss,
-    train_sam,
 )
-from synthgen.lab.train.sam_data import (
+from synthgen.lab.train.sam_prompts import (
     MAX_JITTER,
     NUM_POINTS,
     OBJECT_STRIDE,
@@ -47,7 +48,6 @@ from synthgen.lab.train.sam_data import (
     level_masks,
     region_map,
 )
-from synthgen.lab.train.sam_export import export_sam
 from synthgen.lab.world.render import render
 from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
 
@@ -173,7 +173,7 @@ def test_mask_loss_is_torchvisions_focal_and_dice_by_hand() -> None:
 
 def _train(corpus: TruthCorpus, folder: Path, steps: int, workers: int = 1) -> None:
     settings = SamSettings(steps=steps, batch=2, decay_share=0.0, warm_up=4, workers=workers)
-    list(train_sam(corpus, folder, settings))
+    list(SamTrainer(corpus, settings).train(folder))
 
 
 def test_training_resumes_and_shares_batches_as_if_it_did_not(
@@ -217,7 +217,7 @@ def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: P
     found = checkpoint.load_state(tmp_path / "sam")
     assert found is not None
     sam = load_folder(folder)
-    for name, mean in checkpoint.subset(found[0], "ema_sam.").items():
+    for name, mean in checkpoint.subset(found[0], "ema_sam").items():
         assert torch.equal(sam.state_dict()[name], mean.half().float())
     loose = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     figures = evaluate_sam(list(VALIDATION_SEEDS[:2]), folder, loose, workers=0)
@@ -228,13 +228,13 @@ def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: P
 
 def test_training_goes_on_from_exported_weights(corpus: TruthCorpus, tmp_path: Path) -> None:
     settings = SamSettings(steps=0, batch=2)
-    list(train_sam(corpus, tmp_path / "sam", settings, SHIPPED_SAM))
+    list(SamTrainer(corpus, settings).train(tmp_path / "sam", SHIPPED_SAM))
     found = checkpoint.load_state(tmp_path / "sam")
     assert found is not None
     shipped = load_folder().state_dict()
     for name, tensor in shipped.items():
         assert torch.equal(found[0][f"model.sam.{name}"], tensor), name
-    for name, mean in checkpoint.subset(found[0], "ema_sam.").items():
+    for name, mean in checkpoint.subset(found[0], "ema_sam").items():
         assert torch.equal(mean, shipped[name]), name
 
 
@@ -250,11 +250,6 @@ def test_truth_of_a_scene_is_its_objects_and_their_parts() -> None:
     assert best_ious(objects, parts[:0]) == [0.0] * len(objects)
     slow = [max((o & m).sum() / (o | m).sum() for m in objects) for o in objects]
     assert np.allclose(best_ious(objects, objects), slow)
-
-
-def test_batch_must_be_shared_out_evenly() -> None:
-    with pytest.raises(ValueError, match="multiple of workers"):
-        SamSettings(steps=1, batch=3, workers=2)
 
 
 @pytest.mark.slow

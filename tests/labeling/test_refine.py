@@ -24,7 +24,7 @@ from synthgen.diffusion.backbones import Backbone
 from synthgen.embedded.vocabulary import TUNING_SEEDS
 from synthgen.jobs.batch import Recipe, make_batch
 from synthgen.lab.bench.fake_model import draw, load_planted
-from synthgen.lab.downstream.refiners import degrade_truth, measure_refiners, score_maps
+from synthgen.lab.downstream.labels import degrade_truth, measure_refiners, score_maps
 from synthgen.lab.world.render import Scene, render
 from synthgen.labeling.refine import refine
 from synthgen.labeling.refiners_border import (

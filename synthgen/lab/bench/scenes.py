@@ -21,9 +21,9 @@ from torch import Tensor
 from synthgen.embedded.card import SHIPPED, read_card, record_quality, weights_dir
 from synthgen.embedded.mask2former import load_m2f, m2f_weights_dir, predict_scores
 from synthgen.embedded.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
-from synthgen.lab.train.classifier import classify, load_classifier
+from synthgen.lab.train.classifier import classify, load_classifier, single_object_accuracy
 from synthgen.lab.train.latents import image_to_unit
-from synthgen.lab.train.recipe_classifier import single_object_accuracy
+from synthgen.lab.train.models import load_pipeline
 from synthgen.lab.world.captions import ObjectPhrase, parse_caption
 from synthgen.lab.world.corpus import render_corpus
 from synthgen.lab.world.render import Scene, render
@@ -36,15 +36,6 @@ LEAST_PIXELS = 80
 """Pixels of a class from which it counts as present; the smallest whole object has 400."""
 
 NUM_RENDERED = 400  # scenes that the classifier is checked on
-
-
-def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The embedded pipeline in fp32 on the CPU, without progress bars."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def held_out_scenes(num: int, num_objects: int = 1) -> list[Scene]:

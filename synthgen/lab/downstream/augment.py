@@ -143,8 +143,7 @@ def crop_grid(
 ) -> Float[Tensor, "1 height width 2"]:
     """Where in [-1, 1] each pixel of a crop looks: a random window, mirrored or not."""
     share = rng.uniform(*augmentation.scale)
-    center = (1.0 - share) * rng.uniform(-1.0, 1.0, 2)
-    return _window(size, share, center, rng.random() < augmentation.flip)
+    return _window(size, share, 1.0 - share, augmentation.flip, rng)
 
 
 def paste_grid(
@@ -152,14 +151,15 @@ def paste_grid(
 ) -> Float[Tensor, "1 height width 2"]:
     """The same for what is pasted: a window of any size, around any place."""
     share = rng.uniform(*augmentation.paste_scale)
-    center = share * PASTE_REACH * rng.uniform(-1.0, 1.0, 2)
-    return _window(size, share, center, rng.random() < augmentation.flip)
+    return _window(size, share, share * PASTE_REACH, augmentation.flip, rng)
 
 
 def _window(
-    size: tuple[int, int], share: float, center: Float[np.ndarray, " xy"], mirrored: bool
+    size: tuple[int, int], share: float, reach: float, flip: float, rng: np.random.Generator
 ) -> Float[Tensor, "1 height width 2"]:
-    (right, down), across = center.tolist(), -share if mirrored else share
+    """A window of a share of the sides, whose center is at most `reach` from the image's."""
+    right, down = (reach * rng.uniform(-1.0, 1.0, 2)).tolist()
+    across = -share if rng.random() < flip else share
     theta = torch.tensor([[[across, 0.0, right], [0.0, share, down]]], dtype=torch.float32)
     return F.affine_grid(theta, [1, 1, *size], align_corners=False)
 

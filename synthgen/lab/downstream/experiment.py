@@ -15,15 +15,15 @@ ends in the same bits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 
+from synthgen.config.settings import Section
 from synthgen.embedded.vocabulary import TRAIN_SEEDS, TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.downstream.jobs import Job, run_jobs
 from synthgen.lab.downstream.labeled_images import (
@@ -35,13 +35,7 @@ from synthgen.lab.downstream.labeled_images import (
 )
 from synthgen.lab.downstream.trainer import TrainSettings, finished_history, train
 
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "synthetic": ("synthetic",),
-    "rendered": ("rendered",),
-    "few": ("few",),
-    "few+synthetic": ("few", "synthetic"),
-}
-"""Arm to the sets of images that it learns from."""
+Arm = Literal["synthetic", "rendered", "few", "few+synthetic"]
 
 FIRST_RENDERED = TRAIN_SEEDS.start + 500_000
 """Rendered training scenes are none of those that the embedded models were fitted on."""
@@ -50,8 +44,7 @@ RATIO_BAR = 0.80  # Dataset Diffusion, table 2
 GAIN_BAR = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class SyntheticData:
+class SyntheticData(Section):
     """Which generated images are learned from, see `dataset_images`."""
 
     url: str
@@ -60,40 +53,30 @@ class SyntheticData:
     found_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DownstreamSettings:
-    """What is compared, and with which budget.
-
-    Args:
-        synthetic: The generated images.
-        num: N, of generated and of rendered images.
-        few: Rendered images of the small arms.
-        test: Rendered scenes that are tested on.
-        tuning: Test on tuning scenes, on which settings may be chosen.
-        seeds: One training of each arm for each of them.
-        arms: Rows of ARMS.
-        training: The network and its budget, the same for all arms; its seed is replaced.
-        threads: Of each process.
-    """
+class DownstreamSettings(Section):
+    """What is compared, and with which budget; the training's seed is replaced."""
 
     synthetic: SyntheticData
-    num: int = 500
-    few: int = 100
-    test: int = 500
-    tuning: bool = False
-    seeds: tuple[int, ...] = (0, 1, 2)
-    arms: tuple[str, ...] = tuple(ARMS)
-    training: TrainSettings = field(default_factory=TrainSettings)
-    threads: int = 1
+    num: int = Field(500, ge=1, description="N, of generated and of rendered images.")
+    few: int = Field(100, ge=1, description="Rendered images of the small arms.")
+    test: int = Field(500, ge=1, description="Rendered scenes that are tested on.")
+    tuning: bool = Field(False, description="Test on scenes on which settings may be chosen.")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One training of each.")
+    arms: tuple[Arm, ...] = Field(
+        ("synthetic", "rendered", "few", "few+synthetic"), min_length=1, description="Which."
+    )
+    training: TrainSettings = TrainSettings()
+    threads: int = Field(1, ge=1, description="Of each process.")
 
-    def __post_init__(self) -> None:
-        if not set(self.arms) <= set(ARMS) or not self.arms or not self.seeds:
-            raise ValueError(
-                f"arms must be of {', '.join(ARMS)}, with at least one seed. Got {self.arms} and "
-                f"{len(self.seeds)} seeds."
-            )
+    @model_validator(mode="after")
+    def _few_are_some(self) -> DownstreamSettings:
         if self.few > self.num:
             raise ValueError(f"few must be at most num. Got {self.few} and {self.num}.")
+        return self
+
+    def seeded(self, seed: int) -> TrainSettings:
+        """The training of a seed."""
+        return self.training.model_copy(update={"seed": seed})
 
 
 def evaluate_downstream(
@@ -113,24 +96,29 @@ def evaluate_downstream(
         ValueError: If the data does not fit, or the folder holds runs of other settings.
     """
     data = load_data(out, settings, max(workers, 1))
+
+    def history(arm: str, seed: int) -> list[dict[str, Any]] | None:
+        folder = run_folder(out, arm, seed)
+        return finished_history(_sources(data, arm), data["test"], folder, settings.seeded(seed))
+
     runs = [(arm, seed) for seed in settings.seeds for arm in settings.arms]
-    missing = [run for run in runs if _history(out, settings, data, *run) is None]
+    missing = [run for run in runs if history(*run) is None]
     jobs = [Job(f"{arm} {seed}", run_arm, (out, settings, arm, seed)) for arm, seed in missing]
     run_jobs(jobs, workers)
-    histories = {run: _history(out, settings, data, *run) or [] for run in runs}
-    finals = {arm: [histories[arm, seed][-1] for seed in settings.seeds] for arm in settings.arms}
-    return {"settings": json.loads(json.dumps(asdict(settings))), **compare(finals)}
+    finals: dict[str, list[dict[str, Any]]] = {
+        arm: [(history(arm, seed) or [])[-1] for seed in settings.seeds] for arm in settings.arms
+    }
+    return {"settings": settings.model_dump(mode="json"), **compare(finals)}
 
 
 def run_arm(out: Path, settings: DownstreamSettings, arm: str, seed: int) -> None:
     """One training; goes on where it was stopped."""
     data = load_data(out, settings, 1)
-    training = replace(settings.training, seed=seed)
-    sources = [data[name] for name in ARMS[arm]]
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        for _ in train(sources, data["test"], run_folder(out, arm, seed), training):
+        sources, folder = _sources(data, arm), run_folder(out, arm, seed)
+        for _ in train(sources, data["test"], folder, settings.seeded(seed)):
             pass  # progress is reported
     finally:
         torch.set_num_threads(threads)
@@ -143,22 +131,20 @@ def load_data(out: Path, settings: DownstreamSettings, workers: int) -> dict[str
         ValueError: If there is no such dataset, before any scene is rendered.
     """
     data: dict[str, LabeledImages] = {}
-    if any("synthetic" in ARMS[arm] for arm in settings.arms):
-        data["synthetic"] = _synthetic_images(settings)
-    seeds = TUNING_SEEDS if settings.tuning else VALIDATION_SEEDS
-    split = "tuning" if settings.tuning else "validation"
+    if any("synthetic" in arm for arm in settings.arms):
+        s = settings.synthetic
+        found = dataset_images(s.url, s.labels, settings.num, s.audited, s.found_only)
+        data["synthetic"] = with_names(found, SCENE_CLASSES)
     rendered = rendered_images(out / "rendered", settings.num, FIRST_RENDERED, workers)
     data["rendered"], data["few"] = rendered, rendered.first(settings.few)
-    data["test"] = rendered_images(out / split, settings.test, seeds.start, workers)
+    split, seeds = ("validation", VALIDATION_SEEDS), ("tuning", TUNING_SEEDS)
+    folder, scenes = seeds if settings.tuning else split
+    data["test"] = rendered_images(out / folder, settings.test, scenes.start, workers)
     return data
 
 
-def _synthetic_images(settings: DownstreamSettings) -> LabeledImages:
-    wanted = settings.synthetic
-    found = dataset_images(
-        wanted.url, wanted.labels, settings.num, wanted.audited, wanted.found_only
-    )
-    return with_names(found, SCENE_CLASSES)
+def _sources(data: Mapping[str, LabeledImages], arm: str) -> list[LabeledImages]:
+    return [data[name] for name in arm.split("+")]
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
@@ -186,31 +172,14 @@ def compare(finals: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     means = {arm: scores["miou"]["mean"] for arm, scores in arms.items()}
     if {"synthetic", "rendered"} <= arms.keys():
         objects = {arm: scores["object_miou"]["mean"] for arm, scores in arms.items()}
-        result["ratio"] = _ratio(means)
-        result["object_ratio"] = _ratio(objects)
+        for name, known in (("ratio", means), ("object_ratio", objects)):
+            rendered = known["rendered"]  # 0 where even truth has taught nothing
+            result[name] = known["synthetic"] / rendered if rendered else 0.0
         result["ratio_bar_met"] = result["ratio"] >= RATIO_BAR
     if {"few", "few+synthetic"} <= arms.keys():
         result["gain"] = means["few+synthetic"] - means["few"]
         result["gain_bar_met"] = result["gain"] >= GAIN_BAR
     return result
-
-
-def _history(
-    out: Path,
-    settings: DownstreamSettings,
-    data: Mapping[str, LabeledImages],
-    arm: str,
-    seed: int,
-) -> list[dict[str, Any]] | None:
-    """The validations of a finished training, None where it is not finished."""
-    sources = [data[name] for name in ARMS[arm]]
-    training = replace(settings.training, seed=seed)
-    return finished_history(sources, data["test"], run_folder(out, arm, seed), training)
-
-
-def _ratio(scores: Mapping[str, float]) -> float:
-    """Synthetic by rendered; 0 where even truth has taught nothing."""
-    return scores["synthetic"] / scores["rendered"] if scores["rendered"] else 0.0
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -224,5 +193,5 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _class_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    names = list(dict.fromkeys(name for row in rows for name in row["class_iou"]))
+    names = dict.fromkeys(name for row in rows for name in row["class_iou"])
     return {name: fmean(row["class_iou"].get(name, 0.0) for row in rows) for name in names}

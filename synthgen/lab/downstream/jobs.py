@@ -62,38 +62,28 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(context, queue, waiting.pop(0)))
+                job = waiting.pop(0)
+                process: Any = context.Process(
+                    target=_serve, args=(queue, job), name=job.name, daemon=True
+                )
+                process.start()
+                running.append(process)
             wait([process.sentinel for process in running], timeout=1.0)
             if progress.stop_requested():
                 raise progress.Stopped
-            running = [process for process in running if not _ended(process)]
+            for ran in running:
+                if ran.exitcode:
+                    raise RuntimeError(
+                        f"run {ran.name} failed with exit code {ran.exitcode}; its error "
+                        "is printed above."
+                    )
+            running = [process for process in running if process.exitcode is None]
     finally:
-        _end(running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(_PATIENCE_SECONDS)
         listener.stop()
-
-
-def _start(context: Any, queue: Any, job: Job) -> BaseProcess:
-    process: BaseProcess = context.Process(
-        target=_serve, args=(queue, job), name=job.name, daemon=True
-    )
-    process.start()
-    return process
-
-
-def _ended(process: BaseProcess) -> bool:
-    if process.exitcode:
-        raise RuntimeError(
-            f"run {process.name} failed with exit code {process.exitcode}; its error stands above."
-        )
-    return process.exitcode is not None
-
-
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """Ask processes to stop, and wait until they have."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(_PATIENCE_SECONDS)
 
 
 def _serve(queue: Any, job: Job) -> None:

@@ -110,7 +110,7 @@ def dataset_images(
 
     Args:
         url: A finished dataset's folder.
-        labels: Id of labels that stand beside it; None takes those in its tars.
+        labels: Id of labels that were made later; None takes those in its tars.
         num: Samples; None takes all.
         audited: Id of an audit; samples that it rejects are left out.
         found_only: Leave out samples in which a prompted class was not found.

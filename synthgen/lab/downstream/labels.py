@@ -1,19 +1,27 @@
-"""How good labels are where the truth is known: every labeler with every refiner on scenes.
+"""How good labels and refiners are where the truth is known: on rendered scenes.
 
-Scenes go through the image-to-image path at low strength, as a user's photographs would, with
-their captions and the names of the classes that are there; nothing else of the truth is used.
+Labels: scenes go through the image-to-image path at low strength, as a user's photographs would,
+with their captions and the names of the classes that are there; nothing else of the truth is used.
+
+Refiners alone: the truth of a scene is brought to a grid (the class of most pixels of each cell,
+as a labeler on the finest features of the embedded model would see it) and back to pixels; the
+upsampling error (BL eq. 6) is that of the shares of the classes in the cells. A refiner then has
+to find the edges that the image shows.
+
 Choices are made on tuning scenes and reported on validation scenes.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 
 from synthgen.config import (
     CaptureConfig,
@@ -25,16 +33,33 @@ from synthgen.config import (
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.invert import invert
 from synthgen.embedded.vocabulary import TUNING_SEEDS, VALIDATION_SEEDS
-from synthgen.lab.downstream.refiners import NAMES, TOLERANCE, score_maps
+from synthgen.lab.downstream.labeled_images import SCENE_CLASSES
+from synthgen.lab.downstream.scoring import confuse, summarize
+from synthgen.lab.tables import markdown_table
 from synthgen.lab.world.render import Scene, render
 from synthgen.labeling.label import label_sample
+from synthgen.labeling.refine import refine
 from synthgen.registry import LABELERS, REFINERS
 from synthgen.segmentation.features import feature_blocks, upsampling_error
+from synthgen.segmentation.metrics import boundary_f, class_ious
 from synthgen.segmentation.segment import segment_sample
-from synthgen.types import Prompt, Sample
+from synthgen.types import IGNORE, Prompt, Sample
 
 BATCH = 10
-METHODS, REFINED = tuple(LABELERS), tuple(REFINERS)
+GRID = 32  # the finest grid of the embedded model, and a quarter of its images
+TOLERANCE = 1.0
+"""Distance in pixels up to which a boundary counts as found; the blocks are off by up to four."""
+
+SemanticMap = UInt8[np.ndarray, "height width"]
+
+
+def _scenes(num: int, tuning: bool) -> tuple[list[Scene], dict[str, Any]]:
+    """The scenes that are measured on, and what a result says of them."""
+    seeds = (TUNING_SEEDS if tuning else VALIDATION_SEEDS)[:num]
+    return [render(seed) for seed in seeds], {
+        "num": num,
+        "scenes": "tuning" if tuning else "validation",
+    }
 
 
 def measure_labels(
@@ -51,29 +76,32 @@ def measure_labels(
         ``num``, ``scenes``, and under ``scores`` per labeler and refiner those of `score_maps`:
         ``miou`` (undecided pixels are wrong), ``decided_miou``, ``boundary_f``, ``decided``.
     """
-    backbone = load_backbone(ModelConfig())
-    seeds = (TUNING_SEEDS if tuning else VALIDATION_SEEDS)[:num]
-    settings = labeling or LabelConfig()
-    scenes: list[Scene] = []
-    maps: defaultdict[tuple[str, str], list[UInt8[np.ndarray, "height width"]]]
-    maps = defaultdict(list)
+    backbone, settings = load_backbone(ModelConfig()), labeling or LabelConfig()
+    scenes, result = _scenes(num, tuning)
+    maps: defaultdict[tuple[str, str], list[SemanticMap]] = defaultdict(list)
     for start in range(0, num, BATCH):
-        batch = [render(seed) for seed in seeds[start : start + BATCH]]
+        batch = scenes[start : start + BATCH]
         for sample in recorded(backbone, batch, settings):
-            for names, semantic in labeled(sample, settings, METHODS, REFINED).items():
+            for names, semantic in labeled(sample, settings, LABELERS, REFINERS).items():
                 maps[names].append(semantic)
-        scenes += batch
-        print(f"labels: {len(scenes)}/{num} scenes", file=sys.stderr, flush=True)
+        print(f"labels: {start + len(batch)}/{num} scenes", file=sys.stderr, flush=True)
     scores = {
-        method: {refiner: score_maps(scenes, maps[method, refiner]) for refiner in REFINED}
-        for method in METHODS
+        method: {refiner: score_maps(scenes, maps[method, refiner]) for refiner in REFINERS}
+        for method in LABELERS
     }
-    return {"num": num, "scenes": "tuning" if tuning else "validation", "scores": scores}
+    return {**result, "scores": scores}
 
 
 def recorded(backbone: Backbone, scenes: Sequence[Scene], labeling: LabelConfig) -> list[Sample]:
     """The scenes through the image-to-image path, with all that any labeler needs."""
-    prompts = [Prompt(str(scene.seed), scene.caption, classes_of(scene)) for scene in scenes]
+    prompts = [
+        Prompt(
+            str(scene.seed),
+            scene.caption,
+            tuple(SCENE_CLASSES[i] for i in np.unique(scene.semantic) if i > 0),
+        )
+        for scene in scenes
+    ]
     samples = invert(
         backbone,
         np.stack([scene.image for scene in scenes]),
@@ -88,21 +116,19 @@ def recorded(backbone: Backbone, scenes: Sequence[Scene], labeling: LabelConfig)
     return found
 
 
-def classes_of(scene: Scene) -> tuple[str, ...]:
-    """Names of the classes that a scene shows, by id."""
-    return tuple(NAMES[i] for i in np.unique(scene.semantic) if i > 0)
-
-
 def labeled(
-    sample: Sample, labeling: LabelConfig, methods: Sequence[str], refiners: Sequence[str]
-) -> dict[tuple[str, str], UInt8[np.ndarray, "height width"]]:
+    sample: Sample,
+    labeling: LabelConfig,
+    methods: Mapping[str, str] | Sequence[str],
+    refiners: Mapping[str, str] | Sequence[str],
+) -> dict[tuple[str, str], SemanticMap]:
     """Semantic maps, with the ids of the scenes, by labeler and refiner."""
     segmentation = segment_sample(sample, SegmentationConfig())
     blocks = feature_blocks(sample.features, SegmentationConfig().features)
     error = upsampling_error(blocks, sample.image.shape[:2]).float().cpu().numpy()
     ids = np.arange(256, dtype=np.uint8)
     for row, name in enumerate(sample.prompt.class_names, start=1):
-        ids[row] = NAMES.index(name)
+        ids[row] = SCENE_CLASSES.index(name)
     maps = {}
     for method in methods:
         for refiner in refiners:
@@ -114,19 +140,115 @@ def labeled(
     return maps
 
 
+def measure_refiners(num: int = 100, tuning: bool = False) -> dict[str, Any]:
+    """Scores of each refiner on degraded truth.
+
+    Args:
+        num: Scenes.
+        tuning: Take tuning scenes, on which settings may be chosen, in place of validation ones.
+
+    Returns:
+        ``num``, ``scenes``, and per refiner those of `score_maps`, with ``milliseconds`` per
+        image.
+    """
+    scenes, result = _scenes(num, tuning)
+    degraded = [degrade_truth(scene.semantic, GRID) for scene in scenes]
+    for method in REFINERS:
+        started = time.process_time()
+        refined = [
+            refine(method, coarse, scene.image, None, error)
+            for scene, (coarse, error) in zip(scenes, degraded, strict=True)
+        ]
+        milliseconds = 1000 * (time.process_time() - started) / num
+        result[method] = {**score_maps(scenes, refined), "milliseconds": milliseconds}
+        print(f"refiners: {method} on {num} scenes", file=sys.stderr, flush=True)
+    return result
+
+
+def degrade_truth(
+    semantic: SemanticMap, grid: int
+) -> tuple[SemanticMap, Float[np.ndarray, "height width"]]:
+    """The map as a square grid would know it, and its upsampling error (BL eq. 6).
+
+    Args:
+        semantic: Exact classes; sides are multiples of the grid.
+        grid: Cells along each side.
+
+    >>> coarse, error = degrade_truth(np.array([[1, 0, 0, 0], [1, 1, 0, 0]] * 2, np.uint8), 2)
+    >>> coarse[0].tolist(), (error[0] * 16).tolist()
+    ([1, 1, 0, 0], [0.0, 3.0, 3.0, 0.0])
+    """
+    classes = np.unique(semantic)
+    height, width = (side // grid for side in semantic.shape)
+    cells = semantic.reshape(grid, height, grid, width)
+    shares = np.stack([(cells == cls).mean((1, 3)) for cls in classes], axis=-1)
+    winners = classes[shares.argmax(-1)]
+    coarse = winners.repeat(height, axis=0).repeat(width, axis=1)
+    size = (semantic.shape[0], semantic.shape[1])
+    error = upsampling_error([torch.from_numpy(shares.astype(np.float32))], size)
+    return coarse, error.numpy()
+
+
+def score_maps(scenes: Sequence[Scene], maps: Sequence[SemanticMap]) -> dict[str, float]:
+    """IoU and boundary F of semantic maps against the truth of their scenes.
+
+    Returns:
+        ``miou`` (undecided pixels are wrong), ``decided_miou`` (they are left out),
+        ``boundary_f`` of the objects, ``decided`` (share of the pixels).
+    """
+    undecided = len(SCENE_CLASSES)  # one class more, which is never true
+    counts = np.zeros((undecided + 1, undecided + 1), dtype=np.int64)
+    borders: list[float] = []
+    for scene, found in zip(scenes, maps, strict=True):
+        predicted = np.where(found == IGNORE, undecided, found)
+        counts += confuse(scene.semantic, predicted, undecided + 1)
+        borders += [
+            boundary_f(scene.semantic == cls, found == cls, TOLERANCE)
+            for cls in np.unique(scene.semantic)
+            if cls > 0
+        ]
+    decided = counts[:-1, :-1]
+    return {
+        "miou": float(np.nanmean(class_ious(counts)[:-1])),
+        "decided_miou": summarize(decided, SCENE_CLASSES).miou,
+        "boundary_f": float(np.mean(borders)),
+        "decided": float(decided.sum() / max(counts.sum(), 1)),
+    }
+
+
 def label_table(result: Mapping[str, Any]) -> str:
-    """The measurement as a Markdown table."""
+    """Labelers by refiners in Markdown."""
     scores: Mapping[str, Mapping[str, Mapping[str, float]]] = result["scores"]
     refiners = list(next(iter(scores.values())))
-    lines = [
-        f"{result['num']} {result['scenes']} scenes, image-to-image with captions: mIoU, "
-        f"undecided pixels being wrong (boundary F at {TOLERANCE:g} px).",
-        "",
-        f"| labeler | decided | {' | '.join(refiners)} |",
-        f"|---|---|{'---|' * len(refiners)}",
+    rows = [
+        [
+            method,
+            f"{row[refiners[0]]['decided']:.1%}",
+            *(f"{each['miou']:.3f} ({each['boundary_f']:.3f})" for each in row.values()),
+        ]
+        for method, row in scores.items()
     ]
-    for method, row in scores.items():
-        cells = [f"{each['miou']:.3f} ({each['boundary_f']:.3f})" for each in row.values()]
-        decided = row[refiners[0]]["decided"]
-        lines.append(f"| {method} | {decided:.1%} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return (
+        f"{result['num']} {result['scenes']} scenes, image-to-image with captions: mIoU, "
+        f"undecided pixels being wrong (boundary F at {TOLERANCE:g} px).\n\n"
+        f"{markdown_table(['labeler', 'decided', *refiners], rows)}"
+    )
+
+
+def refiner_table(result: Mapping[str, Any]) -> str:
+    """Refiners in Markdown."""
+    header = ("refiner", "mIoU", "of decided pixels", "boundary F", "decided", "ms / image")
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.3f}" for key in ("miou", "decided_miou", "boundary_f")),
+            f"{row['decided']:.1%}",
+            f"{row['milliseconds']:.0f}",
+        ]
+        for name, row in result.items()
+        if isinstance(row, Mapping)
+    ]
+    return (
+        f"{result['num']} {result['scenes']} scenes, truth on a {GRID} x {GRID} grid, "
+        f"boundary tolerance {TOLERANCE:g} px.\n\n{markdown_table(header, rows)}"
+    )

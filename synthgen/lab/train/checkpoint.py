@@ -34,14 +34,30 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return load_file(folder / meta["tensors"]), meta
 
 
-def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors whose name starts with `prefix`, without it."""
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+def subset(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Tensors whose names start with `part` and a dot, without them."""
+    start = f"{part}."
+    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under names that start with `prefix`."""
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+def prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under names that start with `part` and a dot."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def require_state(folder: Path, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of a recipe's checkpoint.
+
+    Raises:
+        FileNotFoundError: Where there is none, with the command that makes one.
+    """
+    found = load_state(folder)
+    if found is None:
+        raise FileNotFoundError(
+            f"{folder} must hold a checkpoint. Got none; run `python -m synthgen.lab.train "
+            f"{recipe} --steps N --work {folder.parent}` first."
+        )
+    return found
 
 
 class Average:

@@ -34,6 +34,14 @@ def image_to_unit(
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+def soften(
+    images: Float[Tensor, "batch 3 height width"], amount: Float[Tensor, "batch 1 1 1"]
+) -> Float[Tensor, "batch 3 height width"]:
+    """Images mixed with themselves at a quarter of the resolution: generated ones are softer."""
+    coarse = F.interpolate(F.avg_pool2d(images, 4), size=images.shape[-2:], mode="bilinear")
+    return torch.lerp(images, coarse, amount.to(images.dtype))
+
+
 def encode_blocks(
     images: Float[Tensor, "batch 3 height width"],
 ) -> Float[Tensor, "batch 4 height/4 width/4"]:
@@ -78,17 +86,12 @@ def construct_encoder(vae: AutoencoderKL) -> None:
     first, second, third = encoder.down_blocks
     # Slope of four rows = (M1 - M0) / 2 + (D0 + D1) / 8 with the pairs' means M, differences D.
     _halve(first.downsamplers[0].conv.weight, between_pairs=0.5, within_pairs=0.0)
-    _pass_on(second.resnets[0].conv_shortcut.weight)
+    for i in range(4):
+        second.resnets[0].conv_shortcut.weight[i, i] = 1.0
     _halve(second.downsamplers[0].conv.weight, between_pairs=0.25, within_pairs=1 / 16)
     _read_out(third.resnets[0].conv_shortcut, encoder.conv_norm_out, encoder.conv_out)
     vae.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
     vae.quant_conv.bias.zero_()
-
-
-def _pass_on(weight: Tensor) -> None:
-    """Identity of channels 0-3."""
-    for i in range(4):
-        weight[i, i] = 1.0
 
 
 def _halve(weight: Tensor, between_pairs: float, within_pairs: float) -> None:

@@ -7,7 +7,15 @@ encoder, and the VAE, which reduces by 4, so that 128 px give attention grids 32
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from synthgen.embedded.vocabulary import IMAGE_SIZE
@@ -87,3 +95,12 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The embedded pipeline in fp32 on the CPU, without progress bars."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

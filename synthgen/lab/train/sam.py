@@ -10,10 +10,8 @@ names the part of each pixel and points to its object's center.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +30,8 @@ from synthgen.embedded.sam import (
     load_folder,
 )
 from synthgen.embedded.vocabulary import PARTS
-from synthgen.lab.train import checkpoint
-from synthgen.lab.train.loop import WARM_UP, Progress, run_steps, set_learning_rate
-from synthgen.lab.train.sam_data import NUM_BOXES, NUM_POINTS, PromptBatch, draw_batch
-from synthgen.lab.world.parallel import GradientWorkers
+from synthgen.lab.train.sam_prompts import NUM_BOXES, NUM_POINTS, PromptBatch, draw_batch
+from synthgen.lab.train.trainer import Settings, Trainer
 from synthgen.lab.world.truth_corpus import TruthCorpus
 
 FOCAL_WEIGHT = 20.0
@@ -43,32 +39,15 @@ FOCAL_WEIGHT = 20.0
 
 FOCAL_GAMMA = 2.0
 BOX_WEIGHT, AUXILIARY_WEIGHT = 0.5, 0.5
+WEIGHT_DECAY = 0.02
 _SUBPIXELS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class SamSettings:
-    """How scenes-sam is trained: see `LdmSettings` for the meaning of the fields."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamSettings(Settings):
+    """How scenes-sam is trained."""
 
-    steps: int
     batch: int = 8
-    lr: float = 1e-3
-    decay_share: float = 0.4
-    weight_decay: float = 0.02
-    seed: int = 0
-    device: str = "cpu"
-    bf16: bool = False
-    warm_up: int = WARM_UP
-    ema_decay: float = 0.998
-    workers: int = 1
-    save_every_s: float = 180.0
-
-    def __post_init__(self) -> None:
-        if self.batch % self.workers:
-            raise ValueError(
-                f"batch must be a multiple of workers, which share it. Got {self.batch} and "
-                f"{self.workers}."
-            )
 
 
 class SamTrainee(nn.Module):
@@ -188,124 +167,33 @@ def auxiliary_loss(
     return F.cross_entropy(parts, batch.parts) + distance.mean()
 
 
-@dataclass(slots=True)
-class SamState:
-    """Everything that a checkpoint holds."""
-
-    trainee: SamTrainee
-    optimizer: torch.optim.Optimizer
-    average: checkpoint.Average
-    step: int = 0
-    samples: int = 0
-    curve: list[tuple[int, float]] = field(default_factory=list)
-
-
-def create_state(settings: SamSettings) -> SamState:
-    """Fresh model and optimizer; only matrices decay."""
-    torch.manual_seed(settings.seed)
-    trainee = SamTrainee().to(settings.device)
-    live = [p for p in trainee.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in live if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in live if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
-    return SamState(trainee, optimizer, checkpoint.Average(trainee.sam, settings.ema_decay))
-
-
-def save_training(state: SamState, folder: Path, settings: SamSettings) -> None:
-    """Write model, average and optimizer."""
-    tensors = {
-        **checkpoint.prefixed("model.", state.trainee.state_dict()),
-        **checkpoint.prefixed("ema_sam.", state.average.state()),
-        **checkpoint.prefixed("optimizer.", checkpoint.optimizer_state(state.optimizer)),
-    }
-    meta: dict[str, Any] = {"step": state.step, "samples": state.samples, "curve": state.curve}
-    checkpoint.save_state(folder, tensors, {**meta, "settings": asdict(settings)})
-
-
-def load_training(state: SamState, folder: Path) -> bool:
-    """Continue from the checkpoint in `folder`; False where there is none."""
-    found = checkpoint.load_state(folder)
-    if found is None:
-        return False
-    tensors, meta = found
-    state.trainee.load_state_dict(checkpoint.subset(tensors, "model."))
-    state.average.load(checkpoint.subset(tensors, "ema_sam."))
-    checkpoint.load_optimizer(state.optimizer, checkpoint.subset(tensors, "optimizer."))
-    state.step, state.samples = meta["step"], meta["samples"]
-    state.curve = [tuple(row) for row in meta["curve"]]
-    return True
-
-
-def averaged_sam(folder: Path) -> tuple[Sam, dict[str, Any]]:
-    """The model of a checkpoint with its averaged weights, and the checkpoint's meta.
-
-    Raises:
-        FileNotFoundError: If the model was not trained yet.
-    """
-    found = checkpoint.load_state(folder)
-    if found is None:
-        raise FileNotFoundError(
-            f"{folder} must hold a checkpoint. Got none; run `python -m synthgen.lab.train sam "
-            f"--steps N --work {folder.parent}` first."
-        )
-    tensors, meta = found
-    sam = build_scenes_sam()
-    live = checkpoint.subset(tensors, "model.sam.")
-    sam.load_state_dict({**live, **checkpoint.subset(tensors, "ema_sam.")})
-    return sam.eval(), meta
-
-
-def _train_step(state: SamState, workers: GradientWorkers, settings: SamSettings) -> float:
-    """One update of model and average; returns the loss."""
-    s = settings
-    set_learning_rate(state.optimizer, state.step, s.steps, s.lr, s.decay_share, s.warm_up)
-    loss = workers.backward(state.step)
-    nn.utils.clip_grad_norm_(workers.parameters, 1.0)
-    state.optimizer.step()
-    state.step += 1
-    state.samples += settings.batch
-    state.average.update(state.step)
-    return loss
-
-
-def start_from_weights(state: SamState, folder: Path) -> None:
-    """Go on from exported weights; optimizer and auxiliary head begin anew."""
-    state.trainee.sam.load_state_dict(load_folder(folder).state_dict())
-    state.average.load(dict(state.trainee.sam.named_parameters()))
-
-
-def train_sam(
-    corpus: TruthCorpus, folder: Path, settings: SamSettings, weights: Path | None = None
-) -> Iterator[Progress]:
-    """Train up to `settings.steps`, resuming from `folder`.
+class SamTrainer(Trainer):
+    """Model, auxiliary head, optimizer and average while they are trained; only matrices decay.
 
     Args:
         corpus: What batches are drawn from.
-        folder: Checkpoint folder.
         settings: How.
-        weights: Exported folder to start from where `folder` holds no checkpoint.
     """
-    state = create_state(settings)
-    if not load_training(state, folder) and weights is not None:
-        start_from_weights(state, weights)
 
-    def partial_loss(step: int, rank: int, workers: int) -> Tensor:
-        numbers = range(settings.batch)[rank::workers]
-        batch = draw_batch(corpus, settings.seed, step, numbers).to(settings.device)
-        return promptable_loss(state.trainee, batch, settings.bf16)
+    def __init__(self, corpus: TruthCorpus, settings: SamSettings):
+        torch.manual_seed(settings.seed)
+        self.corpus, self.trainee = corpus, SamTrainee().to(settings.device)
+        live = [p for p in self.trainee.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in live if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in live if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
+        averaged = {"ema_sam": self.trainee.sam}
+        super().__init__(settings, {"model": self.trainee}, optimizer, averaged)
 
-    def save(_step: int) -> None:
-        save_training(state, folder, settings)
+    def start(self, weights: Path) -> None:
+        """Go on from exported weights; optimizer and auxiliary head begin anew."""
+        self.trainee.sam.load_state_dict(load_folder(weights).state_dict())
+        self.averages["ema_sam"].load(dict(self.trainee.sam.named_parameters()))
 
-    parameters = [p for p in state.trainee.parameters() if p.requires_grad]
-    with GradientWorkers(parameters, partial_loss, settings.workers) as workers:
-
-        def update(_step: int) -> float:
-            return _train_step(state, workers, settings)
-
-        steps, save_every = settings.steps, settings.save_every_s
-        for progress in run_steps(update, save, state.step, steps, save_every):
-            state.curve.append((progress.step, round(progress.loss, 5)))
-            yield progress
+    def loss(self, step: int, rank: int, workers: int) -> Tensor:
+        """Loss of a share of a batch, see `promptable_loss`."""
+        s = self.settings
+        batch = draw_batch(self.corpus, s.seed, step, range(s.batch)[rank::workers])
+        return promptable_loss(self.trainee, batch.to(s.device), s.bf16)

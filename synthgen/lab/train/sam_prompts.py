@@ -13,15 +13,15 @@ Everything about an image of a batch is a function of (seed, step, number in the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from synthgen.embedded.vocabulary import PARTS
+from synthgen.lab.train.latents import soften
 from synthgen.lab.world.truth_corpus import TruthCorpus
 
 LEVELS = ("part", "object", "group")
@@ -73,8 +73,7 @@ class PromptBatch:
 
     def to(self, device: str) -> PromptBatch:
         """The batch on another device."""
-        values = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return PromptBatch(**values)
+        return PromptBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def region_map(instance: Regions, part: Regions) -> Regions:
@@ -152,18 +151,7 @@ def draw_batch(
     columns = zip(*drawn, strict=True)
     batch = PromptBatch(*(torch.from_numpy(np.stack(column)) for column in columns))
     softness = torch.tensor([0.8 * rng.random() ** 3 for rng in rngs])
-    return PromptBatch(
-        soften(batch.images, softness),
-        *(getattr(batch, f.name) for f in fields(batch)[1:]),
-    )
-
-
-def soften(
-    images: Float[Tensor, "image 3 height width"], softness: Float[Tensor, " image"]
-) -> Float[Tensor, "image 3 height width"]:
-    """Images mixed with themselves at a quarter of the resolution: generated ones are softer."""
-    coarse = F.interpolate(F.avg_pool2d(images, 4), size=images.shape[-2:], mode="bilinear")
-    return torch.lerp(images, coarse, softness.to(images.dtype)[:, None, None, None])
+    return replace(batch, images=soften(batch.images, softness[:, None, None, None]))
 
 
 def _draw_image(corpus: TruthCorpus, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
