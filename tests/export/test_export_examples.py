@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,24 +26,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(autouse=True)
+def beside_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
 
 
 def test_plain_pytorch_learns(world: Path) -> None:
-    losses = load_example("plain_pytorch").train(str(world), steps=24)
+    losses = importlib.import_module("plain_pytorch").train(str(world), steps=24)
     assert len(losses) == 24
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:2])
 
 
 def test_lightning_style_learns_from_what_an_audit_keeps(world: Path) -> None:
-    example = load_example("lightning_style")
+    example = importlib.import_module("lightning_style")
     torch.manual_seed(0)
     data = example.DatasetModule(str(world), audited="mine")
     assert sum(len(images) for images, _ in data.train_dataloader()) == 7
@@ -54,7 +47,7 @@ def test_lightning_style_learns_from_what_an_audit_keeps(world: Path) -> None:
 
 
 def test_the_hugging_face_trainer_runs_and_saves(world: Path, tmp_path: Path) -> None:
-    example = load_example("hf_trainer")
+    example = importlib.import_module("hf_trainer")
     losses = example.train(str(world), tmp_path / "out", steps=12)
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < np.mean(losses[:2])
