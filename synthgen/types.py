@@ -118,7 +118,7 @@ class Sample:
     self_map: SelfMap | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MaskSet:
     """Overlapping masks of one image, largest first: a hierarchy from foreground to eye.
 
@@ -134,6 +134,10 @@ class MaskSet:
 
     def __len__(self) -> int:
         return int(self.masks.shape[0])
+
+    def __repr__(self) -> str:
+        num, height, width = self.masks.shape
+        return f"{type(self).__name__} of {num} masks of {height} x {width} pixels"
 
     def show(self, image: Any | None = None) -> Figure:
         """A matplotlib figure of the hierarchy, over the image (an RGB array or of PIL) if given.
@@ -151,7 +155,7 @@ class MaskSet:
         return png(self.show())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LabelMap:
     """Classes of one image's pixels and masks: 0 background, i class i, 255 undecided.
 
@@ -170,6 +174,10 @@ class LabelMap:
     mask_labels: UInt8[np.ndarray, " mask"]
     mask_scores: Float[np.ndarray, " mask"]
     not_found: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        lost = f"; not found: {', '.join(self.not_found)}" if self.not_found else ""
+        return f"LabelMap of {', '.join(self.class_names) or 'no classes'}{lost}"
 
     def show(self, image: Any | None = None) -> Figure:
         """A matplotlib figure of the classes, over the image (an RGB array or of PIL) if given.
@@ -263,7 +271,7 @@ class Failure:
     message: str  # one line for people
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Segmentation(MaskSet):
     """The masks of one image with the clusters that they were merged from.
 

@@ -86,11 +86,12 @@ def record(
             at the latest.
         RuntimeError: At a UNet call that is not of the run that was inferred.
 
+    >>> import synthgen
     >>> pipe = synthgen.load_model()
     >>> with synthgen.record(pipe) as recording:
     ...     image = pipe("a red car", num_inference_steps=4).images[0]
     >>> recording
-    Recording of 1 image(s): 42 heads in 9 layers on grids 8x8, 16x16, 32x32; UNet calls 3 of 4
+    Recording of 1 image(s): 42 heads in 9 layers on grids 8x8, 16x16, 32x32; call 3 of 4; guided
     """
     unet = getattr(pipe, "unet", pipe)
     if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):

@@ -83,6 +83,7 @@ def load_model(card: str = "scenes", **settings: Any) -> Any:
     Raises:
         ValueError: In one line, for an unknown card or weights that are not there.
 
+    >>> import synthgen
     >>> pipe = synthgen.load_model()
     >>> pipe("a red car", num_inference_steps=2).images[0].size
     (128, 128)

@@ -116,7 +116,7 @@ class Recording:
         return (
             f"Recording of {len(self)} image(s): {sum(x.heads for x in run.heads.values())} heads "
             f"in {len(run.heads)} layers on grids {', '.join(f'{h}x{w}' for h, w in sides)}; "
-            f"UNet calls {calls} of {run.num_calls or self.num_calls}"
+            f"call {calls} of {run.num_calls or self.num_calls}"
             + ("; guided" if run.guided else "")
         )
 

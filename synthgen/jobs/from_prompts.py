@@ -40,9 +40,10 @@ def generate(
     Raises:
         ValueError: In one line, for a prompt, a setting or a folder that is not right.
 
-    >>> manifest = synthgen.generate(["a red car", "a blue house"], folder / "cars", seed=3,
-    ...                              generation={"num_inference_steps": 2})
-    >>> manifest["totals"]["samples"]
+    >>> import tempfile, synthgen
+    >>> prompts, out = ["a red car", "a blue house"], f"{tempfile.mkdtemp()}/toys"
+    >>> manifest = synthgen.generate(prompts, out, generation={"num_inference_steps": 2})
+    >>> manifest["totals"]["planned"]
     2
     """
     source = str(prompts)

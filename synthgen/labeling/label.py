@@ -103,6 +103,7 @@ def label(
         ValueError: For a class that a prompt does not name, or without something that the method
             or the refiner needs.
 
+    >>> import synthgen
     >>> pipe = synthgen.load_model()
     >>> with synthgen.record(pipe) as recording:
     ...     image = pipe("a red car", num_inference_steps=4).images[0]

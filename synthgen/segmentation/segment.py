@@ -99,6 +99,7 @@ def segment(
     Raises:
         ValueError: For features that are not finite, or without a size or image that is needed.
 
+    >>> import synthgen
     >>> pipe = synthgen.load_model()
     >>> with synthgen.record(pipe) as recording:
     ...     image = pipe("a red car", num_inference_steps=4).images[0]

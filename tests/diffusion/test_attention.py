@@ -240,12 +240,12 @@ def test_calls_are_keyed_by_index_and_averaged(unet: Any) -> None:
 
     last = run("last")
     assert torch.equal(last.features()[0].values[UP3], singles[3])
-    assert "UNet calls 3 of 4" in repr(last)
+    assert "call 3 of 4" in repr(last)
     mean = run(3)
     torch.testing.assert_close(
         mean.features()[0].values[UP3], torch.stack(singles[1:]).mean(dim=0)
     )
-    assert "UNet calls 1+2+3 of 4" in repr(mean)
+    assert "call 1+2+3 of 4" in repr(mean)
     half = run(3, dtype="float16").features()[0].values[UP3]
     assert half.dtype == torch.float16
     torch.testing.assert_close(
@@ -350,8 +350,7 @@ def test_a_recording_tells_what_it_holds(unet: Any) -> None:
     with recording(unet) as kept:
         unet(**unet_inputs(1))
     assert repr(kept) == (
-        "Recording of 1 image(s): 27 heads in 16 layers on grids 1x1, 2x2, 4x4, 8x8; "
-        "UNet calls 0 of 1"
+        "Recording of 1 image(s): 27 heads in 16 layers on grids 1x1, 2x2, 4x4, 8x8; call 0 of 1"
     )
 
 

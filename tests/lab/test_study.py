@@ -262,7 +262,7 @@ def test_scratch_is_budgeted_before_anything_is_made(tiny_study: Config, tmp_pat
     backbone = load_backbone(tiny_study.model)
     layers = attention_layers(backbone.pipeline.unet, (8, 16))
     capture = CaptureConfig(layers="both")
-    chosen = select_layers(layers, capture)
+    chosen = select_layers(layers, capture.layers)
     slow = sum(4 * x.heads * x.dim * math.prod(x.grid) for x in chosen)
     assert capture_bytes(chosen, capture) == slow
 
