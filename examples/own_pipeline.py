@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import diffusers
+import torch
 
 import synthgen
 
@@ -26,6 +27,7 @@ parser.add_argument("--out", type=Path, default=Path())
 given = parser.parse_args()
 
 pipe = diffusers.StableDiffusionPipeline.from_pretrained(given.model, safety_checker=None)
+pipe.to(torch.float32)  # or .to("cuda", torch.float16)
 with synthgen.record(pipe) as recording:  # hooks that change nothing: the image is the same
     image = pipe(given.prompt, num_inference_steps=given.steps).images[0]
 print(recording)
