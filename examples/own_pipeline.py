@@ -26,8 +26,9 @@ parser.add_argument("--steps", type=int, default=25)
 parser.add_argument("--out", type=Path, default=Path())
 given = parser.parse_args()
 
-pipe = diffusers.StableDiffusionPipeline.from_pretrained(given.model, safety_checker=None)
-pipe.to(torch.float32)  # or .to("cuda", torch.float16)
+pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    given.model, safety_checker=None, torch_dtype=torch.float32
+)  # or float16, and .to("cuda")
 with synthgen.record(pipe) as recording:  # hooks that change nothing: the image is the same
     image = pipe(given.prompt, num_inference_steps=given.steps).images[0]
 print(recording)

@@ -28,7 +28,7 @@ def page() -> str:
 
 
 def _entry(name: str, found: Any) -> str:
-    lines = [f"## {name}", "", "```python", _signature(f"synthgen.{name}", found), "```", ""]
+    lines = [f"## {name}", "", "```text", _signature(f"synthgen.{name}", found), "```", ""]
     lines += _markdown(inspect.getdoc(found) or "")
     for method, function in inspect.getmembers(found, inspect.isfunction):
         if inspect.isclass(found) and not method.startswith("_"):
