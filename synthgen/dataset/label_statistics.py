@@ -32,21 +32,15 @@ def count_labels(labels: LabelMap) -> LabelCounts:
     >>> count_labels(labels).pixels, count_labels(labels).scores
     ((2,), (0.6,))
     """
-    names, pixels, scores = [], [], []
-    for label, name in enumerate(labels.class_names, start=1):
-        where = labels.semantic == label
-        if where.any():
-            names.append(name)
-            pixels.append(int(where.sum()))
-            scores.append(round(float(labels.scores[where].mean()), 4))
-    return LabelCounts(
-        class_names=tuple(names),
-        pixels=tuple(pixels),
-        scores=tuple(scores),
-        not_found=labels.not_found,
-        background=int((labels.semantic == BACKGROUND).sum()),
-        undecided=int((labels.semantic == IGNORE).sum()),
-    )
+    found = [
+        (name, int(where.sum()), round(float(labels.scores[where].mean()), 4))
+        for label, name in enumerate(labels.class_names, start=1)
+        if (where := labels.semantic == label).any()
+    ]
+    names, pixels, scores = zip(*found, strict=True) if found else ((), (), ())
+    background, undecided = ((labels.semantic == label).sum() for label in (BACKGROUND, IGNORE))
+    rest = (labels.not_found, int(background), int(undecided))
+    return LabelCounts(names, pixels, scores, *rest)
 
 
 def summarize_counts(counts: Iterable[LabelCounts]) -> dict[str, Any]:
@@ -112,8 +106,7 @@ def of_one(counts: LabelCounts) -> dict[str, Any]:
         name: {"images": 1, "pixels": pixels, "score": score, "not_found": 0}
         for name, pixels, score in rows
     }
-    missed = {
-        name: {"images": 0, "pixels": 0, "score": 0.0, "not_found": 1} for name in counts.not_found
-    }
+    missed = {"images": 0, "pixels": 0, "score": 0.0, "not_found": 1}
+    classes = {**{name: dict(missed) for name in counts.not_found}, **found}
     totals = {"images": 1, "background": counts.background, "undecided": counts.undecided}
-    return {**totals, "classes": {**missed, **found}}
+    return {**totals, "classes": classes}

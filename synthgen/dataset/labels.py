@@ -1,23 +1,9 @@
-"""Labels in a dataset, and how to read them.
+"""Labels in a dataset: in its tars, or beside them in ``labels/<id>/``; both are read alike.
 
-A dataset made with ``labeling.method`` carries labels in its tars; ``synthgen label`` puts others
-beside them, in ``labels/<id>/``, and never touches ``data``. Both are read alike:
-
-    for sample in open_dataset(out):                 # the labels of the tars, if there are any
-    for sample in open_dataset(out, labels="id"):    # those of labels/id instead
-
-    sample["semantic"]             uint8, height width: ids of classes.json; 0 background (none of
-                                   the prompted classes), 255 undecided; absent without labels
-    sample["json"]["segments"]     per mask: label (class name, "background", or "" undecided)
-                                   and label_score, 0 to 1
-    sample["json"]["instances"]    connected components of the semantic map: id, label,
-                                   label_score, area, bbox_xywh, rle
-    sample["json"]["not_found"]    prompted classes that no pixel has
-    class_names(out)               {id: name} of classes.json, with 0 and 255
-    label_ids(out)                 ids of the side folders
-
-Labels made with other ks than the dataset's stand on other masks; then ``mask``, ``masks`` and
-``segments`` are those. Ids that classes.json does not know are refused.
+A sample then has ``semantic`` (ids of classes.json, 0 background, 255 undecided); in its json
+each segment has ``label`` (class name, "background", or "" undecided) and ``label_score``, and
+there are ``instances`` (components of the semantic map) and ``not_found``. Labels made with other
+ks than the dataset's are about other masks; ``mask``, ``masks`` and ``segments`` are then those.
 
     labels/<id>/labels.json         what they are: settings, digest; written first
     labels/<id>/train-000000.tar    KEY.json, KEY.sem.png, and KEY.mask.png where ks differ
@@ -53,8 +39,7 @@ LABELS_SCHEMA_VERSION = 2
 class LabelMarker(SideMarker):
     """The commit marker of a shard's labels."""
 
-    # see `synthgen.dataset.label_statistics`
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)  # see `label_statistics`
     seconds: float = 0.0  # wall time
     created: str = ""  # time of completion, ISO 8601, UTC
 
@@ -193,7 +178,7 @@ def with_labels(sample: Mapping[str, Any], members: Mapping[str, bytes]) -> dict
         height, width = sample["mask"].shape
         if result["semantic"].shape != (height, width):
             raise ValueError(f"sem.png of {result['semantic'].shape}")
-        if "mask.png" in members:  # labels of other ks, which stand on other masks
+        if "mask.png" in members:  # labels of other ks, about other masks
             info |= {"num_segments": len(given["segments"]), "segments": given["segments"]}
             result["mask"] = decode_image(members["mask.png"], "L")
             if "masks" in sample:

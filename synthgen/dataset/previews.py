@@ -36,10 +36,8 @@ class Preview:
     """What a sample looked like inside."""
 
     labels: Mapping[int, UInt8[np.ndarray, "_height _width"]]  # label map by k, values 0..k-1
-    # first three principal components of all features as RGB
-    pca: UInt8[np.ndarray, "_height _width 3"]
-    # upsampling error (eq. 6), stretched to 0..255
-    upsampling: UInt8[np.ndarray, "_height _width"]
+    pca: UInt8[np.ndarray, "_height _width 3"]  # first three principal components as RGB
+    upsampling: UInt8[np.ndarray, "_height _width"]  # error of eq. 6, stretched to 0..255
 
 
 def has_preview(key: str, config: DatasetConfig) -> bool:
@@ -96,11 +94,7 @@ def read_previews(root: Path) -> Mapping[str, Mapping[int, UInt8[np.ndarray, "he
     """Label maps by sample key and k, from every preview tar of a dataset."""
     storage = open_storage(root)
     return {
-        key: {
-            int(match[1]): decode_image(data, "L")
-            for suffix, data in members.items()
-            if (match := _LABELS.fullmatch(suffix))
-        }
+        key: _label_maps(members)
         for name in storage.names("previews")
         for key, members in _members(storage, name)
     }
@@ -125,18 +119,17 @@ def shard_previews(
     """
     name = preview_name(shard)
     for key, members in _members(storage, name, keys):
-        found = ((_LABELS.fullmatch(suffix), data) for suffix, data in members.items())
         try:
-            yield (
-                key,
-                Preview(
-                    labels={int(k[1]): decode_image(data, "L") for k, data in found if k},
-                    pca=decode_image(members["pca.png"]),
-                    upsampling=decode_image(members["upsampling.png"], "L"),
-                ),
-            )
+            labels, pca = _label_maps(members), decode_image(members["pca.png"])
+            found = Preview(labels, pca, decode_image(members["upsampling.png"], "L"))
         except (KeyError, ValueError) as error:
             raise ValueError(f"Preview {key} in {name} must be readable. Got {error}.") from None
+        yield key, found
+
+
+def _label_maps(members: Mapping[str, bytes]) -> dict[int, UInt8[np.ndarray, "_height _width"]]:
+    matches = ((_LABELS.fullmatch(suffix), data) for suffix, data in members.items())
+    return {int(match[1]): decode_image(data, "L") for match, data in matches if match}
 
 
 def _members(

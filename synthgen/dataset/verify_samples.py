@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,25 @@ def verify_sample(
     try:
         info = parse_sample(members["json"])
         mask = decode_image(members["mask.png"], "L")
-        yield from _verify_json(where, key, info, members)
+        if info["key"] != key:
+            yield Problem("wrong key", where, f"the json says {quote(info['key'], 40)}")
+        if info["prompt"].encode("utf-8") != members["txt"]:
+            yield Problem("wrong prompt", where, "the json's prompt is not the txt's")
         yield from _verify_segments(where, info)
-        yield from _verify_ids(where, info, mask)
+        yield from _verify_size(where, "mask.png", info, mask)
+        known = {0, IGNORE, *(segment["id"] for segment in info["segments"])}
+        if unknown := sorted(set(np.unique(mask).tolist()) - known):
+            yield Problem("bad id", where, f"mask.png has ids {unknown} that no segment has")
         if "sem.png" in members:
-            yield from _verify_labels(where, info, members["sem.png"], names)
+            semantic = decode_image(members["sem.png"], "L")
+            yield from _verify_size(where, "sem.png", info, semantic)
+            yield from verify_class_ids(where, semantic, names)
+            yield from _verify_labels(where, info)
         if deep:
-            yield from _verify_pixels(where, info, mask, members)
+            for suffix in IMAGE_OPTIONS.keys() & members.keys():
+                yield from _verify_size(where, suffix, info, decode_image(members[suffix]))
+            if mask.shape == (info["height"], info["width"]) and len(info["segments"]) <= MAX_ID:
+                yield from _verify_masks(where, info["segments"], mask)
     except (KeyError, TypeError, ValueError) as error:
         yield Problem("unreadable sample", where, f"{error!r:.200}")
 
@@ -106,20 +118,17 @@ def wrong_row(shard: str, key: str, found: str) -> Problem:
     return Problem("wrong row", where, f"{found}; remove {marker_name(shard)} and run again")
 
 
-def _verify_json(
-    where: str, key: str, info: Mapping[str, Any], members: Mapping[str, bytes]
+def _verify_size(
+    where: str, name: str, info: Mapping[str, Any], pixels: UInt8[np.ndarray, "h w *channel"]
 ) -> Iterator[Problem]:
-    if info["key"] != key:
-        yield Problem("wrong key", where, f"the json says {quote(info['key'], 40)}")
-    if info["prompt"].encode("utf-8") != members["txt"]:
-        yield Problem("wrong prompt", where, "the json's prompt is not the txt's")
-    if info["num_segments"] != len(info["segments"]):
-        found = len(info["segments"])
-        yield Problem("wrong count", where, f"{found} segments, not {info['num_segments']}")
+    if pixels.shape[:2] != (info["height"], info["width"]):
+        yield Problem("wrong size", where, f"{name} is {pixels.shape[0]} x {pixels.shape[1]}")
 
 
 def _verify_segments(where: str, info: Mapping[str, Any]) -> Iterator[Problem]:
     num = len(info["segments"])
+    if info["num_segments"] != num:
+        yield Problem("wrong count", where, f"{num} segments, not {info['num_segments']}")
     for position, segment in enumerate(info["segments"], start=1):
         if segment["id"] != position:
             yield Problem("bad id", where, f"segment {position} has id {segment['id']}")
@@ -133,25 +142,8 @@ def _verify_segments(where: str, info: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("wrong count", where, f"{num} segments, at most {MAX_ID}")
 
 
-def _verify_ids(
-    where: str, info: Mapping[str, Any], mask: UInt8[np.ndarray, "height width"]
-) -> Iterator[Problem]:
-    if mask.shape != (info["height"], info["width"]):
-        yield Problem("wrong size", where, f"mask.png is {mask.shape[0]} x {mask.shape[1]}")
-    known = {0, IGNORE, *(segment["id"] for segment in info["segments"])}
-    unknown = sorted(set(np.unique(mask).tolist()) - known)
-    if unknown:
-        yield Problem("bad id", where, f"mask.png has ids {unknown} that no segment has")
-
-
-def _verify_labels(
-    where: str, info: Mapping[str, Any], sem_png: bytes, names: Mapping[int, str] | None
-) -> Iterator[Problem]:
-    """Size and ids of the semantic map; classes that were not found have no pixels or masks."""
-    semantic = decode_image(sem_png, "L")
-    if semantic.shape != (info["height"], info["width"]):
-        yield Problem("wrong size", where, f"sem.png is {semantic.shape[0]} x {semantic.shape[1]}")
-    yield from verify_class_ids(where, semantic, names)
+def _verify_labels(where: str, info: Mapping[str, Any]) -> Iterator[Problem]:
+    """Names are those of the prompt; classes that were not found have no instances."""
     known = {"", "background", *info["classes"]}
     named = {item["label"] for item in (*info["segments"], *info["instances"])}
     for name in sorted(named - known):
@@ -161,20 +153,10 @@ def _verify_labels(
         yield Problem("bad label", where, f"{quote(name, 40)} has an instance and is not found")
 
 
-def _verify_pixels(
-    where: str,
-    info: Mapping[str, Any],
-    mask: UInt8[np.ndarray, "height width"],
-    members: Mapping[str, bytes],
+def _verify_masks(
+    where: str, segments: Sequence[Mapping[str, Any]], mask: UInt8[np.ndarray, "height width"]
 ) -> Iterator[Problem]:
-    for suffix in IMAGE_OPTIONS.keys() & members.keys():
-        image = decode_image(members[suffix])
-        if image.shape[:2] != (info["height"], info["width"]):
-            found = f"{suffix} is {image.shape[0]} x {image.shape[1]}"
-            yield Problem("wrong size", where, found)
-    segments = info["segments"]
-    if mask.shape != (info["height"], info["width"]) or len(segments) > MAX_ID:
-        return  # told already
+    """Boxes of the masks, and ``mask.png``, which follows from them."""
     # the smallest mask is drawn last, and no two are in memory at once; by position, for ids
     # of a forged json may be any number, and column by column, as masks are decoded
     order = sorted(range(len(segments)), key=lambda index: -segments[index]["area"])

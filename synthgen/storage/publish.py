@@ -49,11 +49,10 @@ _FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked 
 
 
 class FileFacts(NamedTuple):
-    """Size in bytes of a listed file, and when it was written: seconds since 1970, infinite where
-    the store does not say."""
+    """What a listing says of a file."""
 
-    size: int
-    changed: float
+    size: int  # in bytes
+    changed: float  # when it was written, seconds since 1970; infinite if the store does not say
 
 
 @dataclass(frozen=True, slots=True)

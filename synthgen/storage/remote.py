@@ -49,9 +49,7 @@ class Remote:
     def read(self, path: str, there: bool = False) -> bytes:
         """Content of a small file.
 
-        Args:
-            path: Where it is.
-            there: It must be there, see `urls.ask`; so must what we saw arrive.
+        With ``there`` it must be there, see `urls.ask`; so must what we saw arrive.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -97,12 +95,12 @@ class Remote:
         tags = _tags(staged)
         for pause in (*PAUSES, None):
             try:
-                put = partial(self.fs.put_file, str(staged), path, **parts)
-                ask(self.fs, self.root, put)
+                ask(self.fs, self.root, partial(self.fs.put_file, str(staged), path, **parts))
                 if self._arrived(staged, path, tags):
                     break
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                answer = getattr(error.__cause__, "response", None) or {}  # s3fs translated it
+                if answer.get("Error", {}).get("Code") == "NoSuchBucket":
                     raise StoreError(
                         f"The bucket of {self.root} must exist. Got none. Make it, or choose "
                         f"another."
@@ -210,9 +208,3 @@ def _tags(path: Path) -> tuple[str, str]:
 
 def _md5(stream: Any) -> bytes:
     return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).digest()
-
-
-def _code(error: Exception) -> str:
-    """What S3 calls an error that s3fs translated."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    return str(answer.get("Error", {}).get("Code", ""))
