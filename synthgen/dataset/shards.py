@@ -7,7 +7,6 @@ other readers overlook (they stop silently at a truncation on a 512-byte boundar
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import tarfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthgen.storage.seal import sha256_of
 from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import ByteStream
 
@@ -205,7 +205,7 @@ def spans(members: Iterator[Member]) -> Iterator[Span]:
 def span_sha256(stream: ByteStream, span: Span) -> str:
     """Hash of a sample's bytes in its tar, headers and padding included."""
     stream.seek(span.offset)
-    return hashlib.sha256(stream.read(span.size)).hexdigest()
+    return sha256_of(stream.read(span.size))
 
 
 def parse_span(block: bytes, key: str) -> dict[str, bytes]:

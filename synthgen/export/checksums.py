@@ -16,6 +16,7 @@ from typing import Any
 from synthgen.dataset.verify_samples import Problem
 from synthgen.storage import urls
 from synthgen.storage.publish import Storage, dump_json, sha256_file
+from synthgen.storage.seal import sha256_of
 from synthgen.storage.untrusted import parse_object, quote
 
 EXPORT = "export.json"
@@ -36,7 +37,7 @@ def sum_line(sha256: str, name: str) -> bytes:
 
 def seal(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary with the hash of its content."""
-    return {**summary, "sha256": hashlib.sha256(dump_json(summary)).hexdigest()}
+    return {**summary, "sha256": sha256_of(dump_json(summary))}
 
 
 def read_summary(storage: Storage) -> dict[str, Any] | None:

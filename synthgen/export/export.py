@@ -50,6 +50,7 @@ from synthgen.export.statistics import Tally
 from synthgen.progress import Progress, report
 from synthgen.storage.claim import LookAgain, claimed
 from synthgen.storage.publish import Storage, dump_json, explain_disk_errors, open_storage
+from synthgen.storage.seal import sha256_of
 
 EXPORT_SCHEMA_VERSION = 2
 _HASHES = "hashes"
@@ -186,7 +187,7 @@ class _Export:
                     staged = folder / "file"
                     staged.write_bytes(item.content)
                     self.out.publish(staged, item.name)
-                    sha256 = hashlib.sha256(item.content).hexdigest()
+                    sha256 = sha256_of(item.content)
                     described = {"name": item.name, "bytes": len(item.content), "sha256": sha256}
                     rows[_FILES].append(_line(described))
                 else:
@@ -195,7 +196,7 @@ class _Export:
             tables = {}
             for table, lines in rows.items():
                 content = b"".join(lines)
-                tables[table] = [len(content), hashlib.sha256(content).hexdigest()]
+                tables[table] = [len(content), sha256_of(content)]
                 self.out.publish_bytes(content, _rows_name(shard.stem, table))
             marker = {"tar_sha256": shard.sha256, "tables": tables, **tally.counts()}
             look_again()
@@ -318,7 +319,7 @@ class _Export:
             return
         name = _rows_name(shard.stem, table)
         content = self.out.read(name) or b""
-        if hashlib.sha256(content).hexdigest() != marker["tables"][table][1]:
+        if sha256_of(content) != marker["tables"][table][1]:
             self.out.remove(_done_name(shard.stem))
             raise RuntimeError(
                 f"{self.out.path(name)} must hold what was written. Got other bytes; run the same "

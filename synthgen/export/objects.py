@@ -16,6 +16,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from synthgen.export.format import Instance
+from synthgen.segmentation.masks import label_components
 from synthgen.types import BACKGROUND, IGNORE
 
 _EIGHT = np.ones((3, 3), dtype=bool)
@@ -74,7 +75,7 @@ def join_small(
     for number, instance in enumerate(instances, start=1):
         objects[instance.mask] = number
     for label in set(np.unique(semantic[objects == 0]).tolist()) - {BACKGROUND, IGNORE}:
-        specks, _ = ndimage.label((semantic == label) & (objects == 0), structure=_EIGHT)
+        specks, _ = label_components((semantic == label) & (objects == 0))
         objects = np.where(specks > 0, specks + objects.max(), objects)
     semantic = semantic.copy()
     areas = np.bincount(objects.ravel())

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import ndimage
 
+from synthgen.segmentation.masks import label_components
 from synthgen.types import BACKGROUND, IGNORE, LabelMap
 
 MIN_AREA = 0.0005
 """Share of the image below which a component is no instance: `MaskConfig.min_area`'s default."""
-
-_EIGHT = np.ones((3, 3), dtype=int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ def _components(label_map: LabelMap, least: float) -> Iterator[Instance]:
     for label in np.unique(label_map.semantic).tolist():
         if label in (BACKGROUND, IGNORE):
             continue
-        components, num = ndimage.label(label_map.semantic == label, structure=_EIGHT)
+        components, num = label_components(label_map.semantic == label)
         for number in range(1, num + 1):
             mask = components == number
             if mask.sum() >= least:

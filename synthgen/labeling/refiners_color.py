@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from synthgen.labeling.refine import Scores
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
+from synthgen.segmentation.masks import label_components
 from synthgen.segmentation.refine import average_neighbors, neighbor_weights, shifted_views
 from synthgen.types import IGNORE
 
@@ -123,7 +123,7 @@ def drop_components(
     """
     refined = semantic.copy()
     for cls in np.setdiff1d(np.unique(semantic), [IGNORE]):
-        components, _ = ndimage.label(semantic == cls, structure=np.ones((3, 3)))
+        components, _ = label_components(semantic == cls)
         small = np.bincount(components.ravel()) < min_pixels
         small[0] = False  # everything else
         refined[small[components]] = IGNORE

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy import ndimage
 
 from synthgen.labeling.decide import present_classes
 from synthgen.labeling.scores import (
@@ -33,6 +32,7 @@ from synthgen.labeling.scores import (
     shares,
     upsample,
 )
+from synthgen.segmentation.masks import label_components
 from synthgen.segmentation.packed import iou_matrix
 
 KS = (4, 7, 10)
@@ -40,8 +40,6 @@ THRESHOLDS = (0.3, 0.5, 0.8)
 BACKGROUND_FACTOR = 1.2
 AGREEMENT = 0.56
 """Five of nine votes are .556, below it: six must agree."""
-
-_EIGHT = np.ones((3, 3), dtype=int)
 
 
 def label_by_votes(
@@ -101,7 +99,7 @@ def split_regions(
     """The 8-connected components of every cluster."""
     regions = []
     for cluster in np.unique(labels):
-        components, num = ndimage.label(labels == cluster, structure=_EIGHT)
+        components, num = label_components(labels == cluster)
         regions += [components == number for number in range(1, num + 1)]
     return np.stack(regions)
 

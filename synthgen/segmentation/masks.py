@@ -128,6 +128,18 @@ def merge_by_iou(
     return masks[np.sort(first)], tuple(merged[g] for g in order)
 
 
+def label_components(
+    mask: Bool[np.ndarray, "height width"],
+) -> tuple[Int[np.ndarray, "height width"], int]:
+    """The 8-connected components of a mask, numbered from 1, and how many there are.
+
+    >>> label_components(np.eye(2, dtype=bool))[1]
+    1
+    """
+    components, num = ndimage.label(mask, structure=np.ones((3, 3)))
+    return components, int(num)
+
+
 def connected_masks(
     masks: Bool[np.ndarray, "mask height width"], members: tuple[Members, ...]
 ) -> tuple[Bool[np.ndarray, "component height width"], tuple[Members, ...]]:
@@ -139,7 +151,7 @@ def connected_masks(
     """
     parts, owners = [], []
     for mask, own in zip(masks, members, strict=True):
-        components, num = ndimage.label(mask, structure=np.ones((3, 3)))
+        components, num = label_components(mask)
         parts += [components == number for number in range(1, num + 1)]
         owners += [own] * num
     stacked = np.stack(parts) if parts else masks[:0]
