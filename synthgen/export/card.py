@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 from synthgen import __version__
 from synthgen.export.duplicates import MAX_DISTANCE
+from synthgen.export.format import ExportContext, Exporter
 from synthgen.export.statistics import Tally
 
 
 def readme(
     settings: Mapping[str, Any],
-    source: Mapping[str, str],
-    classes: Sequence[str],
-    labeled: bool,
-    overlapping: bool,
+    origin: Mapping[str, str],
+    context: ExportContext,
+    exporter: Exporter,
     tally: Tally,
     near_duplicates: int,
-    usage: str,
-    metadata: Mapping[str, Any],
 ) -> str:
-    """The card, from ``card.md.j2``.
-
-    Args:
-        settings: What the export was asked for.
-        source: ``digest``, ``models`` and ``license`` of the dataset it was made from.
-        classes: Names in use. Untrusted.
-        labeled: Whether masks have classes.
-        overlapping: Whether objects are masks that may overlap.
-        tally: Counts over all shards.
-        near_duplicates: See `duplicates.count_near_duplicates`.
-        usage: How to load it, Markdown.
-        metadata: The format's part of the head that the hub reads.
-    """
+    """The card, from ``card.md.j2``; names of classes are untrusted."""
     from huggingface_hub import DatasetCard, DatasetCardData  # slow to import
 
     all_pixels = max(tally.all_pixels, 1)
+    metadata = exporter.metadata([split for split in context.splits if tally.splits[split]])
     rows = [
         (_cell(name), tally.images[name], tally.instances[name], tally.pixels[name] / all_pixels)
-        for name in classes
+        for name in context.classes.values()
     ]
     card = DatasetCard.from_template(
         DatasetCardData(
@@ -54,10 +41,10 @@ def readme(
         near_duplicates=near_duplicates,
         distance=MAX_DISTANCE,
         classes=rows,
-        labeled=labeled,
-        overlapping=overlapping,
-        usage=usage.strip(),
-        **source,
+        labeled=context.labeled,
+        overlapping=context.overlapping,
+        usage=exporter.usage().strip(),
+        **origin,
         **settings,
     )
     return f"{card}\n"

@@ -73,11 +73,7 @@ def is_export(storage: Storage) -> bool:
 
 
 def verify_export(storage: Storage) -> Iterator[Problem]:
-    """Every problem of an export: files that are missing, changed, or not of it.
-
-    Args:
-        storage: Its folder; everything in it may be anybody's.
-    """
+    """Every problem of an export, which may be anybody's: files missing, changed, or not of it."""
     summary = None
     try:
         summary = read_summary(storage)

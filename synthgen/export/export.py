@@ -44,7 +44,7 @@ from synthgen.export.checksums import (
     sum_line,
 )
 from synthgen.export.duplicates import count_near_duplicates
-from synthgen.export.format import ExportContext, Exporter, File
+from synthgen.export.format import ExportContext, Exporter, File, check_exporter
 from synthgen.export.source import ExportSettings, Source, describe_origin
 from synthgen.export.statistics import Tally
 from synthgen.progress import Progress, report
@@ -146,9 +146,8 @@ class _Export:
             self.source.overlapping,
             settings.segmentation,
         )
-        exporter = make_exporter(self.context)
-        _check_exporter(exporter, settings.format, self.context)
-        self.exporter: Exporter = exporter
+        self.exporter: Exporter = make_exporter(self.context)
+        check_exporter(self.exporter, settings.format, self.context)
         classes = {str(number): name for number, name in self.source.classes.items()}
         self._asked = {"settings": asdict(settings), "source": self.origin, "classes": classes}
         self._check_target()
@@ -184,11 +183,8 @@ class _Export:
         ):
             for item in self.exporter.shard(shard.stem, watched):
                 if isinstance(item, File):
-                    staged = folder / "file"
-                    staged.write_bytes(item.content)
-                    self.out.publish(staged, item.name)
-                    sha256 = sha256_of(item.content)
-                    described = {"name": item.name, "bytes": len(item.content), "sha256": sha256}
+                    size, sha256 = self._publish(folder, item.name, [item.content])
+                    described = {"name": item.name, "bytes": size, "sha256": sha256}
                     rows[_FILES].append(_line(described))
                 else:
                     rows[item.table].append(_line(item.content))
@@ -206,28 +202,16 @@ class _Export:
         """Write the files over all shards, the card, the hashes, and last export.json."""
         look_again()
         self.out.remove(EXPORT)  # it must not vouch for what is replaced below
-
-        def publish(name: str, chunks: Iterable[bytes]) -> tuple[int, str]:
-            """Publish a file over all shards, by way of the disk; its bytes and sha256."""
-            whole, size = hashlib.sha256(), 0
-            with self.out.staging() as folder:
-                with (folder / "file").open("wb") as stream:
-                    for chunk in chunks:
-                        whole.update(chunk)
-                        size += stream.write(chunk)
-                self.out.publish(folder / "file", name)
-            return size, whole.hexdigest()
-
-        with explain_disk_errors(self.out, 0, "the export"):
+        with explain_disk_errors(self.out, 0, "the export"), self.out.staging() as folder:
             table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
             names = dump_json({str(number): name for number, name in table.items()})
             card, counts = self._describe()
             own = self.exporter.finish(self._table)
             files = chain([(CLASSES, [names])], own, [(CARD, [card.encode("utf-8")])])
-            written = {name: publish(name, chunks) for name, chunks in files}
+            written = {name: self._publish(folder, name, chunks) for name, chunks in files}
             sums = sorted(sum_line(sha256, name) for name, (_, sha256) in written.items())
             rows = (sum_line(row["sha256"], row["name"]) for row in self._table(_FILES))
-            _, sums_sha256 = publish(SUMS, chain(sums, rows))
+            _, sums_sha256 = self._publish(folder, SUMS, chain(sums, rows))
             summary = {
                 "schema_version": EXPORT_SCHEMA_VERSION,
                 "settings": asdict(self.settings),
@@ -242,6 +226,16 @@ class _Export:
             self.out.publish_bytes(dump_json(seal(summary)), EXPORT)
         return seal(summary)
 
+    def _publish(self, folder: Path, name: str, chunks: Iterable[bytes]) -> tuple[int, str]:
+        """Publish a file that is staged in a folder; its bytes and sha256."""
+        whole, size = hashlib.sha256(), 0
+        with (folder / "file").open("wb") as stream:
+            for chunk in chunks:
+                whole.update(chunk)
+                size += stream.write(chunk)
+        self.out.publish(folder / "file", name)
+        return size, whole.hexdigest()
+
     def _describe(self) -> tuple[str, dict[str, Any]]:
         """The card, and the counts that export.json has."""
         tally = Tally()
@@ -249,18 +243,8 @@ class _Export:
             tally.add(_read_json(self.out, _done_name(shard.stem)) or {})
         hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
         near = count_near_duplicates(hashes)
-        filled = [split for split in self.context.splits if tally.splits[split]]
-        text = readme(
-            asdict(self.settings),
-            self.origin,
-            list(self.source.classes.values()),
-            self.source.labeled,
-            self.source.overlapping,
-            tally,
-            near,
-            self.exporter.usage(),
-            self.exporter.metadata(filled),
-        )
+        settings = asdict(self.settings)
+        text = readme(settings, self.origin, self.context, self.exporter, tally, near)
         return text, {"near_duplicates": near, **tally.counts()}
 
     def _check_target(self) -> None:
@@ -329,32 +313,6 @@ class _Export:
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}
-
-
-def _check_exporter(exporter: object, format: str, context: ExportContext) -> None:
-    """Refuse what is no format, and a dataset that a format of classes has no place for.
-
-    Raises:
-        ValueError: If methods are missing, or labels are, or objects may overlap.
-    """
-    methods = ("shard", "finish", "usage", "metadata")
-    if not all(callable(getattr(exporter, name, None)) for name in methods):
-        raise ValueError(
-            f"A format must have the methods shard, finish, usage and metadata; see "
-            f"synthgen.export.format. Got {format!r}."
-        )
-    if not getattr(exporter, "needs_labels", False):
-        return
-    if not context.labeled:
-        raise ValueError(
-            f"The format {format} must have class labels. Got a dataset without them; run "
-            f"'synthgen label' first, or export coco, yolo-seg or hf-parquet."
-        )
-    if context.overlapping:
-        raise ValueError(
-            f"masks=all must be with a format whose objects may overlap. Got {format}; export "
-            f"coco or yolo-seg, or hf-parquet, which always holds all masks."
-        )
 
 
 def _difference(existing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

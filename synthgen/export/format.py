@@ -23,54 +23,36 @@ Tables = Callable[[str], Iterator[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One object, or one mask where a dataset has no labels.
-
-    Args:
-        class_id: Its class.
-        score: How sure its label is, 0 to 1; 1 without labels.
-        mask: Its pixels; objects by class do not overlap, masks do.
-        parent: Among masks, the position in the sample's instances of the smallest one that
-            holds this one; None at the top, and for objects by class.
-    """
+    """One object, or one mask where a dataset has no labels."""
 
     class_id: int
-    score: float
-    mask: Bool[np.ndarray, "height width"]
+    score: float  # how sure its label is, 0 to 1; 1 without labels
+    mask: Bool[np.ndarray, "height width"]  # objects by class do not overlap, masks do
+    # among masks, the position in the sample's instances of the smallest one that holds this one;
+    # None at the top, and for objects by class
     parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSample:
-    """A sample as exporters see it.
+    """A sample as exporters see it."""
 
-    Args:
-        key: Digits only; safe as a file name.
-        split: ``train``, ``val`` or ``test``.
-        image: The image file as it is stored.
-        image_format: Its suffix: ``jpg``, ``png`` or ``webp``.
-        pixels: The decoded image.
-        semantic: Class of each pixel, 0 background, 255 ignore; None without labels.
-        instances: Objects by class; every mask, overlapping, where that was asked for or there
-            are no labels.
-        id_map: Id of the smallest mask at each pixel, 0 where there is none.
-        segments: All masks as the dataset describes them (id, area, bbox_xywh, parent, rle, …).
-        prompt_id: Id of its prompt.
-        prompt: Text of its prompt. Untrusted.
-        verdict: What the audit says, None where none was asked for.
-    """
-
-    key: str
-    split: str
-    image: bytes
-    image_format: str
+    key: str  # digits only; safe as a file name
+    split: str  # train, val or test
+    image: bytes  # the file as it is stored
+    image_format: str  # its suffix: jpg, png or webp
     pixels: UInt8[np.ndarray, "height width 3"]
+    # class of each pixel, 0 background, 255 ignore; None without labels
     semantic: UInt8[np.ndarray, "height width"] | None
+    # objects by class; every mask, overlapping, where that was asked for or there are no labels
     instances: tuple[Instance, ...]
+    # id of the smallest mask at each pixel, 0 where there is none
     id_map: UInt8[np.ndarray, "height width"]
+    # all masks as the dataset describes them: id, area, bbox_xywh, parent, rle, …
     segments: tuple[Mapping[str, Any], ...]
     prompt_id: str
-    prompt: str
-    verdict: Verdict | None = None
+    prompt: str  # untrusted
+    verdict: Verdict | None = None  # of the audit, None where none was asked for
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,49 +78,30 @@ class ExportSample:
 
 @dataclass(frozen=True, slots=True)
 class ExportContext:
-    """What an exporter knows before it sees a sample.
+    """What an exporter knows before it sees a sample."""
 
-    Args:
-        classes: Id to name, without 0 and 255; ``{1: "mask"}`` without labels.
-        splits: Names of the splits in use.
-        labeled: Whether samples have a semantic map.
-        license: Of the images, as far as it is known.
-        overlapping: Whether instances are masks, which may overlap and have parents.
-        segmentation: How masks are written, None where nothing was asked for; of COCO.
-    """
-
-    classes: Mapping[int, str]
-    splits: tuple[str, ...]
-    labeled: bool
-    license: str = "unknown"
-    overlapping: bool = False
-    segmentation: str | None = None
+    classes: Mapping[int, str]  # id to name, without 0 and 255; {1: "mask"} without labels
+    splits: tuple[str, ...]  # in use
+    labeled: bool  # whether samples have a semantic map
+    license: str = "unknown"  # of the images, as far as it is known
+    overlapping: bool = False  # whether instances are masks, which may overlap and have parents
+    segmentation: str | None = None  # how COCO's masks are written
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the export.
+    """A file of the export."""
 
-    Args:
-        name: Relative, with slashes; made of keys and fixed words, never of text from data.
-        content: Its bytes.
-    """
-
-    name: str
+    name: str  # with slashes; made of keys and fixed words, never of text from data
     content: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that comes back in ``finish``.
+    """A row that comes back in ``finish``."""
 
-    Args:
-        table: Name of its table: lower-case words joined by ``-``.
-        content: What json can hold.
-    """
-
-    table: str
-    content: Mapping[str, Any]
+    table: str  # lower-case words joined by "-"
+    content: Mapping[str, Any]  # what json can hold
 
 
 class Exporter:
@@ -165,3 +128,29 @@ class Exporter:
     def metadata(self, splits: Sequence[str]) -> dict[str, Any]:
         """What the hub reads in the card's head, given the splits that have samples."""
         return {}
+
+
+def check_exporter(exporter: Any, format: str, context: ExportContext) -> None:
+    """Refuse what is no format, and a dataset that a format of classes has no place for.
+
+    Raises:
+        ValueError: If methods are missing, or labels are, or objects may overlap.
+    """
+    methods = ("shard", "finish", "usage", "metadata")
+    if not all(callable(getattr(exporter, name, None)) for name in methods):
+        raise ValueError(
+            f"A format must have the methods shard, finish, usage and metadata; see "
+            f"synthgen.export.format. Got {format!r}."
+        )
+    if not getattr(exporter, "needs_labels", False):
+        return
+    if not context.labeled:
+        raise ValueError(
+            f"The format {format} must have class labels. Got a dataset without them; run "
+            f"'synthgen label' first, or export coco, yolo-seg or hf-parquet."
+        )
+    if context.overlapping:
+        raise ValueError(
+            f"masks=all must be with a format whose objects may overlap. Got {format}; export "
+            f"coco or yolo-seg, or hf-parquet, which always holds all masks."
+        )

@@ -40,13 +40,7 @@ HUB = "hf://datasets/"
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What a push did.
-
-    Args:
-        sent: Files sent.
-        skipped: Files that were there.
-        num_bytes: Bytes sent.
-    """
+    """What a push did: files sent, files that were there already, and bytes sent."""
 
     sent: int
     skipped: int

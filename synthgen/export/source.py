@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from synthgen.dataset.audits import is_audited, read_audit_marker, read_verdicts
+from synthgen.dataset.audits import AUDITS, read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
 from synthgen.dataset.manifest import read_manifest
@@ -93,11 +93,8 @@ class Source:
         self.settings = settings
         self.shards = listed_shards(self.storage)
         hashes = {shard.stem: shard.sha256 for shard in self.shards}
-        if (audited := settings.audited) is not None:
-            for stem, sha256 in hashes.items():
-                marker = read_audit_marker(self.storage, audited, stem)
-                if not is_audited(self.storage, audited, marker, sha256):
-                    read_verdicts(self.storage, audited, {stem: sha256})  # says what is missing
+        if settings.audited is not None:
+            AUDITS.read_done(self.storage, settings.audited, hashes)  # says what is missing
         self._reader = None
         if settings.labels is not None:
             self._reader = LabelReader(self.storage, settings.labels, hashes)
@@ -116,11 +113,7 @@ class Source:
             self.classes[number + (number == IGNORE)] = BARE
 
     def samples(self, shard: ListedShard, left_out: Counter[str]) -> Iterator[ExportSample]:
-        """A shard's samples in order.
-
-        Args:
-            shard: One of ``shards``.
-            left_out: Counts the samples that the audit rejects, by reason.
+        """A shard's samples in order; those that the audit rejects are counted by reason.
 
         Raises:
             ValueError: If a sample is broken or has a class that is not known.

@@ -16,25 +16,15 @@ _COUNTERS = ("splits", "left_out", "images", "instances", "pixels")
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of some samples.
+    """Counts of some samples."""
 
-    Args:
-        splits: Samples per split.
-        left_out: Samples that an audit rejects, by reason.
-        images: Images per class that show an object of it.
-        instances: Objects per class.
-        pixels: Pixels per class of objects; without labels masks overlap.
-        all_pixels: Pixels of all images.
-        hashes: Key and perceptual hash of every sample.
-    """
-
-    splits: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    images: Counter[str] = field(default_factory=Counter)
-    instances: Counter[str] = field(default_factory=Counter)
-    pixels: Counter[str] = field(default_factory=Counter)
-    all_pixels: int = 0
-    hashes: list[tuple[str, int]] = field(default_factory=list)
+    splits: Counter[str] = field(default_factory=Counter)  # samples
+    left_out: Counter[str] = field(default_factory=Counter)  # rejected samples by reason
+    images: Counter[str] = field(default_factory=Counter)  # with an object of a class
+    instances: Counter[str] = field(default_factory=Counter)  # objects of a class
+    pixels: Counter[str] = field(default_factory=Counter)  # of a class; masks overlap
+    all_pixels: int = 0  # of all images
+    hashes: list[tuple[str, int]] = field(default_factory=list)  # perceptual, with their keys
 
     def watch(
         self,

@@ -36,23 +36,14 @@ _RENAMED = {"chance_": "color_baseline_", "others_": "shuffled_masks_"}
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit of a dataset as it is now.
-
-    Args:
-        storage: The dataset.
-        id: Name of its folder.
-        shards: File stem to tar hash of the shards that it is about.
-        total: Shards with samples in the dataset.
-        created: When its last table was done, ISO 8601, UTC.
-        summary: Content of its summary.json; empty while it is unfinished.
-    """
+    """An audit of a dataset as it is now."""
 
     storage: Storage
     id: str
-    shards: Mapping[str, str]
-    total: int
-    created: str
-    summary: Mapping[str, Any]
+    shards: Mapping[str, str]  # file stem to tar hash of those that it is about
+    total: int  # shards with samples in the dataset
+    created: str  # when its last table was done, ISO 8601, UTC
+    summary: Mapping[str, Any]  # content of its summary.json; empty while it is unfinished
 
     @property
     def state(self) -> str:

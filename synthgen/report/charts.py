@@ -39,33 +39,20 @@ _AXES = {
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Groups of bars from left to right, in each a bar per series.
-
-    Args:
-        title: What is shown.
-        summary: The same in words, for those who do not see it.
-        x_label: Under the horizontal axis.
-        y_label: Above the vertical axis.
-        names: Of the series.
-        groups: Each in words, and its values; None or 0 leaves a bar out.
-        x_ticks: Marks of the horizontal axis: how many groups from the left, and the text.
-        y_ticks: Marks of the vertical axis: value and text.
-        highest: Value at the top of the vertical axis.
-        gap: Share of a group's width that is left free between it and its neighbors.
-        digits: After the decimal point of values.
-    """
+    """Groups of bars from left to right, in each a bar per series."""
 
     title: str
-    summary: str
-    x_label: str
-    y_label: str
-    names: Sequence[str]
+    summary: str  # what is shown in words, for those who do not see it
+    x_label: str  # quantity and unit
+    y_label: str  # what is counted
+    names: Sequence[str]  # of the series
+    # each in words, and its values; None or 0 leaves a bar out
     groups: Sequence[tuple[str, Sequence[float | None]]]
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    highest: float = 1.0
-    gap: float = 0.0
-    digits: int = 0
+    x_ticks: Sequence[tuple[float, str]]  # how many groups from the left, and the text
+    y_ticks: Sequence[tuple[float, str]]  # value and text
+    highest: float = 1.0  # value at the top of the vertical axis
+    gap: float = 0.0  # share of a group's width that is left free
+    digits: int = 0  # after the decimal point of values
 
 
 def histogram_chart(
@@ -76,16 +63,7 @@ def histogram_chart(
     series: Mapping[str, Int[np.ndarray, " bin"]],
     ticks: Mapping[float, str],
 ) -> Chart:
-    """A histogram; several series stand side by side in each bin.
-
-    Args:
-        title: What is shown.
-        x_label: Quantity and unit.
-        y_label: What is counted.
-        edges: Limits of the bins.
-        series: Counts by name.
-        ticks: Text at edges of bins.
-    """
+    """A histogram with text at some edges; several series stand side by side in each bin."""
     bins = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     words = []
     for name, counts in series.items():

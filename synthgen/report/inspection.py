@@ -17,6 +17,7 @@ from synthgen.dataset.photos import SUFFIXES, read_photo
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate, is_one_color
 from synthgen.diffusion.invert import invert
+from synthgen.diffusion.selection import Layer, select_layers
 from synthgen.registry import AUDITORS, resolve
 from synthgen.report import figures
 from synthgen.segmentation.features import feature_blocks
@@ -25,8 +26,6 @@ from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
 OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")
 """Of images that are not read; a source that ends so is no prompt either."""
-
-_CAPTURED_PARTS = {"up": ("up_",), "down": ("down_",), "mid": ("mid_",), "both": ("up_", "down_")}
 
 
 def inspect_sample(
@@ -109,17 +108,13 @@ def image_path(source: str) -> Path | None:
 
 def segmented_features(features: HeadFeatures, capture: CaptureConfig) -> HeadFeatures:
     """The part of all captured layers that the masks are made of."""
-    asked = "up" if capture.layers is None else capture.layers
-    prefixes = _CAPTURED_PARTS.get(asked, ("",)) if isinstance(asked, str) else asked
-    kept = [
-        name
-        for name in features.values
-        if name.startswith(prefixes)
-        and (capture.grids is None or min(features.grids[name]) in capture.grids)
+    layers = [
+        Layer(name, value.shape[0], value.shape[2], features.grids[name])
+        for name, value in features.values.items()
     ]
-    return HeadFeatures(
-        {name: features.values[name] for name in kept}, {n: features.grids[n] for n in kept}
-    )
+    kept = select_layers(layers, capture.layers, capture.grids)
+    values = {layer.name: features.values[layer.name] for layer in kept}
+    return HeadFeatures(values, {layer.name: layer.grid for layer in kept})
 
 
 def _record(source: str, config: Config) -> Sample:

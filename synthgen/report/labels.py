@@ -22,17 +22,11 @@ from synthgen.storage.publish import Storage
 
 @dataclass(frozen=True, slots=True)
 class ReadSample:
-    """What is read of every sample.
+    """What is read of every sample."""
 
-    Args:
-        info: Content of its json.
-        coverage: Share of its pixels in any mask.
-        semantic: Its semantic map; None without labels.
-    """
-
-    info: Mapping[str, Any]
-    coverage: float
-    semantic: UInt8[np.ndarray, "_height _width"] | None
+    info: Mapping[str, Any]  # content of its json
+    coverage: float  # share of its pixels in any mask
+    semantic: UInt8[np.ndarray, "_height _width"] | None  # None without labels
 
 
 class Labels:
@@ -63,10 +57,6 @@ class Labels:
 
     def read_sample(self, key: str, members: Mapping[str, bytes]) -> ReadSample:
         """What the page needs of a sample, whether it is shown or only counted.
-
-        Args:
-            key: Its key.
-            members: Its tar members; the image is not read.
 
         Raises:
             ValueError: If a member is missing or broken, or its labels are of classes that

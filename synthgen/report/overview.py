@@ -44,27 +44,17 @@ def count_bins(
 
 @dataclass(slots=True)
 class Overview:
-    """Counts and histograms over all samples.
+    """Counts and histograms over all samples."""
 
-    Args:
-        keys: Keys of the samples that exist, per shard.
-        failures: The first rows that failed.
-        reasons: Failed samples per reason.
-        classes: Samples per class named in their prompts.
-        labels: Masks per label, where masks are labeled.
-        statistics: Statistics of the labels of each shard's tar, where samples are labeled.
-        num_labeled: Samples that show a class of their prompt.
-        bins: Counts by the names of ``EDGES``.
-    """
-
-    keys: dict[str, list[str]] = field(default_factory=dict)
-    failures: list[Row] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    classes: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, list[str]] = field(default_factory=dict)  # of samples that exist, per shard
+    failures: list[Row] = field(default_factory=list)  # the first ones
+    reasons: Counter[str] = field(default_factory=Counter)  # why samples failed
+    classes: Counter[str] = field(default_factory=Counter)  # samples whose prompt names a class
+    labels: Counter[str] = field(default_factory=Counter)  # masks of a label
+    # of the labels of each shard's tar, where samples are labeled
     statistics: list[Mapping[str, Any]] = field(default_factory=list)
-    num_labeled: int = 0
-    bins: dict[str, Int[np.ndarray, " bin"]] = field(
+    num_labeled: int = 0  # samples that show a class of their prompt
+    bins: dict[str, Int[np.ndarray, " bin"]] = field(  # counts by the names of EDGES
         default_factory=lambda: {name: count_bins((), edges) for name, edges in EDGES.items()}
     )
 

@@ -35,19 +35,12 @@ QUALITIES = (88, 70, 45)  # WebP, tried in this order until a sample fits its sh
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sample on the page.
-
-    Args:
-        key: Its key.
-        info: Content of its json, without the masks.
-        thumbnail: Data URI of a small picture.
-        payload: JSON for the explorer, safe inside a script element.
-    """
+    """A sample on the page."""
 
     key: str
-    info: Mapping[str, Any]
-    thumbnail: str
-    payload: Markup
+    info: Mapping[str, Any]  # content of its json, without the masks
+    thumbnail: str  # data URI of a small picture
+    payload: Markup  # JSON for the explorer, safe inside a script element
 
 
 def choose(
@@ -99,11 +92,8 @@ def show(
     """Everything the page needs of one sample.
 
     Args:
-        key: Its key.
         members: Its tar members; the image is read.
-        read: Its json and labels.
         names: Classes by id.
-        preview: Its preview, where there is one.
         ious: Best IoU of each mask with the auditor's masks, where there was an audit.
         budget: Bytes the payload should stay below; pictures get coarser, and the preview is
             left out, until it does.
