@@ -10,6 +10,7 @@ compiled region would break its graph or, worse, be traced away.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import re
 import string
@@ -256,6 +257,10 @@ def _merge_lora(pipeline: Any, path: Path) -> str:
     """Merge LoRA weights into the pipeline; returns the file's sha256."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"model.lora must be an existing .safetensors file. Got {str(path)!r}.")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            "model.lora needs the package peft. Got none: pip install 'synthgen[lora]'."
+        )
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)  # it prints a line per layer
     try:

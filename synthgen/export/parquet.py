@@ -78,7 +78,13 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def features(columns: set[str]) -> Any:
     """The ``datasets.Features`` of the given columns; they travel in the files themselves."""
-    from datasets import Features, Image, List, Value  # loading it takes seconds
+    try:
+        from datasets import Features, Image, List, Value  # loading it takes seconds
+    except ImportError as error:
+        raise ValueError(
+            f"--format hf-parquet needs the package datasets. Got {error}; install it by "
+            "pip install 'synthgen[parquet]'."
+        ) from None
 
     rle = {"size": List(Value("int64")), "counts": Value("string")}
     segment = {
