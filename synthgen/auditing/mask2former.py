@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,10 +17,17 @@ from typing import Any
 
 import numpy as np
 import yaml
-from huggingface_hub import constants, snapshot_download
 from jaxtyping import Bool, Float, Int, UInt8
+from pydantic import Field, model_validator
 
-from synthgen.config import AuditorConfig, digest
+from synthgen.auditing.parameters import (
+    Parameters,
+    Share,
+    check_weights,
+    hub_folder,
+    read_parameters,
+)
+from synthgen.config import AuditorConfig
 from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
 from synthgen.embedded.mask2former import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
@@ -32,56 +38,28 @@ from synthgen.types import Annotations
 DEFAULT_CHECKPOINT = "mask2former-swin-large-ade"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class SemanticOptions:
-    """How class scores become masks; the names are those of `auditor.generator`.
+class SemanticOptions(Parameters):
+    """How class scores become masks."""
 
-    Args:
-        split_components: Each 8-connected piece of a class is a mask of its own.
-        overlap: A class has all pixels whose score reaches `threshold`, so that masks overlap.
-        threshold: Least score of a pixel, 0..1; 0 gives every pixel to its best class.
-        min_area: Smaller masks are dropped, pixels.
-    """
+    split_components: bool = Field(
+        False, description="Each 8-connected piece of a class is a mask of its own."
+    )
+    overlap: bool = Field(
+        False,
+        description="A class has all pixels whose score reaches `threshold`: masks overlap.",
+    )
+    threshold: Share = Field(
+        0.0, description="Least score of a pixel; 0 gives every pixel to its best class."
+    )
+    min_area: int = Field(0, ge=0, description="Smaller masks are dropped, pixels.")
 
-    split_components: bool = False
-    overlap: bool = False
-    threshold: float = 0.0
-    min_area: int = 0
-
-
-def read_options(given: Mapping[str, int | float | bool | str]) -> SemanticOptions:
-    """Options by name.
-
-    Raises:
-        ValueError: For an unknown name (near misses are named), or a value of another kind.
-
-    >>> read_options({"split_components": True}).split_components
-    True
-    """
-    kinds = {field.name: type(field.default) for field in fields(SemanticOptions)}
-    for name, value in given.items():
-        if name not in kinds:
-            raise ValueError(
-                f"auditor.generator of a Mask2Former takes {', '.join(kinds)}. Got {name!r}."
-                f"{near_miss(name, kinds)}"
-            )
-        wanted = (int, float) if kinds[name] is float else (kinds[name],)
-        if type(value) not in wanted:
-            kind = kinds[name].__name__
-            raise ValueError(f"auditor.generator.{name} must be a {kind}. Got {value!r}.")
-    options = SemanticOptions(**given)  # type: ignore[arg-type]
-    if not 0.0 <= options.threshold <= 1.0:
-        raise ValueError(f"auditor.generator.threshold must be 0 to 1. Got {options.threshold}.")
-    if options.min_area < 0:
-        raise ValueError(f"auditor.generator.min_area must be >= 0. Got {options.min_area}.")
-    if options.overlap and options.threshold == 0.0:
-        raise ValueError(
-            "auditor.generator.overlap needs a threshold above 0. Got 0; set threshold, say 0.5."
-        )
-    return options
+    @model_validator(mode="after")
+    def _some_pixels(self) -> SemanticOptions:
+        if self.overlap and self.threshold == 0.0:
+            raise ValueError("overlap needs a threshold above 0; set threshold, say 0.5")
+        return self
 
 
 def semantic_masks(
@@ -143,7 +121,7 @@ class Mask2FormerAuditor:
     """
 
     def __init__(self, name: str, folder: Path, settings: AuditorConfig, revision: str = ""):
-        self._options = read_options(settings.generator)
+        self._options = read_parameters(SemanticOptions, settings.generator)
         sha256 = check_weights(folder, settings.sha256)
         device = pick_device(settings.device, "auditor.device")
         self._model, self._processor = load_m2f(folder)
@@ -158,7 +136,7 @@ class Mask2FormerAuditor:
                 path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))
             },
             "revision": revision,
-            "generator": asdict(self._options),
+            "generator": self._options.model_dump(),
             "batch_size": settings.batch_size,  # rounding depends on it
             "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         }
@@ -207,35 +185,13 @@ def load_mask2former(settings: AuditorConfig) -> Mask2FormerAuditor:
     Raises:
         ValueError: If it is none of these or not in reach, or an option is wrong.
     """
-    read_options(settings.generator)  # before anything is fetched
+    read_parameters(SemanticOptions, settings.generator)  # before anything is fetched
     name = settings.checkpoint or DEFAULT_CHECKPOINT
     if Path(name).is_dir() or name.startswith(("/", "./", "../", "~")):
         return Mask2FormerAuditor("mask2former", Path(name).expanduser(), settings)
     hub_id = _hub_id(name)
-    folder = _hub_folder(hub_id, settings.revision)
+    folder = hub_folder(hub_id, settings.revision)
     return Mask2FormerAuditor(hub_id, folder, settings, folder.name)
-
-
-def check_weights(folder: Path, expected: str | None) -> str:
-    """The sha256 of a folder's weights; of several files, that of their hashes by name.
-
-    Raises:
-        ValueError: If there are none, or the hash is not the expected one.
-    """
-    stems = sorted(folder.glob("*.safetensors"))
-    files = [path for path in stems if "." not in path.stem]  # model.fp16 is a variant, not read
-    if not files:
-        raise ValueError(
-            f"auditor.checkpoint must be a folder with safetensors. Got none in {folder}."
-        )
-    hashes = {path.name: file_sha256(path) for path in files}
-    found = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
-    if expected is not None and found != expected.lower():
-        raise ValueError(
-            f"the auditor's weights must have sha256 {expected}. Got {found} in {folder}; fetch "
-            "them again or correct auditor.sha256."
-        )
-    return found
 
 
 @cache
@@ -255,29 +211,6 @@ def _hub_id(name: str) -> str:
             f"'owner/name'. Got {name!r}.{near_miss(name, rows)}"
         )
     return name
-
-
-def _hub_folder(hub_id: str, revision: str | None) -> Path:
-    """Snapshot in the local cache; fetched only if a commit is pinned."""
-    if revision is not None and not _COMMIT.fullmatch(revision):
-        raise ValueError(
-            f"auditor.revision must be a commit hash of 40 hex digits. Got {revision!r}."
-        )
-    local = revision is None or constants.HF_HUB_OFFLINE
-    try:
-        folder = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors"],
-            local_files_only=local,
-        )
-    except (OSError, ValueError) as error:
-        reason = "not in the cache" if local else str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"auditor {hub_id} must be in the local hub cache, or reachable with a pinned "
-            f"auditor.revision. Got: {reason}. Or set auditor.checkpoint to a local folder."
-        ) from None
-    return Path(folder)
 
 
 def _batches(sizes: Sequence[tuple[int, ...]], batch_size: int) -> list[list[int]]:

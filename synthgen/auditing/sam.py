@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from pydantic import Field
 from safetensors.torch import load_file
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData
 from torch import Tensor
 
-from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
+from synthgen.auditing.parameters import PromptGrid, Share, read_parameters
 from synthgen.config import AuditorConfig
 from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
@@ -59,6 +60,17 @@ BUILDERS: Mapping[str, Callable[[], Sam]] = {
 
 _POSITION = "image_encoder.pos_embed"
 _PACKAGES = ("segment-anything", "torch", "torchvision")
+
+
+class SamParameters(PromptGrid):
+    """All parameters of `SamAutomaticMaskGenerator` but the form of its output and its grids."""
+
+    box_nms_thresh: Share = Field(
+        0.7, description="IoU of two boxes above which the mask of lower predicted IoU goes."
+    )
+    min_mask_region_area: int = Field(
+        0, ge=0, description="Pixels below which holes are filled and islands dropped; OpenCV."
+    )
 
 
 class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]
@@ -114,7 +126,7 @@ def load_scenes_sam(settings: AuditorConfig) -> SamAuditor:
         FileNotFoundError: If there are no weights.
         ValueError: In one line, for other weights than expected or a bad parameter.
     """
-    generator = read_generator(GeneratorSettings, settings.generator, AUTOMATIC_DEFAULTS)
+    generator = read_parameters(SamParameters, settings.generator, AUTOMATIC_DEFAULTS)
     folder = Path(settings.checkpoint).expanduser() if settings.checkpoint else SHIPPED_SAM
     sam = load_folder(folder)
     digest: str = read_card(folder)["sha256"][WEIGHTS_NAME]
@@ -135,7 +147,7 @@ def load_sam(settings: AuditorConfig) -> SamAuditor:
     """
     given = dict(settings.generator)
     wanted = given.pop("model_type", None)
-    generator = read_generator(GeneratorSettings, given, {})
+    generator = read_parameters(SamParameters, given)
     path, digest = checked_file(settings.checkpoint, settings.sha256)
     state = read_state(path)
     kind = model_type(state, wanted)
@@ -242,19 +254,14 @@ def model_type(state: Mapping[str, Tensor], wanted: str | int | float | bool | N
     return found
 
 
-def require_opencv(generator: GeneratorSettings) -> None:
-    """Refuse small-region clean-up where the package that does it is missing."""
+def _auditor(
+    sam: Sam, name: str, kind: str, digest: str, generator: SamParameters, device: str
+) -> SamAuditor:
     if generator.min_mask_region_area > 0 and importlib.util.find_spec("cv2") is None:
         raise ValueError(
             "auditor.generator.min_mask_region_area > 0 needs OpenCV. Got no cv2; run "
             "`pip install 'synthgen[opencv]'` or leave it at 0."
         )
-
-
-def _auditor(
-    sam: Sam, name: str, kind: str, digest: str, generator: GeneratorSettings, device: str
-) -> SamAuditor:
-    require_opencv(generator)
     identity = {
         "name": name,
         "model_type": kind,

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import UInt8
 from PIL import Image
 from transformers import (
@@ -27,10 +26,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
 from synthgen.auditing.annotations import NO_POINT
+from synthgen.auditing.parameters import (
+    PromptGrid,
+    check_weights,
+    hub_folder,
+    read_parameters,
+)
 from synthgen.auditing.sam import sam_device
-from synthgen.auditing.sam_settings import PromptGrid, read_generator
 from synthgen.config import AuditorConfig, digest
-from synthgen.embedded.card import file_digests
 from synthgen.types import Annotations
 
 NAMES: Mapping[str, str] = {
@@ -97,15 +100,9 @@ def load_transformers_sam(settings: AuditorConfig) -> TransformersSamAuditor:
     Raises:
         ValueError: In one line, for a missing model, one of another kind, or a bad parameter.
     """
-    generator = read_generator(TransformersGenerator, settings.generator, {})
+    generator = read_parameters(TransformersGenerator, settings.generator)
     folder = _folder(settings)
-    weights = {n: s for n, s in file_digests(folder).items() if n.endswith(".safetensors")}
-    found = next(iter(weights.values())) if len(weights) == 1 else digest(weights)
-    if not weights or settings.sha256 not in (None, found):
-        raise ValueError(
-            f"{folder} must hold safetensors with sha256 {settings.sha256 or 'of any value'}. Got "
-            f"{found if weights else 'no safetensors'}."
-        )
+    found = check_weights(folder, settings.sha256)
     model, processor = _load(folder)
     pipeline = MaskGenerationPipeline(
         model=model, image_processor=processor, device=sam_device(settings.device)
@@ -132,15 +129,7 @@ def _folder(settings: AuditorConfig) -> Path:
             "auditor.checkpoint must be a local folder of a SAM, or a hub id with "
             f"auditor.revision pinned. Got {name or 'none'}."
         )
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=settings.revision, allow_patterns=["*.safetensors", "*.json"]
-            )
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{name} must be a model on the hub. Got: {reason:.200}") from None
+    return hub_folder(name, settings.revision)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

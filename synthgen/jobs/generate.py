@@ -148,6 +148,7 @@ class GenerateJob(Job[Marker]):
         resolve(self.config.segmentation.method, SEGMENTERS, "segmentation.method")
         check_labeling(self.config, self.prompts)
         planned_samples(self.config)  # too many shards are refused before all else
+        assert self.identity.digest  # as is a model that cannot be loaded
         self._check_existing()
 
     def _check_existing(self) -> dict[str, Any] | None:

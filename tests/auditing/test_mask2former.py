@@ -19,9 +19,9 @@ from synthgen.auditing.mask2former import (
     annotate_scores,
     load_mask2former,
     load_scenes_mask2former,
-    read_options,
     semantic_masks,
 )
+from synthgen.auditing.parameters import read_parameters
 from synthgen.config import AuditorConfig
 from synthgen.embedded.mask2former import LABELS, class_scores, load_m2f
 from synthgen.lab.train.export import export_m2f
@@ -114,7 +114,9 @@ def test_masks_equal_the_slow_ones(
     split: bool, overlap: bool, threshold: float, min_area: int
 ) -> None:
     scores = _scores(min_area)
-    options = SemanticOptions(split, overlap, threshold, min_area)
+    options = SemanticOptions(
+        split_components=split, overlap=overlap, threshold=threshold, min_area=min_area
+    )
     expected = set()
     for number, (_, height, width) in itertools.product(range(len(scores)), [scores.shape]):
         pixels = {
@@ -177,19 +179,19 @@ def test_an_auditor_that_finds_nothing_gives_empty_annotations(copied: Path) -> 
     ("generator", "message"),
     [
         ({"split_component": True}, r"Did you mean 'split_components'\?"),
-        ({"points_per_side": 16}, "takes split_components, overlap, threshold, min_area"),
-        ({"threshold": 1.5}, "must be 0 to 1"),
-        ({"threshold": "half"}, "must be a float"),
-        ({"overlap": 1}, "must be a bool"),
+        ({"points_per_side": 16}, "Known: split_components, overlap, threshold, min_area"),
+        ({"threshold": 1.5}, r"threshold is not valid.*Got 1\.5"),
+        ({"threshold": "half"}, r"threshold is not valid.*Got 'half'"),
+        ({"overlap": 1}, r"overlap is not valid.*Got 1"),
         ({"overlap": True}, "needs a threshold above 0"),
-        ({"min_area": -1}, "must be >= 0"),
+        ({"min_area": -1}, r"min_area is not valid.*Got -1"),
     ],
 )
 def test_wrong_options_are_one_clear_line(
     generator: dict[str, int | float | bool | str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        read_options(generator)
+        read_parameters(SemanticOptions, generator)
     assert "\n" not in str(caught.value)
 
 

@@ -14,15 +14,16 @@ import torch
 from contracts import check_annotations, check_auditor, check_auditor_identity
 from segment_anything import SamAutomaticMaskGenerator
 
+from synthgen.auditing.parameters import read_parameters
 from synthgen.auditing.sam import (
     PUBLISHED,
+    SamParameters,
     checked_file,
     load_sam,
     load_scenes_sam,
     model_type,
     read_state,
 )
-from synthgen.auditing.sam_settings import GeneratorSettings, read_generator
 from synthgen.config import AuditorConfig
 from synthgen.embedded.card import file_digests
 from synthgen.embedded.sam import WEIGHTS_NAME, build_scenes_sam, load_folder, save_sam
@@ -193,17 +194,17 @@ def test_the_width_says_which_sam_it_is(pth: Path) -> None:
 )
 def test_bad_parameters_are_named(generator: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        read_generator(GeneratorSettings, generator, {})
+        read_parameters(SamParameters, generator)
     assert "\n" not in str(caught.value)
 
 
 def test_every_parameter_of_the_package_is_open_or_fixed() -> None:
     names = set(SamAutomaticMaskGenerator.__init__.__annotations__) - {"model", "return"}
-    assert names - set(GeneratorSettings.model_fields) == {"point_grids", "output_mode"}
+    assert names - set(SamParameters.model_fields) == {"point_grids", "output_mode"}
     defaults = SamAutomaticMaskGenerator.__init__.__defaults__
     order = list(SamAutomaticMaskGenerator.__init__.__annotations__)[1 : 1 + len(defaults)]
     package = dict(zip(order, defaults, strict=True))
-    for name, value in GeneratorSettings().model_dump().items():
+    for name, value in SamParameters().model_dump().items():
         assert value == package[name], name
 
 
