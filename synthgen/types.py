@@ -56,7 +56,7 @@ class Prompt:
     class_names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class HeadFeatures:
     """Per-head self-attention outputs ``softmax(QK^T / sqrt(d)) V`` of one image.
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -97,6 +99,11 @@ def xy_block(height: int, width: int, like: Tensor) -> Float[Tensor, "height wid
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
+_recent: WeakKeyDictionary[HeadFeatures, tuple[Any, tuple[Tensor, ...]]] = WeakKeyDictionary()
+"""Blocks that were computed last from features that are still in use: masks, labels and previews
+of a sample ask for the same ones."""
+
+
 def head_blocks(
     features: HeadFeatures,
     components: int = 8,
@@ -121,6 +128,10 @@ def head_blocks(
     Raises:
         ValueError: For features that are not finite, or none at all.
     """
+    asked = (components, reweight, normalization, xy, average_heads)
+    known = _recent.get(features)
+    if known is not None and known[0] == asked:
+        return known[1]
     if not features.values:
         raise ValueError("Head features must name at least one layer. Got none: see capture.")
     for name, value in features.values.items():
@@ -139,6 +150,7 @@ def head_blocks(
     if xy > 0:
         height, width = blocks[-1].shape[:2]
         blocks[-1] = torch.cat([blocks[-1], xy * xy_block(height, width, blocks[-1])], -1)
+    _recent[features] = (asked, tuple(blocks))
     return tuple(blocks)
 
 
