@@ -19,7 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from synthgen.storage.publish import Storage, dump_json, host_id, is_alive, make_folder
+import psutil
+
+from synthgen.storage.local import host_id, make_folder
+from synthgen.storage.publish import Storage, dump_json
 from synthgen.storage.untrusted import one_line, parse_object
 
 CLAIM = ".synthgen/claim"
@@ -111,7 +114,7 @@ def _read(target: Storage) -> dict[str, Any] | None:
 
 def _is_gone(claim: dict[str, Any]) -> bool:
     if claim.get("host") == host_id() and isinstance(claim.get("process"), int):
-        return not is_alive(claim["process"])
+        return not psutil.pid_exists(claim["process"])
     return time.time() - float(claim["renewed"]) > STALE_SECONDS
 
 

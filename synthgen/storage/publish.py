@@ -8,16 +8,11 @@ for a whole file. Nothing is ever opened for writing at its final name.
 from __future__ import annotations
 
 import errno
-import fcntl
-import functools
 import hashlib
 import json
 import math
 import os
-import re
 import shutil
-import socket
-import stat
 import tempfile
 import time
 import uuid
@@ -26,12 +21,23 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 
 from synthgen.storage import urls
-from synthgen.storage.remote import Remote
+from synthgen.storage.local import (
+    host_id,
+    is_plain,
+    is_stale,
+    make_folder,
+    own_temporary_folder,
+    refuse_strangers,
+    scan_folder,
+    sync_folder,
+    try_lock,
+)
+from synthgen.storage.remote import Remote, partial_uploads
 from synthgen.storage.untrusted import one_line
 from synthgen.types import ByteStream
 
@@ -43,9 +49,7 @@ MAX_NAME = 255
 LOCK_SECONDS = 120.0
 """How long to wait for another that publishes: slow disks take seconds, a stopped process all."""
 
-_STAGING_NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{32}")
 _NO_FILE = "{} must be a file. Got a folder; move it away."
-_FOREIGN_STALE_SECONDS = 24 * 3600  # another machine's process cannot be asked whether it lives
 
 
 class FileFacts(NamedTuple):
@@ -80,7 +84,7 @@ class Storage:
                 anybody's: nothing is done through it.
         """
         if self.local_root is not None:
-            _refuse_strangers(self.root, name)
+            refuse_strangers(self.root, name)
         return f"{self.root}/{name}"
 
     def strangers(self) -> list[str]:
@@ -89,7 +93,7 @@ class Storage:
         for folder, below, files in os.walk(self.root) if self.local_root is not None else ():
             for path in (f"{folder}/{name}" for name in (*below, *files)):
                 with suppress(FileNotFoundError):  # another process removed it
-                    if not _is_plain(os.lstat(path).st_mode):
+                    if not is_plain(os.lstat(path).st_mode):
                         found.append(path.removeprefix(f"{self.root}/"))
         return sorted(found)
 
@@ -153,7 +157,7 @@ class Storage:
         where, remote = self.path(folder).rstrip("/"), self.remote
         try:
             if self.local_root is not None:
-                found = list(_scan(where))
+                found = list(scan_folder(where))
             else:
                 found = remote.entries(where) if remote else self.fs.ls(where, detail=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -187,7 +191,7 @@ class Storage:
         target = Path(self.path(name))
         make_folder(target.parent)
         staged.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def send(self, path: Path, name: str) -> None:
         """Publish a copy of a file of this machine."""
@@ -240,14 +244,14 @@ class Storage:
         moving a file into its place and syncing the folder.
         """
         if self.local_root is not None:
-            _sync_folder(self.local_root.parent)
+            sync_folder(self.local_root.parent)
             for folder, below, _ in os.walk(self.local_root):
                 below[:] = [name for name in below if name[0] != "."]
-                _sync_folder(Path(folder))
+                sync_folder(Path(folder))
 
     def _staging_root(self) -> Path:
         """Beside the data, so that a move is one step; for remote ones a folder that is ours."""
-        return _own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
+        return own_temporary_folder() if self.local_root is None else Path(self.path(STAGING))
 
     @contextmanager
     def locked(self, name: str, what: str, wait: float = 0.0) -> Iterator[None]:
@@ -271,7 +275,7 @@ class Storage:
         deadline = time.monotonic() + wait
         make_folder(path.parent)
         with path.open("ab") as stream:
-            while not _try_lock(stream):
+            while not try_lock(stream):
                 if time.monotonic() >= deadline:
                     raise RuntimeError(
                         f"One process at a time may {what}. Got another at work on {self.root}. "
@@ -291,7 +295,7 @@ class Storage:
             dry_run: Only say which.
         """
         root = self._staging_root()
-        stale = sorted(filter(_is_stale, root.iterdir() if root.is_dir() else ()))
+        stale = sorted(filter(is_stale, root.iterdir() if root.is_dir() else ()))
         for path in () if dry_run else stale:
             shutil.rmtree(path, ignore_errors=True)
         return [f"{STAGING}/{path.name}" for path in stale]
@@ -310,31 +314,12 @@ class Storage:
         """
         if "s3" not in _protocols(self.fs):
             return []
-        found = urls.ask(self.fs, self.root, lambda: list(self._partial_uploads()))
-        begun = time.time() - seconds
-        stale = [item for item in found if item["Initiated"].timestamp() <= begun]
-        bucket, _, prefix = self.root.partition("/")
-        for item in () if dry_run else stale:
-            abort = functools.partial(self.fs.abort_mpu, bucket, item["Key"], item["UploadId"])
+        found = partial_uploads(self.fs, self.root)
+        stale = [(name, abort) for name, age, abort in found if age >= seconds]
+        for _, abort in () if dry_run else stale:
             with suppress(FileNotFoundError):  # the store forgot it, or another was faster
                 urls.ask(self.fs, self.root, abort)
-        return sorted(item["Key"].removeprefix(f"{prefix}/") for item in stale)
-
-    def _partial_uploads(self) -> Iterator[dict[str, Any]]:
-        bucket, _, prefix = self.root.partition("/")
-        where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/"}
-        while True:
-            try:
-                page = self.fs.call_s3("list_multipart_uploads", **where)
-            except FileNotFoundError:  # what rclone says of a bucket that never had any
-                return
-            # a server may ignore the prefix; nobody else's upload is ours to abort
-            found = page.get("Uploads", [])
-            yield from (item for item in found if item["Key"].startswith(f"{prefix}/"))
-            if not page.get("IsTruncated"):
-                return
-            where["KeyMarker"] = page["NextKeyMarker"]
-            where["UploadIdMarker"] = page["NextUploadIdMarker"]
+        return sorted(name for name, _ in stale)
 
 
 def open_storage(url: str | Path) -> Storage:
@@ -401,15 +386,6 @@ def explain_disk_errors(storage: Storage, needed_bytes: int, what: str) -> Itera
         raise
 
 
-def _own_temporary_folder() -> Path:
-    """A folder for staging that no other user of this machine may have made."""
-    folder = Path(tempfile.gettempdir()) / f"synthgen-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
-        raise OSError(f"{folder} must be ours. Got another owner; set TMPDIR to another folder.")
-    return folder
-
-
 def dump_json(tree: Mapping[str, Any], allow_nan: bool = False) -> bytes:
     """A small file of ours: JSON for people and programs.
 
@@ -418,26 +394,6 @@ def dump_json(tree: Mapping[str, Any], allow_nan: bool = False) -> bytes:
     """
     text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=allow_nan)
     return (text + "\n").encode("utf-8")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; the entries of the new ones outlive a power loss."""
-    new = [path for path in (folder, *folder.parents) if not path.is_dir()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in new:
-        _sync_folder(path.parent)
-
-
-def _try_lock(stream: BinaryIO) -> bool:
-    """Lock an open file, also where the file system knows no locks; False if another has it."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    return True
 
 
 def _changed(item: Mapping[str, Any]) -> float:
@@ -449,80 +405,6 @@ def _changed(item: Mapping[str, Any]) -> float:
         if isinstance(found, int | float):
             return float(found)
     return math.inf
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _refuse_strangers(root: str, name: str) -> None:
-    path = root
-    for part in name.rstrip("/").split("/"):
-        path = f"{path}/{part}"
-        try:
-            mode = os.lstat(path).st_mode
-        except OSError:  # what does not exist leads nowhere
-            return
-        if not _is_plain(mode):
-            kind = "a link" if stat.S_ISLNK(mode) else "a pipe or device"
-            raise ValueError(
-                f"{one_line(path)} must be a plain file or folder. Got {kind}, through which "
-                f"nothing is read or written. Remove it, or put what you trust in its place."
-            )
-
-
-def _is_plain(mode: int) -> bool:
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-
-
-def _scan(folder: str) -> Iterator[dict[str, Any]]:
-    """A local folder as fsspec lists it, ten times as fast: there may be 100,000 files."""
-    with os.scandir(folder) as items:
-        for item in items:
-            with suppress(FileNotFoundError):  # removed meanwhile
-                facts = item.stat(follow_symlinks=False)
-                if _is_plain(facts.st_mode):
-                    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "file"
-                    times = {"size": facts.st_size, "mtime": facts.st_mtime}
-                    yield {"name": item.path, "type": kind, **times}
-
-
-@functools.cache
-def host_id() -> str:
-    """Where our process ids count: containers and reboots may share a host's name."""
-    known = [socket.gethostname()]
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        known += [str(Path("/proc/self/ns/pid").readlink()), boot]
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
-
-
-def _is_stale(path: Path) -> bool:
-    name = _STAGING_NAME.fullmatch(path.name)
-    if name is None:
-        return False
-    if name[1] == host_id():
-        return not is_alive(int(name[2]))
-    try:
-        newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
-        return time.time() - newest > _FOREIGN_STALE_SECONDS
-    except FileNotFoundError:  # its owner was faster
-        return False
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine lives."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

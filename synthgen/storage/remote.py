@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -193,6 +194,30 @@ class _Reader(io.RawIOBase):
         view[: len(content)] = content
         self.place += len(content)
         return len(content)
+
+
+def partial_uploads(fs: Any, root: str) -> list[tuple[str, float, Callable[[], Any]]]:
+    """The multipart uploads below a folder of s3: name, age in seconds, and what aborts it."""
+    return ask(fs, root, lambda: list(_partial_uploads(fs, root)))
+
+
+def _partial_uploads(fs: Any, root: str) -> Iterator[tuple[str, float, Callable[[], Any]]]:
+    bucket, _, folder = root.partition("/")
+    where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{folder}/"}
+    while True:
+        try:
+            page = fs.call_s3("list_multipart_uploads", **where)
+        except FileNotFoundError:  # what rclone says of a bucket that never had any
+            return
+        for item in page.get("Uploads", []):
+            # a server may ignore the prefix; nobody else's upload is ours to abort
+            if item["Key"].startswith(f"{folder}/"):
+                abort = partial(fs.abort_mpu, bucket, item["Key"], item["UploadId"])
+                age = time.time() - item["Initiated"].timestamp()
+                yield item["Key"].removeprefix(f"{folder}/"), age, abort
+        if not page.get("IsTruncated"):
+            return
+        where |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def _tags(path: Path) -> tuple[str, str]:

@@ -25,7 +25,8 @@ from synthgen.export.export import export
 from synthgen.export.push import PushReport, local_files, push
 from synthgen.progress import Stopped
 from synthgen.storage.claim import CLAIM, claimed
-from synthgen.storage.publish import host_id, open_storage
+from synthgen.storage.local import host_id
+from synthgen.storage.publish import open_storage
 
 
 @pytest.fixture(scope="module")
