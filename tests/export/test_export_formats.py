@@ -10,8 +10,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
 from made_export import add_audit, make_dataset
 from PIL import Image
 from pycocotools.coco import COCO
@@ -19,12 +22,17 @@ from pycocotools.cocoeval import COCOeval
 from test_export import fill
 from tiny_run import tiny_config, write_prompts
 from torchvision.datasets import CocoDetection, VOCDetection, VOCSegmentation
+from transformers import DetrImageProcessor
 
 from synthgen import jobs
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.rle import decode_masks
+from synthgen.export.coco import id_to_rgb, panoptic_segments
+from synthgen.export.contours import outline
 from synthgen.export.export import export
+from synthgen.export.format import ExportSample, Instance
+from synthgen.export.yolo import INSET
 
 SPLIT = "0.6/0.4"
 LABELING = (
@@ -120,30 +128,17 @@ def test_coco_is_read_by_pycocotools_and_torchvision(
     assert {item["id"]: item["name"] for item in categories} == named(world)
 
 
-def average_precision(truth: COCO, results: list[dict]) -> float:
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes([dict(item) for item in results]), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return float(evaluation.stats[0])
-
-
-@pytest.mark.parametrize("labeled", [True, False])
-def test_coco_evaluation_of_perfect_predictions_is_one(
-    labeled: bool, world: Path, bare: Path, tmp_path: Path
-) -> None:
-    export(world if labeled else bare, tmp_path, "coco", segmentation="rle")
+def test_coco_evaluation_of_perfect_predictions_is_one(world: Path, tmp_path: Path) -> None:
+    export(world, tmp_path, "coco", segmentation="rle")
     truth = read_coco(tmp_path / "annotations/instances_train.json")
     keys = ("image_id", "category_id", "segmentation", "score")
     results = [{key: item[key] for key in keys} for item in truth.anns.values()]
-    assert average_precision(truth, results) == pytest.approx(1.0)
-    names = named(world)
-    seen = {names[item["category_id"]] for item in results} if labeled else set(names.values())
-    for number, name in names.items():
-        if name not in seen:
-            others = [{**item, "category_id": number} for item in results]
-            assert average_precision(truth, others) <= 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
 
 
 def test_coco_of_bare_masks_has_every_mask_and_its_parent(bare: Path, tmp_path: Path) -> None:
@@ -204,9 +199,6 @@ def test_panoptic_obeys_the_formats_rules(
 
 
 def test_panoptic_ids_above_255_and_specks_without_a_segment() -> None:
-    from synthgen.export.coco import id_to_rgb, panoptic_segments
-    from synthgen.export.format import ExportSample, Instance
-
     size = (40, 40)
     masks = np.zeros((400, *size), dtype=bool)
     masks[np.arange(400), np.arange(400) // 20 * 2, np.arange(400) % 20 * 2] = True
@@ -280,44 +272,24 @@ def check_voc_objects(out: Path, sample: dict, annotation: dict) -> None:
     assert annotation["size"] == {"width": str(width), "height": str(height), "depth": "3"}
 
 
-def test_the_palette_is_vocs() -> None:
-    """The development kit's own loop, bit by bit."""
-    from synthgen.export.voc import encode_palette
-
-    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    with Image.open(io.BytesIO(encode_palette(ids))) as image:
-        np.testing.assert_array_equal(np.array(image), ids)
-        colors = np.array(image.convert("RGB")).reshape(256, 3)
-    for number in range(256):
-        rest, color = number, [0, 0, 0]
-        for place in range(8):
-            for channel in range(3):
-                color[channel] |= ((rest >> channel) & 1) << (7 - place)
-            rest >>= 3
-        assert colors[number].tolist() == color
-
-
 def test_ade_gives_the_ids_back_with_reduce_zero_label(
     world: Path, samples: dict[str, dict], tmp_path: Path
 ) -> None:
     export(world, tmp_path, "ade", split=SPLIT)
     seen = set()
     for name in ("training", "validation"):
-        images = sorted((tmp_path / "images" / name).iterdir())
         labels = sorted((tmp_path / "annotations" / name).iterdir())
-        assert [path.stem for path in images] == [path.stem for path in labels]
-        assert {path.suffix for path in images} <= {".jpg"}
+        images = sorted((tmp_path / "images" / name).iterdir())
+        assert [path.name for path in images] == [f"{path.stem}.jpg" for path in labels]
         for path in labels:
-            found = np.array(Image.open(path))
+            found = read_png(path).astype(int)
             # MMSegmentation, datasets/pipelines/loading.py: 0 -> 255, the others one lower
-            reduced = np.where(found == 0, 255, found.astype(int) - 1)
+            reduced = np.where(found == 0, 255, found - 1)
             np.testing.assert_array_equal(reduced, samples[path.stem]["semantic"])
             seen.add(path.stem)
     assert seen == set(samples)
-    table = dict(
-        line.split("\t") for line in (tmp_path / "objectInfo.txt").read_text().splitlines()
-    )
-    assert table == {
+    lines = (tmp_path / "objectInfo.txt").read_text().splitlines()
+    assert dict(line.split("\t") for line in lines) == {
         "Idx": "Name",
         "0": "other (ignored)",
         "1": "background",
@@ -364,20 +336,17 @@ def test_fiftyone_folders_pair_up_and_carry_prompts_scores_and_verdicts(
 # --- YOLO ---------------------------------------------------------------------------------------
 
 
-def read_yolo(path: Path, num_classes: int) -> list[tuple[int, np.ndarray]]:
-    """Polygons by the rules that ultralytics' verify_image_label enforces."""
+def check_yolo(path: Path, names: dict[int, str], expected: list[tuple[str, np.ndarray]]) -> None:
+    """Lines by the rules that ultralytics' verify_image_label enforces, filled to masks."""
     rows = [line.split() for line in path.read_text().strip().splitlines() if line]
-    found = []
-    for row in rows:
-        assert len(row) > 6, "a segment, not a box"
-        assert len(row) % 2 == 1
-        points = np.array(row[1:], dtype=np.float32).reshape(-1, 2)
-        assert points.min() >= 0
-        assert points.max() <= 1
-        assert 0 <= int(row[0]) < num_classes
-        found.append((int(row[0]), points.astype(np.float64)))
     assert len({tuple(row) for row in rows}) == len(rows), "duplicate labels are dropped"
-    return found
+    for row, (name, mask) in zip(rows, expected, strict=True):
+        assert len(row) > 6, "a segment, not a box"
+        points = np.array(row[1:], dtype=np.float32).reshape(-1, 2).astype(np.float64)
+        assert 0 <= points.min() <= points.max() <= 1
+        assert names[int(row[0])] == name
+        filled = fill(points * mask.shape[::-1], *mask.shape)
+        np.testing.assert_array_equal(filled, mask)
 
 
 def test_yolo_lines_give_every_mask_back(
@@ -390,36 +359,31 @@ def test_yolo_lines_give_every_mask_back(
     table = json.loads((tmp_path / "classes.json").read_text())
     assert {int(number): name for number, name in table.items()} == data["names"]
     seen = set()
-    for split in ("train", "val"):
-        for image in sorted((tmp_path / data[split]).iterdir()):
-            # ultralytics finds labels by replacing the last /images/ and the suffix
-            left, _, right = str(image).rpartition(f"{os.sep}images{os.sep}")
-            label = Path(f"{left}{os.sep}labels{os.sep}{right}").with_suffix(".txt")
-            sample = samples[image.stem]
-            found = read_yolo(label, 3)
-            expected = instance_masks(sample)
-            assert [data["names"][number] for number, _ in found] == [n for n, _ in expected]
-            for (_, polygon), (_, mask) in zip(found, expected, strict=True):
-                height, width = mask.shape
-                filled = fill(polygon * (width, height), height, width)
-                np.testing.assert_array_equal(filled, mask)
-            seen.add(image.stem)
+    for image in sorted(
+        path for split in ("train", "val") for path in (tmp_path / data[split]).iterdir()
+    ):
+        # ultralytics finds labels by replacing the last /images/ and the suffix
+        left, _, right = str(image).rpartition(f"{os.sep}images{os.sep}")
+        label = Path(f"{left}{os.sep}labels{os.sep}{right}").with_suffix(".txt")
+        check_yolo(label, data["names"], instance_masks(samples[image.stem]))
+        seen.add(image.stem)
     assert seen == set(samples)
 
 
-def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
-    export(bare, tmp_path, "yolo-seg")
-    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
-    assert data == {
-        "train": "images/train",
-        "val": "images/train",
-        "names": {0: "mask"},
-    }
+def test_yolo_and_parquet_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
+    export(bare, tmp_path / "yolo", "yolo-seg")
+    data = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
+    assert data == {"train": "images/train", "val": "images/train", "names": {0: "mask"}}
     for sample in open_dataset(bare):
-        found = read_yolo(tmp_path / f"labels/train/{sample['key']}.txt", 1)
-        height, width = sample["mask"].shape
-        masks = [fill(polygon * (width, height), height, width) for _, polygon in found]
-        np.testing.assert_array_equal(np.stack(masks), sample["masks"])
+        path = tmp_path / f"yolo/labels/train/{sample['key']}.txt"
+        check_yolo(path, data["names"], [("mask", mask) for mask in sample["masks"]])
+    export(bare, tmp_path / "parquet", "hf-parquet")
+    columns = pq.read_schema(tmp_path / "parquet/data/train-000000.parquet").names
+    assert not {"semantic", "keep"} & {*columns}
+    card = DatasetCard.load(tmp_path / "parquet/README.md")
+    assert card.data.to_dict()["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
 
 
 # --- Hugging Face -------------------------------------------------------------------------------
@@ -428,48 +392,24 @@ def test_yolo_without_labels_or_val(bare: Path, tmp_path: Path) -> None:
 def test_parquet_is_read_by_datasets(
     world: Path, samples: dict[str, dict], tmp_path: Path
 ) -> None:
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-
-    out = tmp_path / "out"
-    export(world, out, "hf-parquet", split=SPLIT)
-    loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    export(world, tmp_path / "out", "hf-parquet", split=SPLIT)
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "val"}
     seen = set()
-    for split in loaded:
-        features = loaded[split].features
-        assert all(
-            isinstance(features[name], ImageFeature) for name in ("image", "mask", "semantic")
-        )
-        for row in loaded[split]:
-            sample = samples[row["key"]]
-            seen.add(row["key"])
-            np.testing.assert_array_equal(np.array(row["image"]), sample["image"])
-            np.testing.assert_array_equal(np.array(row["mask"]), sample["mask"])
-            np.testing.assert_array_equal(np.array(row["semantic"]), sample["semantic"])
-            assert row["prompt"] == sample["prompt"]
-            rles = [segment["rle"] for segment in row["segments"]]
-            masks = decode_masks(rles, row["height"], row["width"])
-            np.testing.assert_array_equal(masks, sample["masks"])
-            labels = [segment["label"] for segment in row["segments"]]
-            assert labels == [segment["label"] for segment in sample["json"]["segments"]]
+    for row in (row for split in loaded.values() for row in split):
+        sample = samples[row["key"]]
+        seen.add(row["key"])
+        for name in ("image", "mask", "semantic"):
+            np.testing.assert_array_equal(np.array(row[name]), sample[name])
+        assert row["prompt"] == sample["prompt"]
+        rles = [segment["rle"] for segment in row["segments"]]
+        masks = decode_masks(rles, row["height"], row["width"])
+        np.testing.assert_array_equal(masks, sample["masks"])
+        labels = [segment["label"] for segment in row["segments"]]
+        assert labels == [segment["label"] for segment in sample["json"]["segments"]]
     assert seen == set(samples)
-    streamed = load_dataset(str(out), split="train", streaming=True)
-    first = next(iter(streamed))
+    first = next(iter(load_dataset(str(tmp_path / "out"), split="train", streaming=True)))
     np.testing.assert_array_equal(np.array(first["image"]), samples[first["key"]]["image"])
-
-
-def test_parquet_of_bare_masks_has_no_semantic_column(bare: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    export(bare, tmp_path, "hf-parquet")
-    columns = pq.read_schema(tmp_path / "data/train-000000.parquet").names
-    assert "semantic" not in columns
-    assert "keep" not in columns
-    head = (tmp_path / "README.md").read_text().split("---\n")[1]
-    assert yaml.safe_load(head)["configs"][0]["data_files"] == [
-        {"split": "train", "path": "data/train-*.parquet"}
-    ]
 
 
 # --- what loaders ask for -----------------------------------------------------------------------
@@ -477,43 +417,35 @@ def test_parquet_of_bare_masks_has_no_semantic_column(bare: Path, tmp_path: Path
 
 @pytest.mark.parametrize("segmentation", [None, "rle", "rle-list"])
 def test_every_segmentation_gives_the_masks_and_their_parents_back(
-    segmentation: str | None, world: Path, tmp_path: Path
+    segmentation: str | None, world: Path, samples: dict[str, dict], tmp_path: Path
 ) -> None:
     """Read by transformers' DETR, which takes no compressed run lengths, and by pycocotools."""
-    from transformers import DetrImageProcessor
-
     export(world, tmp_path, "coco", masks="all", split=SPLIT, segmentation=segmentation)
-    processor, seen = DetrImageProcessor(do_resize=False), 0
+    processor, seen, names = DetrImageProcessor(do_resize=False), 0, {*named(world).values()}
     for split in ("train", "val"):
         truth = read_coco(tmp_path / f"annotations/instances_{split}.json")
-        by_key = {Path(image["file_name"]).stem: image for image in truth.imgs.values()}
-        for sample in open_dataset(world):
-            image = by_key.get(sample["key"])
-            found = truth.imgToAnns[image["id"]] if image else []
-            segments = sample["json"]["segments"] if image else []
-            masks = [truth.annToMask(annotation).astype(bool) for annotation in found]
-            for mask, expected, segment, annotation in zip(
-                masks, sample["masks"] if image else (), segments, found, strict=True
+        for image in truth.imgs.values():
+            sample, found = samples[Path(image["file_name"]).stem], truth.imgToAnns[image["id"]]
+            for mask, segment, annotation in zip(
+                sample["masks"], sample["json"]["segments"], found, strict=True
             ):
-                np.testing.assert_array_equal(mask, expected)
+                np.testing.assert_array_equal(truth.annToMask(annotation), mask)
                 number = found[segment["parent"] - 1]["id"] if segment["parent"] else 0
                 assert annotation["parent"] == number
-                name = segment["label"] if segment["label"] in named(world).values() else "mask"
+                name = segment["label"] if segment["label"] in names else "mask"
                 assert truth.cats[annotation["category_id"]]["name"] == name
-            if not found or segmentation == "rle":
-                continue
-            target = {"image_id": image["id"], "annotations": found}
-            read = processor(
-                images=Image.fromarray(sample["image"]),
-                annotations=target,
-                return_segmentation_masks=True,
-                return_tensors="pt",
-            )["labels"][0]["masks"]
-            np.testing.assert_array_equal(read.numpy().astype(bool), sample["masks"])
-            seen += 1
+            if found and segmentation != "rle":
+                read = processor(
+                    images=Image.fromarray(sample["image"]),
+                    annotations={"image_id": image["id"], "annotations": found},
+                    return_segmentation_masks=True,
+                    return_tensors="pt",
+                )["labels"][0]["masks"]
+                np.testing.assert_array_equal(read.numpy().astype(bool), sample["masks"])
+                seen += 1
     assert seen > 5 or segmentation == "rle"
-    names = json.loads((tmp_path / "classes.json").read_text())
-    assert {names[str(number)] for number in truth.cats} == {*named(world).values(), "mask"}
+    table = json.loads((tmp_path / "classes.json").read_text())
+    assert {table[str(number)] for number in truth.cats} == {*names, "mask"}
 
 
 def test_small_objects_join_what_they_border_on_in_every_format(
@@ -526,8 +458,8 @@ def test_small_objects_join_what_they_border_on_in_every_format(
     left = kept = 0
     for key, sample in samples.items():
         folder = tmp_path / "voc/VOCdevkit/VOC2012"
-        semantic = np.array(Image.open(folder / f"SegmentationClass/{key}.png"))
-        objects = np.array(Image.open(folder / f"SegmentationObject/{key}.png"))
+        semantic = read_png(folder / f"SegmentationClass/{key}.png", "P")
+        objects = read_png(folder / f"SegmentationObject/{key}.png", "P")
         found = truth.imgToAnns[int(key) + 1]
         masks = [truth.annToMask(item).astype(bool) for item in found]
         before = [mask for _, mask in instance_masks(sample)]
@@ -543,9 +475,8 @@ def test_small_objects_join_what_they_border_on_in_every_format(
         changed = semantic != sample["semantic"]
         large = np.any([mask for mask in before if mask.sum() >= least] or [changed & False], 0)
         assert not (changed & (large | np.isin(sample["semantic"], (0, 255)))).any()
-        whole = np.array(
-            Image.open(tmp_path / f"coco-panoptic/annotations/panoptic_train/{key}.png")
-        )
+        path = tmp_path / f"coco-panoptic/annotations/panoptic_train/{key}.png"
+        whole = read_png(path, "RGB")
         np.testing.assert_array_equal((whole == 0).all(-1), semantic == 255)
     assert kept > 5
     assert left > 5 or len(samples) == 10  # all drawn shapes are large
@@ -554,9 +485,6 @@ def test_small_objects_join_what_they_border_on_in_every_format(
 def test_polygons_of_one_piece_are_exact_where_a_trainer_fills_them() -> None:
     """Ultralytics' polygon2mask cuts to whole pixels and fills with the outline (OpenCV)."""
     cv2 = pytest.importorskip("cv2")
-    from synthgen.export.contours import outline
-    from synthgen.export.yolo import INSET
-
     rows, columns = np.indices((64, 96))
     blob = np.hypot(rows - 30, columns - 40) < 20 + 5 * np.sin(columns / 5)
     for mask in (blob, columns > 90, (rows == 5) & (columns == 7), rows + columns < 30):
