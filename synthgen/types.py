@@ -10,7 +10,7 @@ component), cls (class), mask, height, width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -116,6 +116,28 @@ class Sample:
     features: HeadFeatures
     heatmaps: Heatmaps | None = None
     self_map: SelfMap | None = None
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What is read of a recording (`synthgen.record`): one result per image that was drawn."""
+
+    size: tuple[int, int] | None
+    images: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
+
+    def features(self) -> tuple[HeadFeatures, ...]:
+        """Head outputs of each image."""
+        ...
+
+    def heatmaps(
+        self, class_names: Sequence[str], prompts: Sequence[str] | None = None
+    ) -> tuple[Heatmaps, ...]:
+        """Cross-attention to classes that the prompts name."""
+        ...
+
+    def self_maps(self) -> tuple[SelfMap, ...]:
+        """Self-attention of each image, where it was kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)

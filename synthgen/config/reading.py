@@ -45,7 +45,7 @@ def load(
     for assignment in overrides:
         _assign(tree, assignment)
     _retire(tree, strict=True)
-    return _validate({**tree, **(given or {})})
+    return _validate({**tree, **(given or {})}, Config)
 
 
 def parse(content: bytes) -> Config:
@@ -56,7 +56,7 @@ def parse(content: bytes) -> Config:
     """
     tree = _parse(content)
     _retire(tree, strict=False)
-    return _validate(tree)
+    return _validate(tree, Config)
 
 
 def _retire(tree: dict[str, Any], strict: bool) -> None:
@@ -82,11 +82,11 @@ def _retire(tree: dict[str, Any], strict: bool) -> None:
                 labeling[key] = new
 
 
-def _validate(tree: dict[str, Any]) -> Config:
+def _validate(tree: dict[str, Any], section: type[S]) -> S:
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(describe(error)) from None
+        raise ValueError(describe(error, section)) from None
 
 
 def load_audit(overrides: Sequence[str] = ()) -> AuditConfig:
@@ -107,10 +107,7 @@ def load_section(section: type[S], overrides: Sequence[str] = (), **given: Any) 
     tree: dict[str, Any] = dict(given)
     for assignment in overrides:
         _assign(tree, assignment)
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(describe(error, section)) from None
+    return _validate(tree, section)
 
 
 def dump(config: Config) -> str:
@@ -118,18 +115,18 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def describe(error: ValidationError, section: type[BaseModel] | None = None) -> str:
+def describe(error: ValidationError, section: type[BaseModel] = Config) -> str:
     """The first setting that a validation error is about, as one line that says what to do.
 
     Args:
         error: What pydantic found.
-        section: The tree that was validated; None: a dataset's configuration.
+        section: The tree that was validated.
     """
-    known = _known_keys(section or Config)
+    known = _known_keys(section)
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         key = one_line(".".join(str(part) for part in first["loc"]), MAX_QUOTE)
-        show = _SHOW if section is None else "--help"
+        show = "synthgen config show" if section is Config else "--help"
         hint = near_miss(key, sorted(known)) or f" See '{show}'."
         return f"{key} must be a known setting. Got an unknown key.{hint}"
     key = _setting(first["loc"], known)
@@ -146,9 +143,6 @@ def _setting(loc: tuple[int | str, ...], known: set[str]) -> str:
     parts = [str(part) for part in loc]
     prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((prefix for prefix in prefixes if prefix in known), ".".join(parts))
-
-
-_SHOW = "synthgen config show"
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> set[str]:

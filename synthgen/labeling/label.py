@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -33,36 +33,7 @@ from synthgen.labeling.scores import (
 )
 from synthgen.registry import LABELERS, resolve
 from synthgen.segmentation.features import head_blocks, upsampling_error
-from synthgen.types import (
-    IGNORE,
-    HeadFeatures,
-    Heatmaps,
-    LabelMap,
-    MaskSet,
-    Segmentation,
-    SelfMap,
-)
-
-
-@runtime_checkable
-class Recorded(Protocol):
-    """What is read of a recording: one result per image that was drawn."""
-
-    images: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
-
-    def features(self) -> tuple[HeadFeatures, ...]:
-        """Head outputs of each image."""
-        ...
-
-    def heatmaps(
-        self, class_names: Sequence[str], prompts: Sequence[str] | None = None
-    ) -> tuple[Heatmaps, ...]:
-        """Cross-attention to classes that the prompts name."""
-        ...
-
-    def self_maps(self) -> tuple[SelfMap, ...]:
-        """Self-attention of each image, where it was kept."""
-        ...
+from synthgen.types import IGNORE, Heatmaps, LabelMap, MaskSet, Recorded, Segmentation, SelfMap
 
 
 def label(
@@ -172,13 +143,6 @@ def label_image(
         self_map: Its self-attention, for the methods that need it.
         image: Its pixels.
         uncertainty: Upsampling error (BL eq. 6), for the refiners that need it.
-        method: Row of LABELERS or ``module:attribute``.
-        refiner: Row of REFINERS or ``module:attribute``.
-        margin: A lead of no more than this is undecided.
-        background: Weight of the background.
-        presence: Share of the attention that a class must reach ...
-        presence_area: ... on this share of the image.
-        power: Of self-attention.
 
     Raises:
         ValueError: For an unknown method or refiner, or one that lacks what it needs.

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synthgen.prompts.entries import Entry, make_entry, to_prompts
-from synthgen.prompts.notes import Notes, say
-from synthgen.prompts.reading import MAX_BYTES, decode, parse_json, read_bytes
+from synthgen.prompts.entries import Entry, make_entry
+from synthgen.prompts.reading import decode, parse_json, read_bytes
 from synthgen.storage.untrusted import one_line, quote
-from synthgen.types import Prompt
 
 
-def load_coco(
-    captions: str | Path,
-    instances: str | Path,
-    class_table: Collection[str] | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> list[Prompt]:
-    """One prompt per caption; its classes are the categories annotated in its image.
+def coco_entries(captions: Path, instances: Path, max_bytes: int) -> Iterator[Entry]:
+    """One entry per caption; its classes are the categories annotated in its image.
 
     Ids are ``coco-<image id>-<annotation id>``; classes stand in the order of category ids; a
     caption of an image without instances has none. Line breaks and runs of spaces inside captions
@@ -29,21 +22,7 @@ def load_coco(
     Args:
         captions: ``captions_*.json``.
         instances: ``instances_*.json`` of the same images.
-        class_table: Names that categories must come from; None accepts all.
         max_bytes: Largest file that is read.
-
-    Raises:
-        ValueError: In one line, if a file is not of COCO's form or is too large.
-    """
-    notes = Notes()
-    entries = coco_entries(Path(captions), Path(instances), max_bytes)
-    prompts = list(to_prompts(entries, class_table, notes))
-    say(notes.sentences)
-    return prompts
-
-
-def coco_entries(captions: Path, instances: Path, max_bytes: int) -> Iterator[Entry]:
-    """The entries of a pair of files, as `load_coco` has them.
 
     Raises:
         ValueError: In one line, if a file is not of COCO's form or is too large.

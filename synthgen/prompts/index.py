@@ -171,17 +171,6 @@ def _put(memory: dict[Place, PromptList], place: Place, found: PromptList) -> No
         del memory[oldest]
 
 
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """The sha256 of the content of prompts, in their order.
-
-    >>> prompts_digest([]) == hashlib.sha256(b'{"prompts":[]}').hexdigest()
-    True
-    """
-    if isinstance(prompts, PromptList):
-        return prompts.digest
-    return _collect(iter(prompts))[2]
-
-
 def _stamp(source: str) -> tuple[object, ...] | None:
     """What changes when a source does; None where only its content can tell."""
     if source == STDIN:

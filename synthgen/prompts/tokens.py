@@ -7,8 +7,8 @@ token and are those of the padded sequence that the text encoder and cross-atten
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 from synthgen.prompts.mentions import Mention, find_mentions, spoken
 
@@ -18,25 +18,8 @@ _MAX_LENGTH = 4096
 Offsets = Sequence[tuple[int, int]]
 
 
-@runtime_checkable
-class FastTokenizer(Protocol):
-    """What is used of a transformers tokenizer that knows offsets (``is_fast``)."""
-
-    model_max_length: int
-    is_fast: bool
-    unk_token_id: int | None
-
-    def __call__(self, text: str, **settings: Any) -> Mapping[str, Any]:
-        """Token ids and, where asked for, offsets."""
-        ...
-
-    def num_special_tokens_to_add(self) -> int:
-        """Number of tokens around a text: 2 for CLIP."""
-        ...
-
-
 def class_token_spans(
-    tokenizer: FastTokenizer, text: str, class_names: Sequence[str], unknown: bool = True
+    tokenizer: Any, text: str, class_names: Sequence[str], unknown: bool = True
 ) -> dict[str, tuple[int, ...]]:
     """Token positions of every mention of each class, in order; empty where there is none.
 
@@ -44,7 +27,7 @@ def class_token_spans(
     `mentions`; a mention that the token limit cuts off, wholly or in part, does not count.
 
     Args:
-        tokenizer: The one that the text encoder uses.
+        tokenizer: Of transformers, that the text encoder uses; it must know offsets.
         text: What the text encoder reads: a prompt or an `attribution_text`.
         class_names: Classes to look for.
         unknown: Count tokens, too, that stand for any word outside of the vocabulary.
@@ -71,7 +54,7 @@ def attribution_text(class_names: Sequence[str]) -> str:
     return ", ".join(map(spoken, class_names))
 
 
-def truncated_words(tokenizer: FastTokenizer, text: str) -> tuple[str, ...]:
+def truncated_words(tokenizer: Any, text: str) -> tuple[str, ...]:
     """Words that the text encoder does not see in full: those behind CLIP's 77-token limit.
 
     Args:
@@ -93,14 +76,14 @@ def truncated_words(tokenizer: FastTokenizer, text: str) -> tuple[str, ...]:
     return tuple(text.split()[len(seen) - partial :])
 
 
-def _padded_offsets(tokenizer: FastTokenizer, text: str) -> tuple[Sequence[int], Offsets]:
+def _padded_offsets(tokenizer: Any, text: str) -> tuple[Sequence[int], Offsets]:
     """Each token of the padded sequence and its character range; (0, 0) for special tokens."""
     _check(tokenizer)
     encoding = tokenizer(text, padding="max_length", truncation=True, return_offsets_mapping=True)
     return encoding["input_ids"], encoding["offset_mapping"]
 
 
-def _check(tokenizer: FastTokenizer) -> None:
+def _check(tokenizer: Any) -> None:
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer must know offsets (a fast tokenizer). Got {kind}.")

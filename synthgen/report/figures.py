@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthgen.drawing import magnify, overlay
 from synthgen.segmentation.features import pca_heads, upsampling_error
-from synthgen.segmentation.masks import pairwise_iou
+from synthgen.segmentation.packed import iou_matrix
 from synthgen.types import HeadFeatures, MaskSet, Segmentation
 
 BLUE = (0, 114, 178)  # Okabe-Ito; BL figures 6 and 7 show masks in blue
@@ -77,7 +77,7 @@ def match_masks(
     if not len(references) or not len(masks):
         return []
     largest = np.argsort(-references.sum((1, 2)), kind="stable")[:num]
-    iou = pairwise_iou(references[largest], masks)
+    iou = iou_matrix(references[largest], masks)
     pairs = zip(largest.tolist(), iou.argmax(1).tolist(), iou.max(1).tolist(), strict=True)
     return list(pairs)
 

@@ -12,10 +12,11 @@ Masks of equal area cannot be each other's parents; of equal masks only one is l
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
+from synthgen.segmentation.packed import iou_matrix, pack_masks, shared_pixels
 from synthgen.types import MaskSet
 
 Members = tuple[tuple[int, int], ...]
@@ -71,38 +72,6 @@ def cluster_masks(
     return np.stack(masks), tuple(((k, c),) for k in ks for c in range(k))
 
 
-def intersections(
-    masks: Bool[np.ndarray, "mask height width"],
-    others: Bool[np.ndarray, "other height width"] | None = None,
-) -> Float[np.ndarray, "mask other"]:
-    """Pixels that each pair of masks shares; all pairs in one product.
-
-    float32 counts exactly up to 2^24 pixels: 4096 x 4096.
-    """
-    flat = masks.reshape(len(masks), -1).astype(np.float32)
-    if others is None:
-        return flat @ flat.T
-    return flat @ others.reshape(len(others), -1).astype(np.float32).T
-
-
-def pairwise_iou(
-    masks: Bool[np.ndarray, "mask height width"],
-    others: Bool[np.ndarray, "other height width"] | None = None,
-) -> Float[np.ndarray, "mask other"]:
-    """BL eq. 3 of every pair: |A and B| / |A or B|; 0 for two empty masks.
-
-    >>> a = np.array([[[True, True, False]], [[False, True, False]]])
-    >>> pairwise_iou(a).tolist()
-    [[1.0, 0.5], [0.5, 1.0]]
-    """
-    shared = intersections(masks, others).astype(np.float64)
-    areas = masks.sum((1, 2))
-    other_areas = areas if others is None else others.sum((1, 2))
-    union = areas[:, None] + other_areas - shared
-    iou: Float[np.ndarray, "mask other"] = shared / np.maximum(union, 1)
-    return iou
-
-
 def merge_by_iou(
     masks: Bool[np.ndarray, "mask height width"], members: tuple[Members, ...], threshold: float
 ) -> tuple[Bool[np.ndarray, "merged height width"], tuple[Members, ...]]:
@@ -118,7 +87,7 @@ def merge_by_iou(
     if not kept:
         return masks, members
     # IoU is a ratio of integers below 2^53: equal masks give exactly 1
-    num, group = connected_components(pairwise_iou(masks) >= threshold, directed=False)
+    num, group = connected_components(iou_matrix(masks, masks) >= threshold, directed=False)
     first = [int(np.flatnonzero(group == g)[0]) for g in range(num)]
     merged = [
         tuple(sorted({pair for i in np.flatnonzero(group == g) for pair in members[i]}))
@@ -172,7 +141,10 @@ def find_parents(
     if not len(masks):
         return np.zeros(0, dtype=np.int64)
     areas = masks.sum((1, 2))
-    holds = (intersections(masks) >= containment * areas[:, None]) & (areas[None] > areas[:, None])
+    packed = pack_masks(masks)
+    holds = (shared_pixels(packed, packed) >= containment * areas[:, None]) & (
+        areas[None] > areas[:, None]
+    )
     candidates = np.where(holds, areas[None], np.iinfo(np.int64).max)
     return np.where(holds.any(1), candidates.argmin(1), -1)
 

@@ -19,8 +19,6 @@ from sklearn.metrics import adjusted_rand_score
 from synthgen.segmentation.packed import iou_matrix
 from synthgen.types import IGNORE
 
-"""Pixels of a label map that no metric looks at."""
-
 
 def top_n(
     references: Bool[np.ndarray, "reference height width"],
@@ -49,19 +47,6 @@ def mean_best(
     if not len(largest):
         return float("nan"), 0
     return float(iou[largest].max(1, initial=0.0).mean()), len(largest)
-
-
-def region_masks(
-    label_map: Int[np.ndarray, "height width"] | Shaped[np.ndarray, "height width"],
-    left_out: Collection[int] = (),
-) -> dict[int, Bool[np.ndarray, "height width"]]:
-    """One mask per value of a label map, but for 255 and the values left out.
-
-    >>> sorted(region_masks(np.array([[0, 1, 1, 255]]), left_out=(0,)))
-    [1]
-    """
-    present = set(np.unique(label_map).tolist()) - {IGNORE, *left_out}
-    return {value: label_map == value for value in sorted(present)}
 
 
 def class_iou(
@@ -174,19 +159,12 @@ def _best_per_value(
     masks: Bool[np.ndarray, "mask height width"],
     left_out: Collection[int],
 ) -> dict[int, float]:
-    regions = region_masks(label_map, left_out)
-    if not regions:
+    present = sorted(set(np.unique(label_map).tolist()) - {IGNORE, *left_out})
+    if not present:
         return {}
-    best = _best(np.stack(list(regions.values())), masks & (label_map != IGNORE))
-    return dict(zip(regions, best.tolist(), strict=True))
-
-
-def _best(
-    references: Bool[np.ndarray, "reference height width"],
-    masks: Bool[np.ndarray, "mask height width"],
-) -> Shaped[np.ndarray, " reference"]:
-    best: Shaped[np.ndarray, " reference"] = iou_matrix(references, masks).max(1, initial=0.0)
-    return best
+    regions = np.stack([label_map == value for value in present])
+    best = iou_matrix(regions, masks & (label_map != IGNORE)).max(1, initial=0.0)
+    return dict(zip(present, best.tolist(), strict=True))
 
 
 def _boundary(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:

@@ -22,19 +22,7 @@ from synthgen.segmentation.interpolation import Interpolation
 from synthgen.segmentation.kmeans import KS, cluster
 from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.refine import refine_clusters
-from synthgen.types import HeadFeatures, Sample, Segmentation
-
-
-@runtime_checkable
-class Recorded(Protocol):
-    """What is read of a recording: one result per image that was drawn."""
-
-    size: tuple[int, int] | None
-    images: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
-
-    def features(self) -> tuple[HeadFeatures, ...]:
-        """Head outputs of each image."""
-        ...
+from synthgen.types import HeadFeatures, Recorded, Sample, Segmentation
 
 
 @runtime_checkable
@@ -163,21 +151,7 @@ def segment_blocks(
     refiner: str = "none",
     **masks: Any,
 ) -> Segmentation:
-    """Clusters and masks of any features on grids, smallest grid first; see `segment`.
-
-    Args:
-        blocks: Features of each grid.
-        size: Height and width of the masks.
-        image: The image, for the refiner.
-        ks: Numbers of clusters, increasing.
-        interpolation: How grids become pixels.
-        resolution: Longer side in pixels that is clustered at.
-        max_iterations: Of k-means at each k.
-        tolerance: Relative shift of the centroids that ends k-means.
-        seed: Of the first centroids.
-        refiner: none or affinity.
-        masks: See `masks.build_masks`.
-    """
+    """Clusters and masks of any features on grids, smallest grid first; see `segment`."""
     clustering = cluster(
         blocks,
         label_size(size, resolution),

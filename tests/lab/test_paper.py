@@ -8,8 +8,9 @@ import torch
 
 from synthgen.config import FeatureConfig, SegmentationConfig
 from synthgen.segmentation.features import feature_blocks, pca_heads, reweighted, upsampling_error
-from synthgen.segmentation.masks import build_masks, pairwise_iou
+from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.metrics import top_n
+from synthgen.segmentation.packed import iou_matrix
 from synthgen.types import HeadFeatures
 
 
@@ -17,7 +18,7 @@ def test_bl_eq_3_iou_is_intersection_over_union() -> None:
     a = np.zeros((1, 4, 4), dtype=bool)
     b = np.zeros((1, 4, 4), dtype=bool)
     a[0, :2], b[0, 1:3] = True, True
-    assert pairwise_iou(a, b)[0, 0] == pytest.approx(4 / 12)
+    assert iou_matrix(a, b)[0, 0] == pytest.approx(4 / 12)
 
 
 def test_bl_eq_4_top_n_averages_the_best_iou_of_the_n_largest() -> None:

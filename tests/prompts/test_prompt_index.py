@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from synthgen.config import digest
-from synthgen.prompts import PromptList, index, load_prompts, open_prompts, prompts_digest
+from synthgen.prompts import PromptList, index, load_prompts, open_prompts
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_an_index_is_what_the_list_says(folder: Path, tmp_path: Path) -> None:
         assert found[-1] == load_prompts(path)[-1]
         assert found.class_names == ("a", "b")
         content = [[p.id, p.text, list(p.class_names)] for p in found]
-        assert found.digest == prompts_digest(load_prompts(path)) == digest({"prompts": content})
+        assert found.digest == digest({"prompts": content})
         with pytest.raises(IndexError):
             found[50]
         forget()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import warnings
 from collections import Counter
@@ -19,14 +18,11 @@ from synthgen.lab.world.captions import parse_caption
 from synthgen.lab.world.prompt_list import jsonl, scene_prompts
 from synthgen.prompts import (
     PACKAGED,
-    balance,
-    class_counts,
     class_token_spans,
     load_prompts,
     mentioned_classes,
     truncated_words,
 )
-from synthgen.types import Prompt
 
 SHARED = Path(synthgen.__file__).parents[2] / "shared" / "data"
 PUBLISHED = SHARED / "prompts" / "voc_sample.json"
@@ -37,46 +33,6 @@ VOC = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-
-
-# --- selection ---------------------------------------------------------------------------------
-
-
-def balance_slowly(prompts: list[Prompt], num: int) -> list[Prompt]:
-    """The documented rule, counting everything anew at every step."""
-    order = list(dict.fromkeys(name for p in prompts for name in p.class_names or ("",)))
-    chosen: list[Prompt] = []
-    while len(chosen) < num:
-        counts = Counter(name for p in chosen for name in p.class_names or ("",))
-        left = [p for p in prompts if p not in chosen]
-        names = [name for name in order if any(name in (p.class_names or ("",)) for p in left)]
-        rarest = min(names, key=lambda name: (counts[name], order.index(name)))
-        chosen.append(next(p for p in left if rarest in (p.class_names or ("",))))
-    return chosen
-
-
-def test_balance_equals_the_slow_rule_and_grows_by_appending() -> None:
-    rng = random.Random(2)
-    for _ in range(40):
-        prompts = [
-            Prompt(str(i), "x", tuple(rng.sample("abcde", min(rng.choice([0, 1, 1, 1, 2]), 5))))
-            for i in range(rng.randint(1, 30))
-        ]
-        whole = balance(prompts, len(prompts))
-        assert sorted(p.id for p in whole) == sorted(p.id for p in prompts)
-        for num in range(len(prompts) + 1):
-            assert balance(prompts, num) == balance_slowly(prompts, num) == whole[:num]
-
-
-def test_balance_of_single_classes_differs_by_at_most_one() -> None:
-    supply = [Prompt(str(i), "x", ("cat" if i % 10 else "dog",)) for i in range(200)]
-    for num in range(1, 40):
-        counts = Counter(p.class_names[0] for p in balance(supply, num))
-        assert abs(counts["cat"] - counts["dog"]) <= 1
-    assert class_counts(balance(supply, 30)) == {"cat": 15, "dog": 15}
-    for num in (-1, 201):
-        with pytest.raises(ValueError, match=r"num must be 0 to 200.* Got"):
-            balance(supply, num)
 
 
 # --- the packaged files ------------------------------------------------------------------------
@@ -95,7 +51,7 @@ def test_packaged_files_are_clean(name: str) -> None:
 
 def test_voc_prompts_are_balanced_and_name_exactly_their_classes() -> None:
     prompts = load_prompts("voc", VOC)
-    counts = class_counts(prompts)
+    counts = Counter(name for prompt in prompts for name in prompt.class_names)
     assert len(prompts) >= 1000
     assert set(counts) == set(VOC)
     assert min(counts.values()) >= 60

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import synthgen
-from synthgen.prompts import load_coco, load_prompts, reading
+from synthgen.prompts import load_prompts, reading
 from synthgen.types import Prompt
 
 SHARED = Path(synthgen.__file__).parents[2] / "shared" / "data"
@@ -242,15 +242,13 @@ def coco_pair(folder: Path) -> tuple[Path, Path]:
     return captions, instances
 
 
-def test_coco_pair_by_function_and_by_name(tmp_path: Path) -> None:
+def test_coco_pairs_are_named_together(tmp_path: Path) -> None:
     captions, instances = coco_pair(tmp_path)
-    prompts = load_coco(captions, instances)
-    assert prompts == [
+    assert load_prompts(f"{captions}+{instances}") == [
         Prompt("coco-1-11", "A dog on a couch.", ("dog", "couch")),
         Prompt("coco-1-12", "A couch", ("dog", "couch")),
         Prompt("coco-2-13", "An empty road", ()),
     ]
-    assert load_prompts(f"{captions}+{instances}") == prompts
 
 
 def test_coco_problems_are_named(tmp_path: Path) -> None:

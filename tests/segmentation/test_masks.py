@@ -14,7 +14,6 @@ from synthgen.segmentation.masks import (
     find_parents,
     id_map,
     merge_by_iou,
-    pairwise_iou,
 )
 from synthgen.types import MaskSet
 
@@ -61,14 +60,6 @@ def test_clusters_of_one_k_partition_the_image() -> None:
         own = [i for i, ((other, _),) in enumerate(members) if other == k]
         assert len(own) == k
         assert (masks[own].sum(0) == 1).all()
-
-
-def test_pairwise_iou_equals_brute_force() -> None:
-    masks, _ = cluster_masks(random_labels(1), (2, 3, 5))
-    iou = pairwise_iou(masks)
-    for i, a in enumerate(masks):
-        for j, b in enumerate(masks):
-            assert iou[i, j] == pytest.approx(brute_iou(a, b))
 
 
 @settings(max_examples=20, deadline=None)

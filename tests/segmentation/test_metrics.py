@@ -14,7 +14,6 @@ from synthgen.segmentation.metrics import (
     class_iou,
     hungarian_iou,
     part_iou,
-    region_masks,
     top_n,
 )
 
@@ -142,9 +141,3 @@ def test_boundary_f_without_a_boundary() -> None:
     some = np.eye(4, dtype=bool)
     assert boundary_f(full, none) == 1.0  # neither has a boundary inside the image
     assert boundary_f(full, some) == 0.0
-
-
-def test_region_masks_leave_out_ignored_and_named_values() -> None:
-    regions = region_masks(np.array([[0, 4, 4, 255, 9]], dtype=np.uint8), left_out=(0, 9))
-    assert list(regions) == [4]
-    assert regions[4].tolist() == [[False, True, True, False, False]]

@@ -24,7 +24,7 @@ from synthgen.embedded.card import record_quality
 from synthgen.embedded.sam import AUTOMATIC_DEFAULTS, SHIPPED_SAM, load_folder
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.world.render import Scene, render
-from synthgen.segmentation.masks import pairwise_iou
+from synthgen.segmentation.packed import iou_matrix
 
 MIN_PIXELS = 20
 
@@ -60,7 +60,7 @@ def best_ious(
     """Best IoU of any mask with each reference; 0 where there is no mask."""
     if not len(masks) or not len(references):
         return [0.0] * len(references)
-    best: list[float] = pairwise_iou(references, masks).max(1).tolist()
+    best: list[float] = iou_matrix(references, masks).max(1).tolist()
     return best
 
 
