@@ -116,12 +116,7 @@ def dump(config: Config) -> str:
 
 
 def describe(error: ValidationError, section: type[BaseModel] = Config) -> str:
-    """The first setting that a validation error is about, as one line that says what to do.
-
-    Args:
-        error: What pydantic found.
-        section: The tree that was validated.
-    """
+    """The first setting that a validation error is about, as one line that says what to do."""
     known = _known_keys(section)
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":

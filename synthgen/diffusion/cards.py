@@ -90,9 +90,8 @@ def load_cards() -> Mapping[str, Card]:
 def find_card(name: str) -> tuple[Card, Path | None]:
     """The card that ``model.card`` names and, unless the weights are on the hub, their folder.
 
-    Args:
-        name: Row of ``cards.yaml``, folder in diffusers' layout, hub id, or ``module:attribute``
-            of a function that makes the backbone.
+    A name is a row of ``cards.yaml``, a folder in diffusers' layout, a hub id, or the
+    ``module:attribute`` of a function that makes the backbone.
 
     Raises:
         ValueError: If it is none of these, or the folder holds no pipeline.
@@ -121,11 +120,7 @@ def find_card(name: str) -> tuple[Card, Path | None]:
 
 
 def verify_sha256(folder: Path, expected: Mapping[str, str]) -> None:
-    """Check files against the first digits of their hashes.
-
-    Args:
-        folder: Where the files are.
-        expected: Relative path to the leading hexadecimal digits of its sha256.
+    """Check files, by relative path, against the first digits of their hashes.
 
     Raises:
         ValueError: For a path that leaves the folder, a missing file or another hash.

@@ -32,15 +32,7 @@ from synthgen.types import Failure, Prompt, Sample
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A run's settings with the card's defaults filled in.
-
-    Args:
-        height: Pixels.
-        width: Pixels.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Classifier-free guidance; on above 1.
-        scheduler: Key of `schedulers.SCHEDULERS`; None is the one stored with the weights.
-    """
+    """A run's settings with the card's defaults filled in; sizes in pixels."""
 
     height: int
     width: int
@@ -170,16 +162,7 @@ def run_recorded(
     capture: CaptureConfig,
     labeling: LabelConfig | None = None,
 ) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
-    """Run it and record; the caller holds the backbone's lock.
-
-    Args:
-        backbone: Loaded model.
-        denoising: The run.
-        prompts: Name the classes of the heatmaps.
-        texts: What the images are drawn from.
-        capture: What is recorded; layers that it does not name are the card's.
-        labeling: Labels to be made, which need maps; None: none.
-    """
+    """Run it and record; the caller holds the backbone's lock."""
     maps: dict[str, Any] = {"map_layers": None}
     if labeling is not None and labeling.method != "none":
         maps = {
@@ -202,14 +185,7 @@ def samples_or_failures(
     seeds: Sequence[int],
     images: Sequence[UInt8[np.ndarray, "height width 3"] | None],
 ) -> list[Sample | Failure]:
-    """The results of a batch: a sample each, or the reason why there is none.
-
-    Args:
-        recording: Of the finished run.
-        prompts: One per image.
-        seeds: One per image.
-        images: None where latents or pixels are not finite.
-    """
+    """A sample of each image, or why there is none; None: latents or pixels are not finite."""
     results: list[Sample | Failure] = []
     maps, names = recording.token_maps(), [prompt.class_names for prompt in prompts]
     heatmaps = class_heatmaps(maps, recording.map_grids, names)

@@ -30,14 +30,7 @@ START = 0
 def class_attribution(
     pipeline: Any, prompts: Sequence[Prompt], texts: Sequence[str], source: Source
 ) -> Attribution | None:
-    """The tokens whose cross-attention makes the heatmaps of a batch; None without classes.
-
-    Args:
-        pipeline: diffusers pipeline with its tokenizer and text encoder.
-        prompts: Their class names become the groups, in order.
-        texts: What the images are drawn from.
-        source: See `attributed_text`.
-    """
+    """The tokens whose cross-attention makes the heatmaps of a batch; None without classes."""
     if not any(prompt.class_names for prompt in prompts):
         return None
     read = [attributed_text(p, t, source) for p, t in zip(prompts, texts, strict=True)]
@@ -106,12 +99,6 @@ def check_class_tokens(
 ) -> None:
     """Refuse to label prompts with classes that no token stands for.
 
-    Args:
-        tokenizer: The text encoder's.
-        prompts: All prompts of a dataset.
-        texts: What images are drawn from.
-        labeling: The settings.
-
     Raises:
         ValueError: In one line, with the first such prompt and class.
     """
@@ -139,13 +126,7 @@ def class_heatmaps(
     grids: Mapping[str, tuple[int, int]],
     names: Sequence[tuple[str, ...]],
 ) -> list[Heatmaps | None]:
-    """Heatmaps of every image of a batch; None for an image without classes.
-
-    Args:
-        maps: Layer to maps: those of an image's classes, then that of the start of the text.
-        grids: Layer to (height, width).
-        names: Classes of each image.
-    """
+    """Heatmaps of each image, from maps of its classes and, behind them, of the text's start."""
     if not maps:
         return [None] * len(names)
     merged = merge_layers({name: value.mT for name, value in maps.items()}, grids)
@@ -160,10 +141,6 @@ def merge_layers(
     grids: Mapping[str, tuple[int, int]],
 ) -> Float[Tensor, "batch group height width"]:
     """Weighted mean over layers on the largest grid, weights proportional to 1 / grid side.
-
-    Args:
-        maps: Layer name to maps.
-        grids: Layer name to (height, width); the shorter side is the grid's side.
 
     >>> maps = {"fine": torch.zeros(1, 1, 4), "coarse": torch.ones(1, 1, 1)}
     >>> merged = merge_layers(maps, {"fine": (2, 2), "coarse": (1, 1)})

@@ -54,10 +54,6 @@ def check_kind(folder: Path) -> None:
 def check_pipeline(index: Mapping[str, Any], where: Path | str) -> None:
     """Refuse another kind of pipeline.
 
-    Args:
-        index: The content of its ``model_index.json``.
-        where: Its folder or hub id, for the message.
-
     Raises:
         ValueError: In one line, with its class.
     """

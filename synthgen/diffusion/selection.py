@@ -52,10 +52,6 @@ def attention_layers(unet: Any, latent_size: tuple[int, int]) -> tuple[Layer, ..
 
     A layer's grid follows from the down- and upsamplers before it: every downsampler halves the
     latent size, rounding up.
-
-    Args:
-        unet: A diffusers ``UNet2DConditionModel``.
-        latent_size: (height, width) of the latents.
     """
     halvings = _halvings(unet)
     named = [(name, m) for name, m in unet.named_modules() if name.endswith(".attn1")]

@@ -49,11 +49,6 @@ def cluster_means(
 ) -> Float[np.ndarray, "row height width"]:
     """Eq. 3 for the cluster around each pixel, averaged over all k with weights log k.
 
-    Args:
-        maps: What is averaged.
-        labels: Cluster of each pixel, one map for each k.
-        ks: Numbers of clusters, at least 2.
-
     >>> labels = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 1]]], np.uint8)
     >>> cluster_means(np.array([[[0.0, 2.0, 4.0, 6.0]]]), labels, (2, 2)).tolist()
     [[[1.5, 1.5, 3.5, 5.5]]]

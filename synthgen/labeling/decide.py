@@ -28,13 +28,7 @@ def keep_present(scores: ClassScores, presence: float, area: float) -> ClassScor
 
 
 def decide(scores: ClassScores, class_names: tuple[str, ...], margin: float) -> LabelMap:
-    """Labels from shares: argmax and margin.
-
-    Args:
-        scores: Of background (row 0) and the classes that are there, see `keep_present`.
-        class_names: Of rows 1, 2, …
-        margin: See `choose`.
-    """
+    """Labels from shares: argmax and margin."""
     semantic, pixel_scores = choose(scores.pixels, margin)
     mask_labels, mask_scores = choose(scores.masks.T, margin)
     return LabelMap(

@@ -136,13 +136,8 @@ def label_image(
 ) -> LabelMap:
     """Labels of one image's pixels and masks; see `label`.
 
-    Args:
-        segmentation: Its masks and clusters.
-        heatmaps: Cross-attention to its classes; None where no class was prompted, and then
-            everything is undecided.
-        self_map: Its self-attention, for the methods that need it.
-        image: Its pixels.
-        uncertainty: Upsampling error (BL eq. 6), for the refiners that need it.
+    Without heatmaps no class was prompted, and everything is undecided; some refiners need the
+    upsampling error (BL eq. 6) as ``uncertainty``.
 
     Raises:
         ValueError: For an unknown method or refiner, or one that lacks what it needs.

@@ -17,6 +17,9 @@ from jaxtyping import Float, UInt8
 from synthgen.registry import REFINERS, resolve
 from synthgen.types import IGNORE
 
+Semantic = UInt8[np.ndarray, "height width"]
+Picture = UInt8[np.ndarray, "height width 3"]
+ErrorMap = Float[np.ndarray, "height width"]
 Scores = Mapping[int, Float[np.ndarray, "_height _width"]]
 """Class id to the score of that class at each pixel; larger is likelier, never negative."""
 
@@ -30,22 +33,22 @@ class Refiner(Protocol):
 
     def __call__(
         self,
-        semantic: UInt8[np.ndarray, "height width"],
-        image: UInt8[np.ndarray, "height width 3"],
+        semantic: Semantic,
+        image: Picture,
         scores: Scores | None = None,
-        uncertainty: Float[np.ndarray, "height width"] | None = None,
-    ) -> UInt8[np.ndarray, "height width"]:
+        uncertainty: ErrorMap | None = None,
+    ) -> Semantic:
         """Refine one semantic map at the resolution of its image."""
         ...
 
 
 def refine(
     method: str,
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """Refine a semantic map by the method of a given name.
 
     Args:
@@ -86,10 +89,10 @@ def reads_uncertainty(method: str) -> bool:
 
 
 def keep(
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """The map as it is: what every other refiner is measured against."""
     return semantic.copy()

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
-from synthgen.labeling.refine import Scores
+from synthgen.labeling.refine import ErrorMap, Picture, Scores, Semantic
 from synthgen.types import IGNORE
 
 REACH = 1 / 32
@@ -31,11 +31,11 @@ _CHUNK = 8192  # pixels that vote at a time: 20 MB at a radius of 8
 
 
 def ignore_uncertain(
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """Uncertain pixels become 255: nothing is learned from them.
 
     Raises:
@@ -47,11 +47,11 @@ def ignore_uncertain(
 
 
 def recolor_uncertain(
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """Uncertain pixels take the class of the certain ones around them that look alike.
 
     A pixel that no certain one is near keeps what it has; undecided pixels stay undecided.
@@ -73,7 +73,7 @@ def recolor_uncertain(
 
 
 def uncertain_pixels(
-    semantic: UInt8[np.ndarray, "height width"], uncertainty: Float[np.ndarray, "height width"]
+    semantic: Semantic, uncertainty: ErrorMap
 ) -> Bool[np.ndarray, "height width"]:
     """Pixels whose error exceeds the mean of the image, with another class near.
 
@@ -100,8 +100,8 @@ def reach_pixels(shape: tuple[int, ...]) -> int:
 
 def color_votes(
     at: Int[np.ndarray, "pixel 2"],
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     certain: Bool[np.ndarray, "height width"],
     classes: UInt8[np.ndarray, " cls"],
     radius: int,
@@ -110,14 +110,6 @@ def color_votes(
 
     A voter weighs ``exp(-|color difference|² / 2 s² - |offset|² / 2 r²)`` with s = `COLOR_SIGMA`
     and r the radius.
-
-    Args:
-        at: Row and column of the pixels that are asked for.
-        semantic: Class ids; what is undecided does not vote.
-        image: Their image.
-        certain: Who votes.
-        classes: Ids in the order of the votes.
-        radius: Half the side of the square, less a half, in pixels.
     """
     margin = ((radius, radius), (radius, radius))
     colors = np.pad(image.astype(np.float32), (*margin, (0, 0)))
@@ -133,7 +125,7 @@ def color_votes(
 
 
 def _required(
-    uncertainty: Float[np.ndarray, "height width"] | None,
+    uncertainty: ErrorMap | None,
 ) -> Float[np.ndarray, "height width"]:
     if uncertainty is None:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from synthgen.labeling.refine import Scores
+from synthgen.labeling.refine import ErrorMap, Picture, Scores, Semantic
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.masks import label_components
@@ -34,11 +34,11 @@ MIN_COMPONENT = 10  # PCC: pixels
 
 
 def refine_by_pamr(
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """PAMR of the map's classes, or of their scores where all of them have some; largest wins.
 
     Undecided pixels count for no class and stay undecided.
@@ -65,12 +65,6 @@ def pamr(
     Weights of the neighbors: softmax over them of ``-|I_i - I_j| / (0.1 s_i)``, averaged over
     the channels before the softmax; s is the standard deviation over the neighbors and the pixel
     itself. Edges are replicated.
-
-    Args:
-        image: Colors, of any scale.
-        maps: LabelInputs for each class.
-        iterations: Times that the maps are averaged.
-        dilations: Distances of the neighbors, eight each.
     """
     stacked = torch.stack(shifted_views(image, dilations))
     with_self = torch.cat([stacked, image[None].expand(len(dilations), *image.shape)])
@@ -82,11 +76,11 @@ def pamr(
 
 
 def refine_by_color_majority(
-    semantic: UInt8[np.ndarray, "height width"],
-    image: UInt8[np.ndarray, "height width 3"],
+    semantic: Semantic,
+    image: Picture,
     scores: Scores | None = None,
-    uncertainty: Float[np.ndarray, "height width"] | None = None,
-) -> UInt8[np.ndarray, "height width"]:
+    uncertainty: ErrorMap | None = None,
+) -> Semantic:
     """PCC: clusters of color and position take the class of their majority, or become 255.
 
     Undecided pixels vote for 255. Components of fewer than 10 pixels become 255 too.
@@ -96,9 +90,7 @@ def refine_by_color_majority(
     return drop_components(majority(semantic, clusters), MIN_COMPONENT)
 
 
-def majority(
-    semantic: UInt8[np.ndarray, "height width"], clusters: UInt8[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width"]:
+def majority(semantic: Semantic, clusters: UInt8[np.ndarray, "height width"]) -> Semantic:
     """The class of most pixels of each cluster; 255 without more than twice the second's.
 
     >>> votes = np.array([[3, 3, 3, 4, 5, 6]], np.uint8)
@@ -109,13 +101,11 @@ def majority(
     counts = np.bincount(pairs, minlength=256 * (int(clusters.max()) + 1)).reshape(-1, 256)
     second, first = np.partition(counts, -2, axis=1)[:, -2:].T
     winners = np.where(first > MAJORITY * second, counts.argmax(1), IGNORE).astype(np.uint8)
-    refined: UInt8[np.ndarray, "height width"] = winners[clusters]
+    refined: Semantic = winners[clusters]
     return refined
 
 
-def drop_components(
-    semantic: UInt8[np.ndarray, "height width"], min_pixels: int
-) -> UInt8[np.ndarray, "height width"]:
+def drop_components(semantic: Semantic, min_pixels: int) -> Semantic:
     """8-connected regions of one class with fewer pixels than given become 255.
 
     >>> drop_components(np.array([[0, 0, 0, 7, 7]], np.uint8), 3).tolist()
@@ -131,7 +121,7 @@ def drop_components(
 
 
 def _class_map(
-    semantic: UInt8[np.ndarray, "height width"], scores: Scores | None, cls: int
+    semantic: Semantic, scores: Scores | None, cls: int
 ) -> Float[np.ndarray, "height width"]:
     """Scores of a class where they are given, else ones where the map holds it."""
     plane = (semantic == cls) if scores is None else scores[cls]

@@ -114,12 +114,7 @@ def geometric_midpoint(start: Float[np.ndarray, "*place"]) -> float:
 def score_classes(
     attention: Float[np.ndarray, "row ..."], midpoint: float, weight: float
 ) -> Float[np.ndarray, "row ..."]:
-    """Shares of background and classes, see above.
-
-    Args:
-        attention: Start-of-text (row 0) and class attention, not negative.
-        midpoint: The `geometric_midpoint` of the image's start-of-text attention.
-        weight: Of the background; 1 leaves it as it is.
+    """Shares of background (by its weight) and classes from attention, row 0 to the text's start.
 
     >>> score_classes(np.array([[3.0, 1.0], [2.0, 1.0], [0.0, 3.0]]), 1.0, 1.0).tolist()
     [[0.75, 0.5], [0.25, 0.125], [0.0, 0.375]]

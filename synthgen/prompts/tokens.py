@@ -57,10 +57,6 @@ def attribution_text(class_names: Sequence[str]) -> str:
 def truncated_words(tokenizer: Any, text: str) -> tuple[str, ...]:
     """Words that the text encoder does not see in full: those behind CLIP's 77-token limit.
 
-    Args:
-        tokenizer: The one that the text encoder uses.
-        text: A prompt.
-
     Raises:
         ValueError: If the tokenizer knows no offsets or no maximum length.
     """

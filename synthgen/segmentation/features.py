@@ -115,13 +115,7 @@ def head_blocks(
 ) -> tuple[Float[Tensor, "_height _width _feature"], ...]:
     """The clustering features of an image: one block per grid size, smallest grid first.
 
-    Args:
-        features: Captured head outputs.
-        components: Principal components of each head.
-        reweight: BL eq. 5.
-        normalization: Of each component: none, minmax or std.
-        xy: Weight of the position, added to the largest grid as two features; 0 leaves it out.
-        average_heads: Average the heads of each layer before PCA, see above.
+    Settings as in `segment.segment`; the position is added to the largest grid as two features.
 
     Float64 is needed on the way, so features on an Apple GPU are brought to the CPU.
 

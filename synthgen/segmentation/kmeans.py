@@ -81,16 +81,7 @@ def cluster_batch(
     interpolation: Interpolation = "bilinear",
 ) -> list[Clustering]:
     """Cluster the pixels of images of one size at every k; each as it would be alone, up to
-    rounding.
-
-    Args:
-        blocks: Features on grids of any sizes; they are upsampled and concatenated in thought.
-        size: Height and width of the label maps.
-        ks: Numbers of clusters, increasing.
-        max_iterations: Updates at most.
-        tolerance: Relative shift of the centroids that ends it.
-        seed: Of the first centroids.
-        interpolation: How grids become pixels.
+    rounding. Grids may have any sizes; they are upsampled and concatenated in thought.
 
     Raises:
         ValueError: For features that are not finite.

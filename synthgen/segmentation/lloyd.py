@@ -126,10 +126,8 @@ def inertia(
 ) -> Float[Tensor, "batch k"]:
     """Squared distances of all pixels to their centroids: E - 2 c·S + n |c|², exact.
 
-    Args:
-        solution: Centroids c and the sums S and counts n of the assignment to them.
-        energy: E, the squared norms of all pixels' features; features should be centered.
-        ks: Numbers of clusters, in the order of the slots.
+    E is the sum of the squared norms of the pixels' features, which should be centered; S and n
+    are sums and counts of the clusters.
     """
     centroids, sums = solution.centroids.double(), solution.final.sums.double()
     per_slot = solution.final.counts.double() * centroids.square().sum(-1)

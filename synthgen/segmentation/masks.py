@@ -35,17 +35,7 @@ def build_masks(
     fill_holes: bool = False,
     containment: float = 0.95,
 ) -> MaskSet:
-    """Masks of all clusters, merged, cleaned and ordered largest first.
-
-    Args:
-        labels: Label map per k.
-        ks: Numbers of clusters, in the order of ``labels``.
-        merge_iou: Masks of at least this IoU become one.
-        min_area: Share of the image below which a mask is dropped.
-        split_components: Each connected piece of a cluster is a mask of its own.
-        fill_holes: Pixels that a mask encloses (by 4-neighbors) become part of it.
-        containment: Share of a mask that lies in its parent.
-    """
+    """Masks of all clusters, merged, cleaned and ordered largest first; see `segment.segment`."""
     masks, members = cluster_masks(labels, ks)
     if split_components:
         masks, members = connected_masks(masks, members)

@@ -89,10 +89,7 @@ def neighbor_weights(
 ) -> Float[Tensor, "neighbor height width"]:
     """How much each neighbor looks like a pixel, as shares that sum to 1; see above.
 
-    Args:
-        image: Colors.
-        distances: Of the neighbors, eight each.
-        scale: Difference in color that lowers a weight by a factor of e.
+    A difference in color of ``scale`` lowers a weight by a factor of e.
     """
     near = torch.stack(shifted_views(image, distances))
     return (-(near - image).abs() / scale).mean(1).softmax(0)

@@ -23,14 +23,7 @@ SAMPLE = 4096
 def seed_centroids(
     pixels: Interpolant, size: tuple[int, int], ks: tuple[int, ...], seed: int
 ) -> Float[Tensor, "batch slot feature"]:
-    """First centroids of every k, one k after the other.
-
-    Args:
-        pixels: Features at the pixels.
-        size: Image (height, width).
-        ks: Numbers of clusters, increasing.
-        seed: Of the generator.
-    """
+    """First centroids of every k, one k after the other."""
     places = torch.Generator().manual_seed(seed)
     row = torch.randint(size[0], (SAMPLE,), generator=places)
     column = torch.randint(size[1], (SAMPLE,), generator=places)
@@ -45,13 +38,7 @@ def seed_centroids(
 def plus_plus(
     features: Float[Tensor, "sample feature"], k: int, generator: torch.Generator
 ) -> Float[Tensor, "k feature"]:
-    """Greedy k-means++: k of the samples, spread out.
-
-    Args:
-        features: Candidates.
-        k: Seeds wanted; where fewer samples differ, some are repeated.
-        generator: A CPU generator.
-    """
+    """Greedy k-means++: k of the samples, spread out."""
     trials = 2 + int(math.log(k))  # as in scikit-learn
     norms = features.square().sum(1)
     chosen = [int(torch.randint(len(features), (1,), generator=generator))]
