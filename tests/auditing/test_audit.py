@@ -235,15 +235,6 @@ def test_whole_shards_until_num_samples(world: Path) -> None:
     assert audit(world, QUICK, "a", TruthAuditor(), num=5)["totals"]["samples"] == 7
 
 
-def test_an_object_store_is_audited_too() -> None:
-    storage = make_dataset("memory://audited", num=2, shard_size=2)
-    summary = audit("memory://audited", QUICK, "a", TruthAuditor())
-    assert storage.size("audit/a/train-000000.parquet")
-    assert summary["totals"]["samples"] == 2
-    kept = [s["key"] for s in open_dataset("memory://audited", audited="a", keep_only=False)]
-    assert kept == ["0000000000", "0000000001"]
-
-
 # --- what users do with it ----------------------------------------------------------------------
 
 

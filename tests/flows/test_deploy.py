@@ -114,14 +114,6 @@ def test_the_server_refuses_bad_parameters(
     assert named in refusal.value.response.text
 
 
-def test_the_server_takes_good_parameters(client: SyncPrefectClient) -> None:
-    found = client.read_deployment_by_name("generate/nightly")
-    good = {"config": {"num": 3, "segmentation": {"clusters": {"ks": [2, 4]}}}, "out": "/data/x"}
-    run = client.create_flow_run_from_deployment(found.id, parameters=good)
-    assert run.parameters["config"] == good["config"]
-    client.delete_flow_run(run.id)
-
-
 @pytest.mark.parametrize("kind", list(deploying.Pool))
 def test_every_pool_takes_its_job_template(
     kind: deploying.Pool, client: SyncPrefectClient

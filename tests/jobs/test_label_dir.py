@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 from tiny_run import rewrite, tiny_config, write_prompts
 
-import synthgen
 from synthgen import jobs
 from synthgen.cli import main
-from synthgen.config import Config, LabelConfig, load
+from synthgen.config import LabelConfig
 from synthgen.dataset.contact_sheet import inner_point, write_contact_sheet
 from synthgen.dataset.labels import class_names, label_ids
 from synthgen.dataset.loader import open_dataset
@@ -300,19 +299,3 @@ def test_a_class_that_never_occurs_is_counted_and_harms_nothing(
 
 
 # --- the embedded model -----------------------------------------------------------------------
-
-
-def test_the_embedded_model_labels_what_it_draws(tmp_path: Path) -> None:
-    config: Config = load(
-        overrides=[
-            *("num=2", "seed=7", "generation.num_inference_steps=4", "labeling.method=clusters"),
-            *("generation.batch_size=2", "segmentation.clusters.ks=[2,5,10]"),
-        ]
-    )
-    jobs.generate(config, tmp_path / "out")
-    names = class_names(tmp_path / "out")
-    for sample in synthgen.open_dataset(tmp_path / "out"):
-        assert set(np.unique(sample["semantic"]).tolist()) <= names.keys()
-        assert sample["semantic"].shape == (128, 128)
-        assert all(0 <= item["label_score"] <= 1 for item in sample["json"]["segments"])
-    assert verify_dataset(tmp_path / "out", deep=True) == []

@@ -290,60 +290,6 @@ def test_failed_samples_are_rows_and_a_shard_without_samples_has_no_tar(
     assert all(jobs.GenerateJob(config, out).run_shard(shard).reused for shard in SHARDS)
 
 
-def test_a_black_image_of_the_real_generator_is_a_failed_row(
-    tiny_pipeline: Path, prompts: Path, tmp_path: Path
-) -> None:
-    """A decoder whose weights are zero draws one color, one of NaN draws nothing."""
-    from safetensors.torch import load_file, save_file
-
-    for value, reason in ((0.0, "black_image"), (float("nan"), "nan_latents")):
-        pipeline = shutil.copytree(tiny_pipeline, tmp_path / f"pipeline-{reason}")
-        path = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
-        weights = load_file(path)
-        weights = {name: torch.full_like(w, value) for name, w in weights.items()}
-        save_file(weights, path, metadata={"format": "pt"})
-        out = tmp_path / reason
-        jobs.generate(tiny_config(pipeline, prompts, "num=2"), out)
-        assert markers(out)[0]["reasons"] == {reason: 2}
-        assert markers(out)[0]["skipped"] is True
-
-
-def test_out_of_memory_falls_back_to_batches_of_one_for_the_whole_shard(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, sizes = drawing.generate, []
-
-    def small_device(model: Any, prompts: Any, *rest: Any) -> list[Sample | Failure]:
-        sizes.append(len(prompts))
-        if len(prompts) > 1 or prompts[0].id == "sky":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 TiB")
-        return real(model, prompts, *rest)
-
-    monkeypatch.setattr(drawing, "generate", small_device)
-    events: list[int] = []
-    out = tmp_path / "out"
-    jobs.GenerateJob(config, out).begin()
-    job = jobs.GenerateJob(config, out)
-    done = job.run_shard("train-000000", lambda event, **f: events.append(f.get("count", 0)))
-    assert sizes == [2, 1, 1, 1]
-    assert dict(done.marker.counts) == {"ok": 2, "failed": 1}
-    assert sum(events) == 3
-    marker = markers(out)[0]
-    assert (marker["batch_size"], marker["reasons"]) == (1, {"out_of_memory": 1})
-    monkeypatch.setattr(drawing, "generate", real)
-    assert all(jobs.replay(out, "0000000000").values())
-    alone = config.model_copy(
-        update={"generation": config.generation.model_copy(update={"batch_size": 1})}
-    )
-    jobs.GenerateJob(alone, tmp_path / "alone").begin()
-    jobs.GenerateJob(alone, tmp_path / "alone").run_shard("train-000000")
-    shrunk = {s["key"]: s for s in open_dataset(out / "data" / "train-000000.tar")}
-    for sample in open_dataset(tmp_path / "alone" / "data" / "train-000000.tar"):
-        if sample["key"] in shrunk:
-            assert (sample["image"] == shrunk[sample["key"]]["image"]).all()
-    assert len(shrunk) == 2
-
-
 def test_samples_whose_clusters_did_not_stand_still_are_counted(
     tiny_pipeline: Path, prompts: Path, tmp_path: Path
 ) -> None:

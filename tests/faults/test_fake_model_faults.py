@@ -110,6 +110,41 @@ def expected_files(out: Path) -> list[str]:
     return [path.relative_to(out).as_posix() for path in out.glob("*/train-*")]
 
 
+# --- half a shard -------------------------------------------------------------------------------
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def _garble(path: Path) -> None:
+    path.write_bytes(b"{")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data/train-000001.tar", Path.unlink),  # marker without tar
+        ("stats/train-000001.json", Path.unlink),  # tar without marker
+        ("data/train-000001.tar", _truncate),
+        ("stats/train-000001.json", _garble),
+    ],
+)
+def test_half_a_shard_is_made_again(
+    name: str, damage: Callable[[Path], None], config: Config, whole: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    damage(out / name)
+    assert verify_dataset(out) != []
+    assert jobs.status(out).complete_shards == 9
+    job = jobs.GenerateJob(config, out)
+    reused = [job.run_shard(spec.name).reused for spec in job.specs]
+    tar_lost = name.startswith("data/")  # a marker comes back without drawing
+    assert reused == [True, not tar_lost, *[True] * 8]
+    jobs.GenerateJob(config, out).finalize()
+    assert tree_hashes(out) == tree_hashes(whole)
+
+
 # --- disks --------------------------------------------------------------------------------------
 
 
@@ -149,6 +184,26 @@ def test_a_disk_that_is_full_again_and_again(
             resize(size)
     assert len(said) > 5
     assert all("must have about" in line and "\n" not in line for line in said)
+    check_whole(config, out, tree_hashes(whole))
+    faults.survive()
+
+
+def test_an_output_that_became_read_only_is_said_and_gone_on_with(
+    growing_disk: tuple[Path, Callable[[int], None]], config: Config, whole: Path, faults: Faults
+) -> None:
+    (disk, resize), out = growing_disk, growing_disk[0] / "out"
+    resize(4000)
+    job = jobs.GenerateJob(config, out)
+    job.begin()
+    for shard in ("train-000000", "train-000001"):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(OSError, match=r"must be a writable folder.*read-only") as error:
+            job.run_shard(shard)
+        assert len(str(error.value).splitlines()) == 1
+        faults.inject("read-only output", out)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        job.run_shard(shard)
+    jobs.generate(config, out)
     check_whole(config, out, tree_hashes(whole))
     faults.survive()
 
