@@ -30,7 +30,6 @@ from synthgen.cli import (
     verify,
 )
 from synthgen.cli.command import command
-from synthgen.cli.display import told
 from synthgen.progress import Stopped
 from synthgen.storage.redaction import redact
 from synthgen.storage.untrusted import printable
@@ -73,7 +72,7 @@ for _look in (verify.verify, verify.status, verify.replay, verify.gc, export.pus
 app.command()(report.report)
 app.command()(report.view)
 app.command()(report.inspect)
-app.command()(told(study.study))
+app.command()(command(study.study, runs=True))
 app.command()(train.train)
 app.command()(soak.soak)
 app.command()(doctor.doctor)

@@ -81,16 +81,19 @@ def command(
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
-        as_json = options.pop("as_json", False)
-        told = (options.pop(name, False) for name in ("quiet", "verbose", "json_logs"))
+        as_json = options.pop("as_json", False) if "as_json" in added else False
+        told = [options.get(name, False) for name in ("quiet", "verbose", "json_logs")]
+        for name in added:
+            options.pop(name, None)
         with logged(*told) if runs else nullcontext():
             result = function(*args, **options)
         if result is not None:
             result.tell(as_json)
 
-    added = {"as_json": Json} if tells else {}
-    added |= {"json_logs": JsonLogs, "quiet": Quiet, "verbose": Verbose} if runs else {}
     signature = inspect.signature(function, eval_str=True)
+    shared = {"as_json": Json} if tells else {}
+    shared |= {"json_logs": JsonLogs, "quiet": Quiet, "verbose": Verbose} if runs else {}
+    added = {name: kind for name, kind in shared.items() if name not in signature.parameters}
     parameters = [
         *signature.parameters.values(),
         *(

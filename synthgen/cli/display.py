@@ -6,8 +6,6 @@ are shown with ``--verbose`` only; its server has them all.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import logging
 import sys
@@ -132,30 +130,12 @@ def logged(quiet: bool, verbose: bool, as_json: bool) -> Iterator[None]:
         root.handlers = before[1]
 
 
-def told(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with ``--quiet`` and ``--verbose``, whose ``--json-logs`` holds for all lines."""
-    signature = inspect.signature(command, eval_str=True)
-
-    @functools.wraps(command)
-    def run(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
-        with logged(quiet, verbose, bool(options.get("json_logs"))):
-            command(*args, **options)
-
-    added = {"quiet": Quiet, "verbose": Verbose}
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, kind in added.items()
-    ]
-    whole = [*signature.parameters.values(), *parameters]
-    run.__signature__ = signature.replace(parameters=whole)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in whole}
-    return run
-
-
 class _Handler(logging.Handler):
-    def __init__(self, tally: Tally) -> None:
+    """Counts events, and shows the tally by a function of event and record."""
+
+    def __init__(self, tally: Tally, show: Callable[[str, logging.LogRecord], None]) -> None:
         super().__init__()
-        self.tally = tally
+        self.tally, self.show = tally, show
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", "")
@@ -163,57 +143,40 @@ class _Handler(logging.Handler):
         if not _quiet:
             self.show(event, record)
 
-    def show(self, event: str, record: logging.LogRecord) -> None:
-        """Show the tally after an event."""
+
+def _json_lines(tally: Tally) -> _Handler:
+    def show(event: str, record: logging.LogRecord) -> None:
+        line = {"time": round(record.created, 3), "event": event, **getattr(record, "fields", {})}
+        line["images_per_second"] = round(tally.rate, 3)
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+    return _Handler(tally, show)
 
 
-class _JsonHandler(_Handler):
-    def show(self, event: str, record: logging.LogRecord) -> None:
-        fields = getattr(record, "fields", {})
-        line = {"time": round(record.created, 3), "event": event, **fields}
-        print(
-            json.dumps({**line, "images_per_second": round(self.tally.rate, 3)}),
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-class _PlainHandler(_Handler):
+def _plain_lines(tally: Tally) -> _Handler:
     last = 0.0
 
-    def show(self, event: str, record: logging.LogRecord) -> None:
-        finished = self.tally.done == self.tally.planned and event in ("shard", "existing")
-        if finished or time.perf_counter() - self.last > PLAIN_EVERY_SECONDS:
-            self.last = time.perf_counter()
-            print(self.tally.line, file=sys.stderr, flush=True)
+    def show(event: str, _record: logging.LogRecord) -> None:
+        nonlocal last
+        finished = tally.done == tally.planned and event in ("shard", "existing")
+        if finished or time.perf_counter() - last > PLAIN_EVERY_SECONDS:
+            last = time.perf_counter()
+            print(tally.line, file=sys.stderr, flush=True)
+
+    return _Handler(tally, show)
 
 
-class _BarHandler(_Handler):
-    def __init__(self, tally: Tally, bar: Progress) -> None:
-        super().__init__(tally)
-        self.bar = bar
-        self.task = bar.add_task("", total=tally.planned, rate="", shards="")
-
-    def show(self, event: str, record: logging.LogRecord) -> None:
-        self.bar.update(
-            self.task,
-            completed=self.tally.done,
-            rate=f"{self.tally.rate:.2f} {self.tally.words[0]}/s",
-            shards=f"{self.tally.shards_done}/{self.tally.shards} {self.tally.words[1]}",
-        )
-
-
-def _bar() -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[shards]}"),
-        TimeRemainingColumn(),
-        console=_console,
-        transient=True,
+def _bar(tally: Tally, bar: Progress) -> _Handler:
+    (samples, shards), task = (
+        tally.words,
+        bar.add_task("", total=tally.planned, rate="", shards=""),
     )
+
+    def show(_event: str, _record: logging.LogRecord) -> None:
+        counts = f"{tally.shards_done}/{tally.shards} {shards}"
+        bar.update(task, completed=tally.done, rate=f"{tally.rate:.2f} {samples}/s", shards=counts)
+
+    return _Handler(tally, show)
 
 
 @contextmanager
@@ -233,13 +196,21 @@ def show_progress(
     """
     tally = Tally(planned, shards, words)
     if json_logs or _as_json:
-        with attached(_JsonHandler(tally)):
+        with attached(_json_lines(tally)):
             yield tally
     elif sys.stderr.isatty() and not _quiet:
-        with _bar() as bar, attached(_BarHandler(tally, bar)):
+        columns = (
+            *(SpinnerColumn(), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[shards]}")),
+            TimeRemainingColumn(),
+        )
+        with (
+            Progress(*columns, console=_console, transient=True) as bar,
+            attached(_bar(tally, bar)),
+        ):
             yield tally
     else:
-        with attached(_PlainHandler(tally)):
+        with attached(_plain_lines(tally)):
             yield tally
 
 
