@@ -1,4 +1,4 @@
-"""The chance baseline: what k-means on color and position alone gives for the same image.
+"""The color baseline: what k-means on color and position alone gives for the same image.
 
 Best-of-many matching is optimistic: 43 masks of anything match something. The same number of
 clusters on RGB+XY, merged by the same rule, shows how much of an agreement that explains.
@@ -17,7 +17,7 @@ from synthgen.segmentation.segment import segment_blocks
 from synthgen.types import MaskSet
 
 
-def chance_masks(
+def color_baseline_masks(
     image: UInt8[np.ndarray, "height width 3"], settings: SegmentationConfig, resolution: int
 ) -> MaskSet:
     """Masks of k-means on RGB+XY, with the ks, starts and merging of the dataset.

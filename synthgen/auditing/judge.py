@@ -2,7 +2,7 @@
 
 `score` measures, `judge` compares with the thresholds of `synthgen.config.VerdictConfig`. Top-n
 is BL eq. 4 with the auditor's masks as references. It is optimistic, so three figures stand
-beside it: the one-to-one (Hungarian) IoU, the same Top-n of the chance baseline, and the same
+beside it: the one-to-one (Hungarian) IoU, the same Top-n of the color baseline, and the same
 Top-n of other samples' masks laid on this image. Empty annotations are left out; a mask or an
 annotation of the whole image counts like any other. Labels are compared in `label_agreement`.
 """
@@ -64,8 +64,8 @@ def score(
     mask_set: MaskSet,
     annotations: Annotations,
     ks: Sequence[int],
-    chance: MaskSet | None = None,
-    others: Sequence[UInt64[np.ndarray, "_other word"]] = (),
+    color_baseline: MaskSet | None = None,
+    shuffled_masks: Sequence[UInt64[np.ndarray, "_other word"]] = (),
 ) -> dict[str, float]:
     """The metrics of one sample; NaN where one has no meaning or was not asked for.
 
@@ -73,8 +73,8 @@ def score(
         mask_set: The sample's masks.
         annotations: The auditor's masks of the same image.
         ks: Cluster counts; the masks of each alone are scored too (``top_5_k10``).
-        chance: Masks of the chance baseline.
-        others: Packed masks of other samples of the same size; their Top-n is averaged.
+        color_baseline: Masks of k-means on color and position.
+        shuffled_masks: Packed masks of other samples of the same size; their Top-n is averaged.
     """
     metrics = dict.fromkeys(metric_names(ks), math.nan)
     packed = pack_masks(annotations.masks)
@@ -93,14 +93,16 @@ def score(
         metrics[f"top_{n}"], count = mean_best(iou, areas, n)
         metrics[f"top_{n}_count"] = float(count)
     metrics |= _per_k(iou, areas, mask_set, ks)
-    if chance is not None:
-        against = packed_iou(packed, pack_masks(chance.masks))
+    if color_baseline is not None:
+        against = packed_iou(packed, pack_masks(color_baseline.masks))
         metrics |= {f"chance_{name}": value for name, value in _tops(against, areas).items()}
         metrics["chance_hungarian"] = mean_assigned(against)
-        metrics["chance_num_masks"] = float(len(chance))
-    if others:
+        metrics["chance_num_masks"] = float(len(color_baseline))
+    if shuffled_masks:
         largest = np.argsort(-areas, kind="stable")[: max(TOPS)]
-        rows = [_tops(packed_iou(packed[largest], other), areas[largest]) for other in others]
+        rows = [
+            _tops(packed_iou(packed[largest], other), areas[largest]) for other in shuffled_masks
+        ]
         metrics |= {f"others_{name}": float(np.mean([r[name] for r in rows])) for name in rows[0]}
     return metrics
 

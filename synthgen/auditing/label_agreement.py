@@ -2,7 +2,7 @@
 
 Only classes that the auditor can name are compared, by name, synonym and spelling. Undecided
 pixels (255) count for nobody. A class that was prompted, that the auditor sees and that no pixel
-is labeled with has an IoU of 0: its object was left out, or painted as another class.
+is labeled with has an IoU of 0: its object was left out, or labeled as another class.
 """
 
 from __future__ import annotations

@@ -228,20 +228,20 @@ class AuditJob(SideJob[AuditMarker]):
         records: Records,
         annotations: Any,
     ) -> AuditRow:
-        from synthgen.auditing.color_baseline import chance_masks  # torch
+        from synthgen.auditing.color_baseline import color_baseline_masks  # torch
 
         settings, size = self.settings, (image.shape[0], image.shape[1])
         ks, key = self.segmentation.clusters.ks, samples.keys[index]
         mask_set = samples.mask_set(index, size)
         if mask_set is None:
             return AuditRow(key, mismatch(ks, self.known), records)
-        chance = None
+        baseline = None
         if settings.chance:
-            chance = chance_masks(image, self.segmentation, settings.chance_resolution)
+            baseline = color_baseline_masks(image, self.segmentation, settings.chance_resolution)
         steps = range(1, min(settings.others, len(samples) - 1) + 1)
         near = [samples.packed((index + step) % len(samples), size) for step in steps]
-        others = [packed for packed in near if packed is not None]
-        metrics = score(mask_set, annotations, ks, chance, others)
+        shuffled = [packed for packed in near if packed is not None]
+        metrics = score(mask_set, annotations, ks, baseline, shuffled)
         metrics |= dict.fromkeys(map(label_metric, self.known), math.nan)
         labels = samples.labels(index) if self.known else None
         if labels is not None and labels[0].shape == size:

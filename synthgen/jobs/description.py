@@ -73,9 +73,9 @@ def publish_totals(
         RuntimeError: If another run has planned more shards meanwhile.
     """
     rows = [found.rows[index] for index in sorted(found.rows)]
-    standing: Mapping[str, Any] = found.manifest or {}
-    environments = [*standing.get("environments", []), *map(dict, found.environments)]
-    seconds = Counter(standing.get("times", {}).get("seconds", {}))
+    before: Mapping[str, Any] = found.manifest or {}
+    environments = [*before.get("environments", []), *map(dict, found.environments)]
+    seconds = Counter(before.get("times", {}).get("seconds", {}))
     seconds.update(found.seconds)
     manifest = {
         **manifest_of(rows, distinct(environments), identity["digest"]),
@@ -86,7 +86,7 @@ def publish_totals(
         },
     }
     if config.labeling.method != "none":
-        manifest["labels"] = _label_statistics(storage, rows, standing)
+        manifest["labels"] = _label_statistics(storage, rows, before)
     tars = [row["name"] for row in rows if not row["skipped"]]
     labels = rounded_statistics(manifest["labels"]) if "labels" in manifest else None
     card = readme(config, identity, tars, manifest, labels)
@@ -98,11 +98,11 @@ def publish_totals(
 
 
 def _label_statistics(
-    storage: Storage, rows: Sequence[ShardRow], standing: Mapping[str, Any]
+    storage: Storage, rows: Sequence[ShardRow], before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Sums over the labels of all samples; those of the standing manifest are gone on with."""
-    before = standing.get("shards", [])
-    known = standing.get("labels") if before == rows[: len(before)] else None
-    new = rows[len(before) if known else 0 :]
+    """Sums over the labels of all samples; those of the manifest before are gone on with."""
+    listed = before.get("shards", [])
+    known = before.get("labels") if listed == rows[: len(listed)] else None
+    new = rows[len(listed) if known else 0 :]
     counts = (row.labels for item in new for row in read_rows(storage, shard_stem(item["name"])))
     return sum_statistics((of_one(item) for item in counts if item is not None), known)

@@ -75,17 +75,17 @@ def restore_shard(
                 return None
             planned, reasons = known
             made, provenance = _read_tar(storage, stream)
-        standing = _standing_rows(storage, shard, made, planned)
-        if standing is None and provenance["config"] != digest:
+        existing = _existing_rows(storage, shard, made, planned)
+        if existing is None and provenance["config"] != digest:
             return None  # merged: only its sources know where the samples came from
         batch_size = int(provenance["batch_size"])
-        rows = standing or _rows(made, planned, reasons, plan, batch_size)
+        rows = existing or _rows(made, planned, reasons, plan, batch_size)
         lost = plan is not None and preview_keys(storage, shard) != [
             key for key in made if has_preview(key, config.dataset)
         ]
         if rows is None or lost:
             return None
-        content = storage.read(metadata_name(shard)) if standing else rows_bytes(rows)
+        content = storage.read(metadata_name(shard)) if existing else rows_bytes(rows)
         failed = Counter(row.reason for row in rows if row.status != "ok")
         marker = Marker(
             name=shard,
@@ -113,11 +113,11 @@ def restore_shard(
         check_plan(storage, config)
         if storage.read(marker_name(shard)) != before:  # somebody was faster
             return None
-        if standing is None:
+        if existing is None:
             storage.publish_bytes(content or b"", metadata_name(shard))
         storage.publish_bytes(marker_bytes(marker), marker_name(shard))
     logger.warning(
-        "%s: rebuilt what its tar tells (marker%s)", shard, "" if standing else ", rows"
+        "%s: rebuilt what its tar tells (marker%s)", shard, "" if existing else ", rows"
     )
     return marker
 
@@ -174,7 +174,7 @@ def _read_tar(storage: Storage, stream: Any) -> tuple[dict[str, Row], dict[str, 
     return rows, provenance
 
 
-def _standing_rows(
+def _existing_rows(
     storage: Storage, shard: str, made: Mapping[str, Row], planned: int
 ) -> list[Row] | None:
     """The rows that stand there, if they tell of this tar."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import UInt8
 
-from synthgen.auditing.color_baseline import chance_masks
+from synthgen.auditing.color_baseline import color_baseline_masks
 from synthgen.auditing.judge import REASONS, judge, metric_names, mismatch, score
 from synthgen.auditing.label_agreement import known_classes, label_agreement
 from synthgen.config import TOPS, SegmentationConfig, VerdictConfig
@@ -140,12 +140,12 @@ def test_thresholds_come_from_the_settings_and_unmeasured_metrics_reject_nothing
 def test_the_chance_baseline_segments_by_color_and_position() -> None:
     image = np.zeros((40, 80, 3), dtype=np.uint8)
     image[:, 40:] = 255
-    found = chance_masks(image, SegmentationConfig(), 20)
+    found = color_baseline_masks(image, SegmentationConfig(), 20)
     assert found.masks.shape[1:] == (40, 80)
     halves = np.stack([image[..., 0] == 0, image[..., 0] == 255])
     for half in halves:
         assert max(brute_iou(half, mask) for mask in found.masks) == 1.0
-    again = chance_masks(image, SegmentationConfig(), 20)
+    again = color_baseline_masks(image, SegmentationConfig(), 20)
     assert again.masks.tobytes() == found.masks.tobytes()
 
 

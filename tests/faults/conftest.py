@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Forty planted samples in ten shards; modules with other needs have their own."""
+    """Forty samples of the fake model in ten shards; modules with other needs have their own."""
     from ordered import ordered_config
 
     return ordered_config(tmp_path_factory.mktemp("flows"))

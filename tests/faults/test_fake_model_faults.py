@@ -1,4 +1,4 @@
-"""Faults at random moments of runs that cost a second: the planted backbone draws, all is real."""
+"""Faults at random moments of runs that cost a second: the fake model draws, all is real."""
 
 from __future__ import annotations
 

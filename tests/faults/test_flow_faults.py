@@ -1,6 +1,6 @@
 """Kills of flows: the data come out whole, and the states on the server come out true.
 
-Flows run in processes of their own against a real server; what they draw is planted.
+Flows run in processes of their own against a real server; what they draw is the fake model's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kills of the server, and restarts of its database, while flows run: nothing is lost.
 
-Flows run in processes of their own; what they draw is planted. One that loses its server may fail,
-and is run again, as a schedule or a user would.
+Flows run in processes of their own and draw by the fake model. One that loses its server may
+fail, and is run again, as a schedule or a user would.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Twelve planted samples in three shards."""
+    """Twelve samples of the fake model in three shards."""
     return ordered_config(tmp_path_factory.mktemp("store-config"), "num=12")
 
 

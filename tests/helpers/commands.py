@@ -23,7 +23,7 @@ LONG = 20_000  # samples: no command of a test ends by itself
 
 
 def generate_words(folder: Path, num: int = LONG) -> list[str]:
-    """``generate`` of planted samples into ``folder/out``, four to a shard."""
+    """``generate`` of samples of the fake model into ``folder/out``, four to a shard."""
     settings = (*OVERRIDES, f"num={num}")
     words = [word for setting in settings for word in ("--set", setting)]
     prompts = write_prompts(folder / "prompts.jsonl")

@@ -28,7 +28,7 @@ OVERRIDES = (
 
 
 def ordered_config(folder: Path, *overrides: str) -> Config:
-    """Forty planted samples in ten shards: about a second, when nothing happens."""
+    """Forty samples of the fake model in ten shards: about a second, when nothing happens."""
     prompts = write_prompts(folder / "prompts.jsonl")
     return load(overrides=[*OVERRIDES, f"prompts={prompts}", *overrides])
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from synthgen.auditing.color_baseline import chance_masks
+from synthgen.auditing.color_baseline import color_baseline_masks
 from synthgen.auditing.judge import score
 from synthgen.auditing.loading import annotate, load_auditor
 from synthgen.config import TOPS
@@ -41,7 +41,7 @@ def compare_with_auditor(examination: Examination) -> Finding:
     papers: list[Metrics] = []
     for sample, found in zip(examination.captured, examination.segmentations, strict=True):
         (seen,) = annotate(auditor, [sample.prompt.id], [sample.image])
-        baseline = chance_masks(sample.image, base, BASELINE_RESOLUTION)
+        baseline = color_baseline_masks(sample.image, base, BASELINE_RESOLUTION)
         ours.append(score(found.mask_set, seen, found.ks, baseline))
         if setting is not None:
             papers.append(score(setting.segment(sample, base).mask_set, seen, found.ks))

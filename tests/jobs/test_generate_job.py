@@ -364,7 +364,7 @@ def test_finalize_names_what_is_missing(config: Config, tmp_path: Path) -> None:
     assert jobs.status(out).complete_shards == 1
 
 
-def test_a_planted_secret_is_nowhere_in_the_output(
+def test_a_secret_is_nowhere_in_the_output(
     tiny_pipeline: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "hunter2hunter2"
