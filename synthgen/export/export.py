@@ -99,15 +99,7 @@ def export(
         RuntimeError: In one line, if another process exports to that folder.
     """
     settings = ExportSettings(
-        format,
-        split,
-        audited,
-        keep_only,
-        labels,
-        float(min_label_score),
-        masks,
-        float(min_area),
-        segmentation,
+        format, split, audited, keep_only, labels, min_label_score, masks, min_area, segmentation
     )
     work = _Export(directory, out, settings)
     finished = work.read_finished()

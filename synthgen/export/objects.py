@@ -34,10 +34,8 @@ def mask_objects(
 
     Args:
         entries: Segments of a sample, largest first; ``parent`` is the number of an earlier one.
-        masks: Theirs.
-        classes: The last one is that of masks without a class.
-        least: In pixels.
-        least_score: A mask whose label scores less is one without a class.
+        classes: The last one is that of masks without a class, or of one that scores less than
+            ``least_score``.
 
     Raises:
         ValueError: If a parent is no earlier mask.

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from made_records import PROVENANCE
+from made_report import write_audit
 from truth_world import CONFIG, write_shard
 
 from synthgen.config import dump
-from synthgen.dataset.audits import (
-    AuditMarker,
-    AuditRow,
-    audit_marker_bytes,
-    audit_marker_name,
-    description_name,
-    table_bytes,
-    table_name,
-)
-from synthgen.dataset.manifest import build_manifest, publish_manifest, read_manifest, read_markers
+from synthgen.dataset.audits import description_name
+from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.manifest import build_manifest, publish_manifest, read_markers
 from synthgen.dataset.records import encode_record
 from synthgen.storage.publish import open_storage
 from synthgen.types import LabelMap, MaskSet, Prompt, Record, Verdict
@@ -113,32 +106,10 @@ def make_dataset(
 
 def add_audit(out: Path, audit_id: str, rejected: set[str]) -> None:
     """A finished audit that rejects the given keys."""
-    storage = open_storage(out)
-    storage.publish_bytes(b"{}", description_name(audit_id))
-    manifest: Any = read_manifest(storage)
-    for row in manifest["shards"]:
-        stem = Path(row["name"]).stem
-        keys = [f"{stem[-6:]}{position:04d}" for position in range(row["samples"])]
-        verdicts = {key: Verdict(True, "", {}) for key in keys}
-        verdicts |= {key: Verdict(False, "low_agreement", {}) for key in rejected & set(keys)}
-        rows = [AuditRow(key, verdicts[key], []) for key in keys]
-        table = table_bytes(rows, ())
-        storage.publish_bytes(table, table_name(audit_id, stem))
-        marker = AuditMarker(
-            name=stem,
-            digest="0" * 64,
-            annotations_digest="0" * 64,
-            settings={},
-            tar_sha256=row["sha256"],
-            sha256=hashlib.sha256(table).hexdigest(),
-            bytes=len(table),
-            samples=len(rows),
-            reasons={},
-            annotations_from="",
-            seconds={},
-            created="",
-        )
-        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, stem))
+    open_storage(out).publish_bytes(b"{}", description_name(audit_id))
+    keys = [sample["key"] for sample in open_dataset(out, masks=False)]
+    kept, refused = Verdict(True, "", {}), Verdict(False, "low_agreement", {})
+    write_audit(out, audit_id, lambda n: refused if keys[n] in rejected else kept, "")
 
 
 def tree(root: Path, hidden: bool = True) -> dict[str, bytes]:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from made_labels import make_labels
 from tiny_run import vouch_again
@@ -23,8 +22,8 @@ from synthgen.dataset.audits import (
     table_bytes,
     table_name,
 )
+from synthgen.dataset.listed import listed_shards
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.metadata import Row
 from synthgen.lab.bench.made_dataset import DIGEST, make_sample, write_dataset
 from synthgen.storage.publish import dump_json, open_storage
@@ -87,72 +86,53 @@ def write_made_audit(root: Path, audit_id: str = "made-audit", hour: int = 12) -
 
 
 def write_audit(
-    root: Path,
-    audit_id: str,
-    judged: Callable[[int], Verdict],
-    finished: str,
-    every: int = 3,
+    root: Path, audit_id: str, judged: Callable[[int], Verdict], finished: str
 ) -> None:
-    """Add a finished audit whose auditor sees every n-th of our own masks.
+    """Add a finished audit whose auditor sees every third of our own masks.
 
     Args:
-        root: A dataset of ``write_dataset``.
+        root: A finished dataset.
         audit_id: Name of the audit.
         judged: Verdict of the n-th sample; all must have the same metrics.
         finished: When its tables were done, ISO 8601.
-        every: The n of the masks that the auditor sees.
     """
     storage = open_storage(root)
     rows: dict[str, list[AuditRow]] = {}
     for number, sample in enumerate(open_dataset(root, masks=False)):
-        seen = _annotations(sample["json"]["segments"][::every], sample["mask"].shape)
+        height, width = map(float, sample["mask"].shape)
+        seen = [
+            {
+                "id": position,
+                "area": segment["area"],
+                "bbox": [float(side) for side in segment["bbox_xywh"]],
+                "segmentation": segment["rle"],
+                "predicted_iou": 0.9,
+                "stability_score": 0.95,
+                "point_coords": [],
+                "crop_box": [0.0, 0.0, width, height],
+                "label": "",
+            }
+            for position, segment in enumerate(sample["json"]["segments"][::3], start=1)
+        ]
         row = AuditRow(sample["key"], judged(number), seen)
         rows.setdefault(f"train-{sample['key'][:6]}", []).append(row)
-    manifest = read_manifest(storage)
-    assert manifest is not None, "write_dataset comes first"
-    for listed in (row for row in manifest["shards"] if not row["skipped"]):
-        name = listed["name"].removeprefix("data/").removesuffix(".tar")
-        table = table_bytes(rows[name], list(rows[name][0].verdict.metrics))
-        storage.publish_bytes(table, table_name(audit_id, name))
-        marker = _audit_marker(name, listed["sha256"], table, rows[name], finished)
-        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, name))
+    for shard in listed_shards(storage):
+        verdicts = [row.verdict for row in rows[shard.stem]]
+        table = table_bytes(rows[shard.stem], list(verdicts[0].metrics))
+        storage.publish_bytes(table, table_name(audit_id, shard.stem))
+        marker = AuditMarker(
+            name=shard.stem,
+            digest=DIGEST,
+            annotations_digest=DIGEST,
+            settings={"annotations": {"auditor": {"name": "made"}}},
+            tar_sha256=shard.sha256,
+            sha256=hashlib.sha256(table).hexdigest(),
+            bytes=len(table),
+            samples=len(verdicts),
+            reasons=dict(Counter(verdict.reason for verdict in verdicts if not verdict.keep)),
+            annotations_from="",
+            seconds={},
+            created=finished,
+        )
+        storage.publish_bytes(audit_marker_bytes(marker), audit_marker_name(audit_id, shard.stem))
     storage.publish_bytes(dump_json({"id": audit_id}), summary_name(audit_id))
-
-
-def _annotations(
-    segments: Sequence[Mapping[str, Any]], size: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """Our own segments as an auditor would describe them."""
-    return [
-        {
-            "id": number,
-            "area": segment["area"],
-            "bbox": [float(side) for side in segment["bbox_xywh"]],
-            "segmentation": segment["rle"],
-            "predicted_iou": 0.9,
-            "stability_score": 0.95,
-            "point_coords": [],
-            "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
-            "label": "",
-        }
-        for number, segment in enumerate(segments, start=1)
-    ]
-
-
-def _audit_marker(
-    name: str, tar_sha256: str, table: bytes, rows: Sequence[AuditRow], finished: str
-) -> AuditMarker:
-    return AuditMarker(
-        name=name,
-        digest=DIGEST,
-        annotations_digest=DIGEST,
-        settings={"annotations": {"auditor": {"name": "made"}}},
-        tar_sha256=tar_sha256,
-        sha256=hashlib.sha256(table).hexdigest(),
-        bytes=len(table),
-        samples=len(rows),
-        reasons=dict(Counter(row.verdict.reason for row in rows if not row.verdict.keep)),
-        annotations_from="",
-        seconds={},
-        created=finished,
-    )

@@ -30,10 +30,9 @@ from pycocotools import mask as coco
 from tiny_run import rewrite, vouch_again
 
 from synthgen.dataset.loader import open_dataset
-from synthgen.dataset.previews import preview_keys, shard_previews
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
-from synthgen.lab.bench.made_dataset import KS, make_sample, write_dataset
+from synthgen.lab.bench.made_dataset import make_sample, write_dataset
 from synthgen.lab.bench.report import bench_report
 from synthgen.report.audits import Audit, existing_audits
 from synthgen.report.overview import count_bins
@@ -200,17 +199,6 @@ def test_large_images_are_shown_smaller_with_their_true_area(tmp_path: Path) -> 
     (payload,) = payloads(render(tmp_path / "big"))
     assert (payload["height"], payload["width"]) == (14, 347)
     assert (payload["full_height"], payload["full_width"]) == (40, 1040)
-
-
-def test_previews_are_read_for_the_asked_keys_only(dataset: Path) -> None:
-    storage = open_storage(dataset)
-    assert preview_keys(storage, "train-000000") == [f"{n:010d}" for n in range(3)]
-    assert preview_keys(storage, "train-000001") == ["0000010001"]
-    ((key, preview),) = shard_previews(storage, "train-000000", {"0000000001"})
-    assert key == "0000000001"
-    labels = make_sample(1, RTL, (48, 64)).segmentation.labels
-    np.testing.assert_array_equal(np.stack([preview.labels[k] for k in KS]), labels)
-    assert list(shard_previews(storage, "train-000009", {key})) == []
 
 
 def test_an_audit_ranks_samples_and_names_reasons(audited: Path) -> None:
