@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,104 +15,85 @@ app = typer.Typer(
     help="Measure a claim. With --json, one JSON object on standard output.",
     no_args_is_help=True,
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast.")]
-Num = Annotated[int, typer.Option(min=3, help="Scenes, images or samples that are measured.")]
 
+BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "kmeans": (
+        "Exact knot-grid k-means against scikit-learn on materialized features.",
+        {"quick": False},
+    ),
+    "capture": (
+        "Cost of capturing on a full-size SD 2.1 UNet, against two rivals.",
+        {"quick": False, "num_pairs": 9},
+    ),
+    "scenes": (
+        "Quality of the embedded model: VAE, classes and colors of generated images.",
+        {"num": 200},
+    ),
+    "quality": (
+        "Masks against ground truth: per-head, head-averaged, and RGB+XY k-means.",
+        {"num": 200, "sweep": False},
+    ),
+    "report": (
+        "Time, peak memory and size of the report of many samples.",
+        {"quick": False, "num": 1000},
+    ),
+    "audit": (
+        "Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair.",
+        {"quick": False},
+    ),
+    "verdicts": (
+        "What an audit keeps of a good dataset, and of one whose masks were shuffled.",
+        {"num": 64, "auditor": "scenes-sam"},
+    ),
+    "scale": (
+        "Simulated: hours and stragglers for 1 to 512 workers, and what limits more.",
+        {"directory": ..., "shards": 10_000, "startup": 30.0, "plot": None},
+    ),
+}
+"""Command to its help and the options of its function with their defaults."""
 
-@app.command()
-def kmeans(as_json: Json = False, quick: Quick = False) -> None:
-    """Exact knot-grid k-means against scikit-learn on materialized features."""
-    from synthgen.lab.bench.kmeans import bench_kmeans
-    from synthgen.lab.bench.quality import embedded_features
-
-    _show(bench_kmeans(embedded=embedded_features(), quick=quick), as_json)
-
-
-@app.command()
-def capture(
-    as_json: Json = False,
-    quick: Quick = False,
-    num_pairs: Annotated[int, typer.Option(min=9, help="Interleaved pairs; at least 9.")] = 9,
-) -> None:
-    """Cost of capturing on a full-size SD 2.1 UNet, against two rivals."""
-    from synthgen.lab.bench.capture import bench_capture
-
-    _show(bench_capture(num_pairs=num_pairs, quick=quick), as_json)
-
-
-@app.command()
-def scenes(as_json: Json = False, num: Num = 200) -> None:
-    """Quality of the embedded model: VAE, classes and colors of generated images."""
-    from synthgen.lab.bench.scenes import bench_scenes
-
-    _show(bench_scenes(num=num), as_json)
-
-
-@app.command()
-def quality(
-    as_json: Json = False,
-    num: Num = 200,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Also over layers, grids and timesteps.")
-    ] = False,
-) -> None:
-    """Masks against ground truth: per-head, head-averaged, and RGB+XY k-means."""
-    from synthgen.lab.bench.quality import bench_quality
-
-    _show(bench_quality(num=num, sweep=sweep), as_json)
-
-
-@app.command()
-def report(as_json: Json = False, quick: Quick = False, num: Num = 1000) -> None:
-    """Time, peak memory and size of the report of many samples."""
-    from synthgen.lab.bench.report import bench_report
-
-    _show(bench_report(num=num, quick=quick), as_json)
-
-
-@app.command()
-def audit(as_json: Json = False, quick: Quick = False) -> None:
-    """Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair."""
-    from synthgen.lab.bench.audit import bench_audit
-
-    _show(bench_audit(quick=quick), as_json)
-
-
-@app.command()
-def verdicts(
-    as_json: Json = False,
-    num: Num = 64,
-    auditor: Annotated[str, typer.Option(help="Who looks at the masks.")] = "scenes-sam",
-) -> None:
-    """What an audit keeps of a good dataset, and of one whose masks were shuffled."""
-    from synthgen.lab.bench.verdicts import bench_verdicts
-
-    _show(bench_verdicts(num=num, auditor=auditor), as_json)
-
-
-@app.command()
-def scale(
-    directory: Annotated[
+OPTIONS: Mapping[str, Any] = {
+    "quick": Annotated[bool, typer.Option("--quick", help="Small: does it run, not how fast.")],
+    "num": Annotated[int, typer.Option(min=3, help="Scenes, images or samples measured.")],
+    "num_pairs": Annotated[int, typer.Option(min=9, help="Interleaved pairs; at least 9.")],
+    "sweep": Annotated[bool, typer.Option("--sweep", help="Also layers, grids and timesteps.")],
+    "auditor": Annotated[str, typer.Option(help="Who looks at the masks.")],
+    "directory": Annotated[
         str, typer.Argument(metavar="DIR", help="A dataset whose shards were measured.")
     ],
-    shards: Annotated[int, typer.Option(min=1, help="Shards of the simulated run.")] = 10_000,
-    startup: Annotated[
+    "shards": Annotated[int, typer.Option(min=1, help="Shards of the simulated run.")],
+    "startup": Annotated[
         float, typer.Option(min=0.0, help="Seconds in which a worker loads the model.")
-    ] = 30.0,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Simulated: hours and stragglers for 1 to 512 workers, and what limits more."""
-    from synthgen.lab.bench.scale import bench_scale
-
-    _show(bench_scale(directory, shards, startup=startup, plot=plot), as_json)
+    ],
+    "plot": Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg).")],
+    "as_json": Annotated[bool, typer.Option("--json", help="One JSON object.")],
+}
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    lines = [json.dumps(result)] if as_json else _lines(result)
-    print("\n".join(lines))
-    sys.stdout.flush()
+def _command(name: str, defaults: Mapping[str, Any]) -> Callable[..., None]:
+    """A command whose options are those of ``bench_NAME``, which is imported when it runs."""
+
+    def run(as_json: bool, **given: Any) -> None:
+        module = importlib.import_module(f"synthgen.lab.bench.{name}")
+        result = getattr(module, f"bench_{name}")(**given)
+        typer.echo(json.dumps(result) if as_json else "\n".join(_lines(result)))
+
+    parameters = [
+        inspect.Parameter(
+            option,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is ... else default,
+            annotation=OPTIONS[option],
+        )
+        for option, default in {**defaults, "as_json": False}.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {option: OPTIONS[option] for option in (*defaults, "as_json")}
+    return run
+
+
+for _name, (_help, _defaults) in BENCHES.items():
+    app.command(_name, help=_help)(_command(_name, _defaults))
 
 
 def _lines(tree: dict[str, Any], indent: int = 0) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,29 +27,22 @@ def soak(
 
       synthgen soak --samples 2000 --out soak    (minutes: a first look)
 
-      synthgen soak                              (20,000 samples: what README shows)
+      synthgen soak                              (20,000 samples: what was published)
     """
     from synthgen.lab.bench import soak as bench
 
     result = bench.soak(samples, out, shard_size, tell=lambda line: typer.echo(line, err=True))
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        _show(result, out)
-    if result["failures"]:
-        raise typer.Exit(1)
-
-
-def _show(result: dict[str, Any], out: Path) -> None:
-    typer.echo(f"{result['samples']} samples, {result['shards']} shards, {result['seconds']} s")
-    for name in result["quarters"][0]:
+    database, failures = result["database"], result["failures"]
+    lines = [f"{result['samples']} samples, {result['shards']} shards, {result['seconds']} s"]
+    for name, ratio in result["last_over_second"].items():
         cells = "  ".join(f"{quarter[name]:8.1f}" for quarter in result["quarters"])
-        typer.echo(f"  {name:<24} {cells}   last/second {result['last_over_second'][name]:.3f}")
-    database = result["database"]
-    typer.echo(
+        lines.append(f"  {name:<24} {cells}   last/second {ratio:.3f}")
+    lines.append(
         f"  database                 {database['rows_per_shard']} rows and "
         f"{database['bytes_per_shard']:,} bytes per shard; {database['bytes'] / 1e6:.1f} MB"
     )
-    for line in result["failures"]:
-        typer.echo(f"  FAILED  {line}", err=True)
-    typer.echo(f"  {'failed' if result['failures'] else 'flat'}: {out / 'soak.png'}")
+    lines += [f"  FAILED  {line}" for line in failures]
+    lines.append(f"  {'failed' if failures else 'flat'}: {out / 'soak.png'}")
+    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+    if failures:
+        raise typer.Exit(1)

@@ -27,7 +27,7 @@ from synthgen.embedded.mask2former import LABELS, class_scores, load_m2f
 from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.m2f import M2fTrainer
 from synthgen.lab.train.trainer import Settings
-from synthgen.lab.world.truth_corpus import TruthCorpus
+from synthgen.lab.world.corpus import TruthCorpus
 from synthgen.registry import AUDITORS, resolve
 
 

@@ -17,7 +17,7 @@ from tiny_run import write_prompts
 
 from synthgen.config import Config, GenerationConfig, ModelConfig, load
 from synthgen.diffusion.backbones import Backbone
-from synthgen.lab.bench.fake_model import draw, load_planted
+from synthgen.lab.bench.fake_model import draw, load_fake
 from synthgen.types import Failure, Prompt, Sample
 
 OVERRIDES = (
@@ -35,7 +35,7 @@ def ordered_config(folder: Path, *overrides: str) -> Config:
 
 def load_ordered(config: ModelConfig) -> Backbone:
     """The backbone, as a configuration names it."""
-    return replace(load_planted(config), draw=draw_as_ordered)
+    return replace(load_fake(config), draw=draw_as_ordered)
 
 
 def draw_as_ordered(

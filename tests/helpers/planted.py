@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from synthgen.lab.bench.fake_model import planted_heads, regions
+from synthgen.lab.bench.fake_model import fake_heads, regions
 from synthgen.types import HeadFeatures, Prompt, Sample
 
 GRID = 16
@@ -19,7 +19,7 @@ def quadrants(size: int) -> np.ndarray:
 
 def planted_sample(noise: float = 0.02, seed: int = 0) -> Sample:
     """Eight heads of the planted backbone; an image of one color, which gives nothing away."""
-    features = planted_heads(quadrants(GRID), noise, torch.Generator().manual_seed(seed))
+    features = fake_heads(quadrants(GRID), noise, torch.Generator().manual_seed(seed))
     image = np.full((PIXELS, PIXELS, 3), 127, dtype=np.uint8)
     return Sample(Prompt("planted", "four quadrants"), seed, image, features)
 

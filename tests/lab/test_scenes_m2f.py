@@ -11,14 +11,14 @@ import torch
 
 from synthgen.embedded.mask2former import LABELS, build_processor, load_m2f, m2f_weights_dir
 from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
-from synthgen.lab.bench.embedded_m2f import bench_m2f, class_ious, confusion, summarize
+from synthgen.lab.bench.embedded_m2f import bench_m2f
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.m2f import M2fTrainer, degrade, draw_batch, split_classes
 from synthgen.lab.train.trainer import Settings
+from synthgen.lab.world.corpus import TruthCorpus, truth_corpus
 from synthgen.lab.world.render import render
-from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
 
 
 @pytest.fixture(scope="module")
@@ -145,28 +145,6 @@ def test_a_changed_file_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "weights" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json .* must have sha256"):
         m2f_weights_dir(tmp_path / "weights")
-
-
-def test_ious_equal_those_of_sets_of_pixels() -> None:
-    rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(0, 6, (2, 4, 9, 7))
-    counts = confusion(truth, predicted, 8)
-    for number, iou in enumerate(class_ious(counts)):
-        true = {i for i, value in enumerate(truth.ravel()) if value == number}
-        said = {i for i, value in enumerate(predicted.ravel()) if value == number}
-        if true | said:
-            assert iou == pytest.approx(len(true & said) / len(true | said))
-        else:
-            assert np.isnan(iou)
-
-
-def test_the_background_does_not_count_in_the_mean() -> None:
-    counts = np.diag([1000, 10, 10, 0])
-    counts[1, 2] = 10
-    figures = summarize(counts)
-    assert figures["miou"] == 0.5  # 10 / 20 and 10 / 20; the class that is never met is left out
-    assert figures["background_iou"] == 1.0
-    assert figures["pixel_accuracy"] == pytest.approx(1020 / 1030, abs=1e-4)
 
 
 def test_figures_of_untrained_weights_are_poor(trained: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ needs_weights = pytest.mark.skipif(not HAVE_WEIGHTS, reason="weights not exporte
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return render_corpus(12, 0.7, workers=0)
+    return render_corpus(12, 0.7)
 
 
 @pytest.fixture(scope="module")

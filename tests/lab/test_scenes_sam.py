@@ -48,8 +48,8 @@ from synthgen.lab.train.sam_prompts import (
     level_masks,
     region_map,
 )
+from synthgen.lab.world.corpus import TruthCorpus, truth_corpus
 from synthgen.lab.world.render import render
-from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from synthgen.config import (
 from synthgen.diffusion.backbones import Backbone
 from synthgen.embedded.vocabulary import TUNING_SEEDS
 from synthgen.jobs.batch import Recipe, make_batch
-from synthgen.lab.bench.fake_model import draw, load_planted
+from synthgen.lab.bench.fake_model import draw, load_fake
 from synthgen.lab.downstream.labels import degrade_truth, measure_refiners, score_maps
 from synthgen.lab.world.render import Scene, render
 from synthgen.labeling.refine import refine
@@ -116,7 +116,7 @@ def load_heat_and_heads(config: ModelConfig) -> Backbone:
         maps = Heatmaps(("cat",), heat[None], heat.flip(0))
         return [replace(sample, heatmaps=maps) for sample in draw(*planned)]
 
-    return replace(load_planted(config), draw=draw_heat)
+    return replace(load_fake(config), draw=draw_heat)
 
 
 def load_heat_alone(config: ModelConfig) -> Backbone:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +29,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from synthgen.diffusion.attention import record
+from synthgen.lab.memory import peak_bytes, reset_peak
 
 PACKAGE = "attention-map-diffusers"
 RECOMPUTED = "recomputed in a hook"
@@ -234,32 +234,3 @@ def _recomputed(unet: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
                 handles.callback(module.register_forward_hook(attend_again).remove)
         output = unet(**inputs).sample
     return output, sum(kept.nbytes for kept in outputs)
-
-
-def reset_peak(on_gpu: bool) -> int:
-    """Start a new measurement of peak memory; returns what is in use now."""
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-    except OSError:
-        return 0
-    return _status_bytes("VmRSS")
-
-
-def peak_bytes(on_gpu: bool) -> int:
-    """Most memory in use since `reset_peak`: of the GPU's allocator, or resident; 0: unknown."""
-    return torch.cuda.max_memory_allocated() if on_gpu else _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status in bytes; 0 where there is none."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    for line in status.read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return 0

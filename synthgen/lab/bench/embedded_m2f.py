@@ -1,24 +1,20 @@
 """How well the embedded Mask2Former names the pixels of scenes that nothing was fitted on.
 
 Intersections and unions are summed over all scenes, as in VOC, then averaged over classes. `miou`
-is the mean of the twelve object classes; the background, which is easy, is reported beside it.
+is the mean of the twelve object classes; the background, which is easy, is reported by itself.
 
     python -m synthgen.lab.bench.embedded_m2f --num 200 --record
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
-from synthgen.embedded.card import record_quality
 from synthgen.embedded.mask2former import (
     LABELS,
     SHIPPED_M2F,
@@ -27,8 +23,11 @@ from synthgen.embedded.mask2former import (
     predict_scores,
 )
 from synthgen.embedded.vocabulary import VALIDATION_SEEDS
+from synthgen.lab.bench.recording import figures_parser, show_figures
+from synthgen.lab.downstream.scoring import summarize
+from synthgen.lab.processes import in_processes
 from synthgen.lab.world.render import render
-from synthgen.segmentation.metrics import class_ious, confusion
+from synthgen.segmentation.metrics import confusion
 
 BATCH = 10
 
@@ -47,52 +46,39 @@ def _count_part(folder: Path, seeds: Sequence[int]) -> Int[np.ndarray, "cls cls"
     return counts
 
 
-def summarize(counts: Int[np.ndarray, "cls cls"]) -> dict[str, float]:
-    """The card's figures of a confusion matrix whose class 0 is the background."""
-    ious = class_ious(counts)
-    return {
-        "miou": round(float(np.nanmean(ious[1:])), 4),
-        "background_iou": round(float(ious[0]), 4),
-        "worst_class_iou": round(float(np.nanmin(ious[1:])), 4),
-        "pixel_accuracy": round(float(counts.diagonal().sum() / counts.sum()), 4),
-    }
-
-
 def bench_m2f(
-    num: int = 200, folder: Path | None = None, workers: int = 2, first: int = VALIDATION_SEEDS[0]
+    num: int = 200, folder: Path = SHIPPED_M2F, workers: int = 2, first: int = VALIDATION_SEEDS[0]
 ) -> dict[str, float]:
     """Quality of the embedded Mask2Former.
 
     Args:
         num: Validation scenes.
-        folder: Weights; the shipped ones by default.
+        folder: Weights.
         workers: Processes; 0 measures in this one.
         first: Seed of the first scene.
 
     Returns:
         `miou` over the object classes, `background_iou`, `worst_class_iou`, `pixel_accuracy`.
     """
-    folder = m2f_weights_dir() if folder is None else folder
     seeds = range(first, first + num)
-    if workers == 0:
-        return summarize(_count_part(folder, seeds))
-    with get_context("spawn").Pool(workers) as pool:
-        jobs = [(folder, seeds[rank::workers]) for rank in range(workers)]
-        return summarize(np.sum(pool.starmap(_count_part, jobs), axis=0))
+    jobs = [
+        (m2f_weights_dir(folder), seeds[rank :: max(1, workers)]) for rank in range(workers or 1)
+    ]
+    scores = summarize(np.sum(in_processes(_count_part, jobs, workers), axis=0), LABELS)
+    background, *objects = (scores.class_iou[name] for name in LABELS if name in scores.class_iou)
+    figures = {
+        "miou": scores.object_miou,
+        "background_iou": background,
+        "worst_class_iou": min(objects),
+        "pixel_accuracy": scores.pixel_accuracy,
+    }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def main() -> None:
     """Measure the weights, print the figures as JSON, and write them into the card."""
-    parser = argparse.ArgumentParser(description="Quality of the embedded Mask2Former.")
-    parser.add_argument("--num", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--weights", type=Path, default=SHIPPED_M2F)
-    parser.add_argument("--record", action="store_true", help="write the figures into the card")
-    args = parser.parse_args()
-    figures = bench_m2f(args.num, m2f_weights_dir(args.weights), args.workers)
-    print(json.dumps({"num": args.num, **figures}))
-    if args.record:
-        record_quality({"num": args.num, **figures}, args.weights)
+    args = figures_parser("Quality of the embedded Mask2Former.", SHIPPED_M2F).parse_args()
+    show_figures(args, bench_m2f(args.num, args.weights, args.workers))
 
 
 if __name__ == "__main__":

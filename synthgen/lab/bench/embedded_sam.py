@@ -8,10 +8,8 @@ than 20 visible pixels, a disc of five across: less than a cell of the 16x16 poi
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,10 @@ import torch
 from jaxtyping import Bool
 from segment_anything import SamAutomaticMaskGenerator
 
-from synthgen.embedded.card import record_quality
 from synthgen.embedded.sam import AUTOMATIC_DEFAULTS, SHIPPED_SAM, load_folder
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.lab.bench.recording import figures_parser, show_figures
+from synthgen.lab.processes import in_processes
 from synthgen.lab.world.render import Scene, render
 from synthgen.segmentation.packed import iou_matrix
 
@@ -31,8 +30,7 @@ MIN_PIXELS = 20
 
 def true_objects(scene: Scene) -> Bool[np.ndarray, "object height width"]:
     """Masks of the objects of at least `MIN_PIXELS`."""
-    masks = [scene.instance == item.instance for item in scene.objects]
-    return _large(masks, scene)
+    return _large([scene.instance == item.instance for item in scene.objects], scene)
 
 
 def true_parts(scene: Scene) -> Bool[np.ndarray, "part height width"]:
@@ -47,7 +45,7 @@ def true_parts(scene: Scene) -> Bool[np.ndarray, "part height width"]:
 
 
 def _large(
-    masks: list[Bool[np.ndarray, "height width"]], scene: Scene
+    masks: Sequence[Bool[np.ndarray, "height width"]], scene: Scene
 ) -> Bool[np.ndarray, "mask height width"]:
     kept = [mask for mask in masks if mask.sum() >= MIN_PIXELS]
     return np.stack(kept) if kept else np.zeros((0, *scene.instance.shape), dtype=bool)
@@ -99,11 +97,7 @@ def evaluate_sam(
     """
     settings: dict[str, Any] = {**AUTOMATIC_DEFAULTS, **(parameters or {})}
     jobs = [(folder, settings, seeds[first :: max(1, workers)]) for first in range(workers or 1)]
-    if workers == 0:
-        results = [_evaluate_part(*job) for job in jobs]
-    else:
-        with get_context("spawn").Pool(workers) as pool:
-            results = pool.starmap(_evaluate_part, jobs)
+    results = in_processes(_evaluate_part, jobs, workers)
     rows = [row for part in results for row in part]
     return {
         "object_iou": round(float(np.mean([iou for row in rows for iou in row[0]])), 4),
@@ -114,22 +108,15 @@ def evaluate_sam(
 
 def main() -> None:
     """Measure the weights, print the figures as JSON, and write them into the card if asked to."""
-    parser = argparse.ArgumentParser(description="Quality of scenes-sam in automatic mode.")
-    parser.add_argument("--num", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--weights", type=Path, default=SHIPPED_SAM)
+    parser = figures_parser("Quality of scenes-sam in automatic mode.", SHIPPED_SAM)
     parser.add_argument("--tuning", action="store_true", help="scenes to choose settings on")
     parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=NUMBER")
-    parser.add_argument("--record", action="store_true", help="write the figures into the card")
     args = parser.parse_args()
+    if args.record and (args.tuning or args.set):
+        parser.error("--record needs validation scenes and the default parameters")
     seeds = list((TUNING_SEEDS if args.tuning else VALIDATION_SEEDS)[: args.num])
     parameters = {name: json.loads(value) for name, value in (s.split("=", 1) for s in args.set)}
-    figures = evaluate_sam(seeds, args.weights, parameters, args.workers)
-    print(json.dumps({"num": args.num, **figures}))
-    if args.record:
-        if args.tuning or parameters:
-            parser.error("--record needs validation scenes and the default parameters")
-        record_quality({"num": args.num, **figures}, args.weights)
+    show_figures(args, evaluate_sam(seeds, args.weights, parameters, args.workers))
 
 
 if __name__ == "__main__":

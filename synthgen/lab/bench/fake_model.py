@@ -1,8 +1,8 @@
-"""A backbone without a network: samples with planted regions, a millisecond each.
+"""A backbone without a network: samples whose regions are known, a millisecond each.
 
 Everything behind the model is real (segmentation, encoding, shards, markers, flow), so that what
 is told about thousands of shards, about kills and about full disks needs no UNet to be told.
-Name it as ``model.card=synthgen.lab.bench.fake_model:load_planted``.
+Name it as ``model.card=synthgen.lab.bench.fake_model:load_fake``.
 
 Four regions meet at a point, and each head separates one pair of them only: per-head features
 recover all regions, their mean over the heads none (BL's claim in checkable form).
@@ -23,7 +23,7 @@ from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.cards import Card
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
-CARD = "synthgen.lab.bench.fake_model:load_planted"
+CARD = "synthgen.lab.bench.fake_model:load_fake"
 SIDE = 32  # pixels of an image whose size is not asked for
 PATCH = 4  # pixels per grid node
 DIM = 8  # of a head
@@ -43,7 +43,7 @@ def regions(height: int, width: int, row: int, column: int) -> UInt8[np.ndarray,
     return (below[:, None] * 2 + right[None, :]).astype(np.uint8)
 
 
-def planted_heads(
+def fake_heads(
     region: UInt8[np.ndarray, "height width"], noise: float, generator: torch.Generator
 ) -> HeadFeatures:
     """One layer of eight heads: +u on the first region of a pair, -u on the second, else 0.
@@ -74,12 +74,12 @@ def draw(
     ]
 
 
-def load_planted(_config: ModelConfig) -> Backbone:
+def load_fake(_config: ModelConfig) -> Backbone:
     """The backbone, as a configuration names it."""
     return Backbone(
         pipeline=SimpleNamespace(scheduler=DDIMScheduler()),
-        card=Card(name="planted", height=SIDE, width=SIDE, num_inference_steps=1),
-        identity={"id": "planted", "revision": None, "sha256": {}},
+        card=Card(name="fake", height=SIDE, width=SIDE, num_inference_steps=1),
+        identity={"id": "fake", "revision": None, "sha256": {}},
         device=torch.device("cpu"),
         dtype=torch.float32,
         draw=draw,
@@ -93,4 +93,4 @@ def _sample(prompt: Prompt, seed: int, height: int, width: int) -> Sample:
     colors = torch.randint(0, 256, (4, 3), dtype=torch.uint8, generator=generator).numpy()
     region = regions(*grid, row, column)
     image = colors[region].repeat(PATCH, axis=0).repeat(PATCH, axis=1)
-    return Sample(prompt, seed, image, planted_heads(region, NOISE, generator))
+    return Sample(prompt, seed, image, fake_heads(region, NOISE, generator))

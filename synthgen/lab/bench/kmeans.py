@@ -12,13 +12,10 @@ does not depend on how many there are); standard error says so.
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,6 +27,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from synthgen.lab.bench.explicit import ExplicitEngine, materialize
+from synthgen.lab.bench.quality import embedded_features
+from synthgen.lab.memory import peak_bytes, reset_peak
+from synthgen.lab.processes import in_processes
 from synthgen.segmentation.features import head_blocks
 from synthgen.segmentation.interpolation import Interpolant
 from synthgen.segmentation.kmeans import KS, cluster
@@ -56,21 +56,19 @@ def bench_kmeans(embedded: HeadFeatures | None = None, quick: bool = False) -> d
     """Times, agreement, memory and inertia of the knot grid against scikit-learn.
 
     Args:
-        embedded: Features captured from the embedded model.
+        embedded: Features captured from the embedded model; captured here by default.
         quick: Smaller images; for a check that the bench runs.
     """
     sizes, top = ((128, 256), 256) if quick else ((256, 512, 1024), 512)
     smooth, rough = made_blocks(SMOOTH), made_blocks(ROUGH)
+    captured = [block.cpu() for block in head_blocks(embedded or embedded_features())]
     result: dict[str, Any] = {
         "smooth": {
             str(size): _measure(f"smooth {size}", smooth, size, size <= top) for size in sizes
         },
         "rough": {str(top): _measure(f"rough {top}", rough, top)},
-        "embedded": {str(top): None},
+        "embedded": {str(top): _measure(f"embedded {top}", captured, top)},
     }
-    if embedded is not None:
-        captured = [block.cpu() for block in head_blocks(embedded)]
-        result["embedded"][str(top)] = _measure(f"embedded {top}", captured, top)
     result["peak_extra_ratio"] = _peak_extra("knot", top) / _peak_extra("sklearn", top)
     result["inertia_ratio"] = inertia_ratio(smooth, 128, 3 if quick else 11)
     _say(f"peak extra {result['peak_extra_ratio']:.4f}, inertia {result['inertia_ratio']:.4f}")
@@ -165,29 +163,20 @@ def _agreement(name: str, blocks: Blocks, size: int, dtype: torch.dtype) -> floa
 
 def _peak_extra(route: str, size: int) -> float:
     """Peak memory in bytes that a route adds, measured in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return float(pool.apply(_peak_extra_here, (route, size)))
+    return float(in_processes(_peak_extra_here, [(route, size)], workers=1)[0])
 
 
 def _peak_extra_here(route: str, size: int) -> int:
-    """Linux: the high-water mark of resident memory, reset before the route is taken."""
     blocks = made_blocks(SMOOTH)
     start = _start(blocks, size)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status_bytes("VmRSS")
+    before = reset_peak()
     if route == "knot":
         _ours(blocks, size, start)
     else:
         last = start[0, -KS[-1] :].numpy()
         full = materialize(blocks, (size, size)).flatten(0, 1).numpy()
         KMeans(KS[-1], init=last, n_init=1, max_iter=2, tol=0.0).fit(full)
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    assert found is not None
-    return int(found[1]) * 1024
+    return peak_bytes() - before
 
 
 def _timed(work: Any) -> float:

@@ -7,14 +7,14 @@ beside it.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from synthgen.lab.bench.made_dataset import make_sample, write_dataset
+from synthgen.lab.memory import peak_bytes
+from synthgen.lab.processes import in_processes
 
 SIZE = (512, 512)  # SD 2.1-base
 COPIES_OF = 4
@@ -36,27 +36,19 @@ def bench_report(num: int = 1000, quick: bool = False) -> dict[str, Any]:
     samples = [make_sample(seed, f"made sample {seed}", size) for seed in range(COPIES_OF)]
     with tempfile.TemporaryDirectory(prefix="synthgen-") as folder:
         write_dataset(Path(folder) / "made", samples, num)
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            measured = pool.apply(_measure, (folder,))
+        (measured,) = in_processes(_measure, [(folder,)], workers=1)
     return {"samples": num, "shown": min(num, SHOWN), **measured}
 
 
 def _measure(folder: str) -> dict[str, float]:
     from synthgen.report.page import write_report
 
-    imports = _peak_mb()
-    started = time.perf_counter()
+    imports, started = peak_bytes(), time.perf_counter()
     page = Path(folder) / "index.html"
     write_report(Path(folder) / "made", num=SHOWN, out=page)
     return {
         "seconds": round(time.perf_counter() - started, 2),
-        "peak_mb": round(_peak_mb(), 1),
-        "imports_mb": round(imports, 1),
+        "peak_mb": round(peak_bytes() / 1e6, 1),
+        "imports_mb": round(imports / 1e6, 1),
         "page_mb": round(page.stat().st_size / 1e6, 2),
     }
-
-
-def _peak_mb() -> float:
-    """Highest resident memory of this process so far; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

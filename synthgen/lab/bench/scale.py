@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from synthgen.dataset.manifest import Marker, read_markers
@@ -68,7 +67,7 @@ def bootstrap(
 
 
 def bench_scale(
-    out: str | Path,
+    directory: str | Path,
     shards: int = 10_000,
     startup: float = STARTUP_SECONDS,
     plot: Path | None = None,
@@ -76,7 +75,7 @@ def bench_scale(
     """Makespan, efficiency and stragglers by number of workers, and the limits beyond.
 
     Args:
-        out: A dataset whose markers give the measured times.
+        directory: A dataset whose markers give the measured times.
         shards: Shards of the simulated run.
         startup: Seconds in which a worker loads the model.
         plot: Image file to write, by its suffix.
@@ -90,19 +89,20 @@ def bench_scale(
     """
     markers = [
         marker
-        for marker in read_markers(open_storage(out))
+        for marker in read_markers(open_storage(directory))
         if marker.planned and MADE in marker.seconds  # shards of a merge were only copied
     ]
     measured = np.array([sum(marker.seconds.values()) for marker in markers])
     if len(measured) < 2 or not measured.min() > 0:
         raise ValueError(
-            f"At least 2 shards must have been made and timed. Got {len(measured)} in {out}; "
-            f"make some with 'synthgen generate --set dataset.shard_size=8'."
+            f"At least 2 shards must have been made and timed. Got {len(measured)} in "
+            f"{directory}; make some with 'synthgen generate --set dataset.shard_size=8'."
         )
     drawn = [bootstrap(measured, shards, seed) for seed in range(REPLICATES)]
     rows = {str(count): _row(drawn, count, startup) for count in WORKERS}
     if plot is not None:
-        _save(scale_figure(rows, shards), plot)
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        scale_figure(rows, shards).savefig(plot, dpi=110)
     return {
         "basis": {
             "measured_shards": len(measured),
@@ -140,7 +140,6 @@ def scale_figure(rows: dict[str, dict[str, float]], shards: int) -> Figure:
     counts = [int(count) for count in rows]
     hours, ideal = [row["hours"] for row in rows.values()], next(iter(rows.values()))["hours"]
     figure = Figure(figsize=(8.0, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.loglog(counts, hours, "o-", color="#0072B2", label=f"{shards:,} shards")
     straight = [ideal * counts[0] / count for count in counts]
@@ -169,8 +168,3 @@ def _row(
         "efficiency": float(np.median(work / (workers * times[:, 0]))),
         "straggler_seconds": float(np.median(times[:, 0] - times[:, 1])),
     }
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)

@@ -5,11 +5,8 @@ Figures of `synthgen bench scenes`: all on seeds or prompts that no recipe and n
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +15,11 @@ from diffusers import StableDiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from synthgen.embedded.card import SHIPPED, read_card, record_quality, weights_dir
+from synthgen.embedded.card import SHIPPED, read_card, weights_dir
 from synthgen.embedded.mask2former import load_m2f, m2f_weights_dir, predict_scores
 from synthgen.embedded.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
+from synthgen.lab.bench.recording import figures_parser, show_figures
+from synthgen.lab.processes import in_processes
 from synthgen.lab.train.classifier import classify, load_classifier, single_object_accuracy
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.models import load_pipeline
@@ -91,19 +90,6 @@ def _generate_part(
     return generate_images(load_pipeline(folder), prompts, steps, scale, seed).numpy()
 
 
-def generate_in_processes(
-    folder: Path, prompts: list[str], num_inference_steps: int, guidance_scale: float, workers: int
-) -> Float[Tensor, "batch 3 height width"]:
-    """Images as of `generate_images`, the prompts shared out to processes."""
-    share = -(-len(prompts) // workers)
-    jobs = [
-        (folder, prompts[first : first + share], num_inference_steps, guidance_scale, first)
-        for first in range(0, len(prompts), share)
-    ]
-    with get_context("spawn").Pool(workers) as pool:
-        return torch.from_numpy(np.concatenate(pool.starmap(_generate_part, jobs)))
-
-
 def prompt_accuracy(
     images: Float[Tensor, "batch 3 height width"], prompts: list[str], folder: Path
 ) -> tuple[float, float]:
@@ -150,12 +136,12 @@ def detect(
     return float(np.mean(whole)), float(np.mean(present)), float(np.mean(bound or [False]))
 
 
-def bench_scenes(num: int = 200, folder: Path | None = None, workers: int = 2) -> dict[str, float]:
+def bench_scenes(num: int = 200, folder: Path = SHIPPED, workers: int = 2) -> dict[str, float]:
     """Quality of the embedded world on held-out seeds.
 
     Args:
         num: Images to generate from prompts of one, of two and of three objects each.
-        folder: Pipeline folder; the shipped weights by default.
+        folder: Pipeline folder.
         workers: Processes that generate.
 
     Returns:
@@ -163,45 +149,38 @@ def bench_scenes(num: int = 200, folder: Path | None = None, workers: int = 2) -
         object, `classifier_accuracy` on rendered ones; for each number of objects, what `detect`
         says of generated images and, as ceiling, of rendered ones.
     """
-    folder = weights_dir() if folder is None else folder
-    card = read_card(folder)
+    card = read_card(weights_dir(folder))
+    steps, scale = card["num_inference_steps"], card["guidance_scale"]
     figures: dict[str, float] = {}
     for number in (3, 2, 1):
         scenes = held_out_scenes(num, number)
         prompts = [scene.caption for scene in scenes]
-        images = generate_in_processes(
-            folder, prompts, card["num_inference_steps"], card["guidance_scale"], workers
-        )
+        share = -(-len(prompts) // workers)
+        jobs = [
+            (folder, prompts[first : first + share], steps, scale, first)
+            for first in range(0, len(prompts), share)
+        ]
+        images = torch.from_numpy(np.concatenate(in_processes(_generate_part, jobs, workers)))
         rendered_images = image_to_unit(torch.from_numpy(np.stack([s.image for s in scenes])))
         for kind, shown in (("", images), ("rendered_", rendered_images)):
-            whole, present, bound = detect(shown, prompts)
-            figures[f"{kind}all_of_{number}"] = round(whole, 4)
-            figures[f"{kind}each_of_{number}"] = round(present, 4)
-            figures[f"{kind}color_of_{number}"] = round(bound, 4)
+            seen = zip(("all", "each", "color"), detect(shown, prompts), strict=True)
+            figures |= {f"{kind}{name}_of_{number}": share for name, share in seen}
     class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
-    rendered = render_corpus(NUM_RENDERED, 1.0, VALIDATION_SEEDS.start, workers=0)
+    rendered = render_corpus(NUM_RENDERED, 1.0, VALIDATION_SEEDS.start)
     classifier_accuracy, _ = single_object_accuracy(load_classifier(folder), rendered)
-    return {
-        "vae_psnr": round(reconstruction_psnr(load_pipeline(folder)), 3),
-        "class_accuracy": round(class_accuracy, 4),
-        "color_accuracy": round(color_accuracy, 4),
-        "classifier_accuracy": round(classifier_accuracy, 4),
-        **figures,
+    figures |= {
+        "class_accuracy": class_accuracy,
+        "color_accuracy": color_accuracy,
+        "classifier_accuracy": classifier_accuracy,
     }
+    psnr = round(reconstruction_psnr(load_pipeline(folder)), 3)
+    return {"vae_psnr": psnr, **{name: round(share, 4) for name, share in figures.items()}}
 
 
 def main() -> None:
-    """Measure the shipped weights, print the figures as JSON, and write them into the card."""
-    parser = argparse.ArgumentParser(description="Quality of the embedded weights.")
-    parser.add_argument("--num", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--weights", type=Path, default=SHIPPED)
-    parser.add_argument("--record", action="store_true", help="write the figures into the card")
-    args = parser.parse_args()
-    figures = bench_scenes(args.num, weights_dir(args.weights), workers=args.workers)
-    print(json.dumps({"num": args.num, **figures}))
-    if args.record:
-        record_quality({"num": args.num, **figures}, args.weights)
+    """Measure the weights, print the figures as JSON, and write them into the card if asked to."""
+    args = figures_parser("Quality of the embedded weights.", SHIPPED).parse_args()
+    show_figures(args, bench_scenes(args.num, args.weights, args.workers))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Thousands of planted samples through the real flow: do memory, speed and database stay flat?
+"""Thousands of samples of the fake model through the real flow: do memory and speed stay flat?
 
 The command ``synthgen generate`` runs as a child with a Prefect server of its own and is watched
-from outside: its resident memory and CPU time, its server's memory and database, once
-per shard. What a run of days would show, the quarters of a long run show before: the last must
-not hold more memory than the second (the first warms up), nor be slower. Speed is samples per
-CPU time of a yardstick, a fixed piece of work that is timed beside every shard: the wall clock
-belongs to whoever else uses the machine, and so does half of the speed of its cores.
+from outside: its resident memory and CPU time, its server's memory and database, once per shard.
+What a run of days would show, the quarters of a long run show before: the last must not hold more
+memory than the second (the first warms up), nor be slower. The wall clock belongs to whoever else
+uses the machine, and so does half of the speed of its cores. So speed is samples per CPU time of a
+reference workload, a fixed piece of work that is timed with every shard: what takes as many of
+those as before has stayed as fast, whatever the clock says.
 
 Everything is kept in one folder; interrupted, the same call goes on, and the longest stretch
 without an interruption is judged.
@@ -21,24 +22,28 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import torch
+from matplotlib.figure import Figure
 
 from synthgen import jobs
 from synthgen.config import Config, dump, load
 from synthgen.dataset.verify import verify_dataset
-from synthgen.lab.bench.fake_model import CARD
-from synthgen.lab.bench.reference_workload import Yardstick
-from synthgen.lab.bench.soak_figure import save_figure
+from synthgen.lab.bench.fake_model import CARD, draw
+from synthgen.segmentation.segment import segment_sample
+from synthgen.types import Prompt, Sample
 
 MEMORY_RATIO = 1.05  # most resident memory of the last quarter over that of the second
-SPEED_RATIO = 0.9  # least samples per CPU time of the yardstick, likewise
+SPEED_RATIO = 0.9  # least samples per CPU time of the reference workload, likewise
 TELL_SECONDS = 30.0
+LEAST_SHARDS = 8  # two per quarter
 SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -51,6 +56,8 @@ OVERRIDES = (
     *(f"model.card={CARD}", "segmentation.clusters.ks=[2,4]", "generation.batch_size=10"),
     *("segmentation.clusters.max_iterations=8", "segmentation.features.components=2"),
 )
+COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by everybody
+WINDOWS = 40  # of the picture, over which speed is averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Reading:
         flow_bytes: Resident memory of the flow's process.
         server_bytes: Of its Prefect server.
         cpu_seconds: Of the flow, since it began; the server's loops run by the clock.
-        yardstick_seconds: CPU time of all yardsticks so far, one per reading.
+        reference_seconds: CPU time of all reference workloads so far, one per reading.
         database_bytes: Of the server's database and its log.
         database_rows: Of all tables.
     """
@@ -75,7 +82,7 @@ class Reading:
     flow_bytes: int
     server_bytes: int
     cpu_seconds: float
-    yardstick_seconds: float
+    reference_seconds: float
     database_bytes: int
     database_rows: int
 
@@ -102,23 +109,17 @@ def soak(
     out.mkdir(parents=True, exist_ok=True)
     config = load(overrides=[*OVERRIDES, f"num={samples}", f"dataset.shard_size={shard_size}"])
     (out / "soak.yaml").write_text(dump(config), encoding="utf-8")
-    standing = read_readings(out)
-    if not is_made(config, out / "dataset"):
-        _watch(out, 1 + max((row.stretch for row in standing), default=0), samples, tell)
-    result = judge(longest_stretch(read_readings(out)))
+    done = (out / "dataset" / "manifest.json").exists() and jobs.status(out / "dataset")
+    if not (done and done.finalized and done.planned == config.planned):
+        stretch = 1 + max((row.stretch for row in read_readings(out)), default=0)
+        _watch(out, config, stretch, tell)
+    rows = longest_stretch(read_readings(out))
+    result = judge(rows)
     problems = verify_dataset(out / "dataset", deep=True)
     result["failures"] += [f"verify --deep: {problem}" for problem in problems[:5]]
     (out / "soak.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    save_figure([asdict(row) for row in longest_stretch(read_readings(out))], out / "soak.png")
+    soak_figure(rows).savefig(out / "soak.png", dpi=100)
     return result
-
-
-def is_made(config: Config, dataset: Path) -> bool:
-    """Whether a dataset holds all that is planned."""
-    if not (dataset / "manifest.json").exists():
-        return False
-    status = jobs.status(dataset)
-    return status.finalized and status.planned == config.planned
 
 
 def read_readings(out: Path) -> list[Reading]:
@@ -135,14 +136,14 @@ def longest_stretch(rows: Sequence[Reading]) -> list[Reading]:
     """The readings of the stretch in which most samples were made.
 
     Raises:
-        ValueError: If it has fewer than eight, two per quarter.
+        ValueError: If it has too few.
     """
     stretches = {row.stretch: [r for r in rows if r.stretch == row.stretch] for row in rows}
     longest = max(stretches.values(), key=lambda found: found[-1].samples, default=[])
-    if len(longest) < 8:
+    if len(longest) < LEAST_SHARDS:
         raise ValueError(
-            f"A soak must make at least 8 shards in one go. Got {len(longest)}; ask for more "
-            f"--samples in another --out."
+            f"A soak must make at least {LEAST_SHARDS} shards in one go. Got {len(longest)}; ask "
+            "for more --samples in another --out."
         )
     return longest
 
@@ -156,31 +157,27 @@ def judge(rows: Sequence[Reading]) -> dict[str, Any]:
     quarters = [_quarter(rows, number) for number in range(4)]
     second, last = quarters[1], quarters[3]
     ratios = {name: last[name] / second[name] for name in second if second[name] > 0}
-    bounds = {
-        "flow_mb": (ratios["flow_mb"] <= MEMORY_RATIO, f"at most {MEMORY_RATIO}"),
-        "server_mb": (ratios["server_mb"] <= MEMORY_RATIO, f"at most {MEMORY_RATIO}"),
-        "samples_per_yardstick": (
-            ratios["samples_per_yardstick"] >= SPEED_RATIO,
-            f"at least {SPEED_RATIO}",
-        ),
-    }
-    shards = len(rows) - 1
+    memory = {name: ratios[name] <= MEMORY_RATIO for name in ("flow_mb", "server_mb")}
+    speed = {"samples_per_reference": ratios["samples_per_reference"] >= SPEED_RATIO}
+    shards, first, final = len(rows) - 1, rows[0], rows[-1]
     return {
-        "samples": rows[-1].samples,
+        "samples": final.samples,
         "shards": len(rows),
-        "seconds": round(rows[-1].seconds, 1),
-        "stretch": rows[0].stretch,
+        "seconds": round(final.seconds, 1),
+        "stretch": first.stretch,
         "quarters": quarters,
         "last_over_second": {name: round(value, 4) for name, value in ratios.items()},
         "database": {
-            "bytes_per_shard": round((rows[-1].database_bytes - rows[0].database_bytes) / shards),
-            "rows_per_shard": round((rows[-1].database_rows - rows[0].database_rows) / shards, 2),
-            "bytes": rows[-1].database_bytes,
-            "rows": rows[-1].database_rows,
+            "bytes_per_shard": round((final.database_bytes - first.database_bytes) / shards),
+            "rows_per_shard": round((final.database_rows - first.database_rows) / shards, 2),
+            "bytes": final.database_bytes,
+            "rows": final.database_rows,
         },
         "failures": [
-            f"{name}: the last quarter must be {wanted} of the second. Got {ratios[name]:.3f}."
-            for name, (holds, wanted) in bounds.items()
+            f"{name}: the last quarter must be "
+            f"{f'at least {SPEED_RATIO}' if name in speed else f'at most {MEMORY_RATIO}'} of the "
+            f"second. Got {ratios[name]:.3f}."
+            for name, holds in (memory | speed).items()
             if not holds
         ],
     }
@@ -192,21 +189,44 @@ def _quarter(rows: Sequence[Reading], number: int) -> dict[str, float]:
     inside = rows[edges[0] + 1 : edges[1] + 1]
     made = last.samples - first.samples
     per_cpu_second = made / (last.cpu_seconds - first.cpu_seconds)
-    yardstick = (last.yardstick_seconds - first.yardstick_seconds) / len(inside)
+    reference = (last.reference_seconds - first.reference_seconds) / len(inside)
     return {
         "flow_mb": sum(row.flow_bytes for row in inside) / len(inside) / 1e6,
         "server_mb": sum(row.server_bytes for row in inside) / len(inside) / 1e6,
         "samples_per_second": made / (last.seconds - first.seconds),
         "samples_per_cpu_second": per_cpu_second,
-        "samples_per_yardstick": per_cpu_second * yardstick,
+        "samples_per_reference": per_cpu_second * reference,
     }
 
 
-def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -> None:
+def reference_workload(config: Config) -> Callable[[], float]:
+    """A fixed piece of work: segments the same samples of the fake model, on one thread.
+
+    Returns:
+        Does it; gives the seconds of CPU that it takes now.
+    """
+    made = draw([Prompt("reference", "a reference")] * 4, range(4), config.generation)
+    samples = [sample for sample in made if isinstance(sample, Sample)]
+
+    def work() -> float:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            started = time.process_time()
+            for sample in samples:
+                segment_sample(sample, config.segmentation)
+            return time.process_time() - started
+        finally:
+            torch.set_num_threads(threads)
+
+    return work
+
+
+def _watch(out: Path, config: Config, stretch: int, tell: Callable[[str], None]) -> None:
     """Run the command to its end and write a reading whenever it says that a shard is done."""
-    made, started, said, yards = 0, 0.0, -math.inf, 0.0
-    yardstick = Yardstick(load(out / "soak.yaml"))
-    yardstick.seconds()  # warm up
+    made, started, said, reference = 0, 0.0, -math.inf, 0.0
+    work, database = reference_workload(config), out / "prefect" / "prefect.db"
+    work()  # warm up
     with _command(out) as (process, events), (out / "readings.jsonl").open("a") as file:
         file.write("\n")  # behind a line that was cut off
         for event in events:
@@ -214,20 +234,28 @@ def _watch(out: Path, stretch: int, samples: int, tell: Callable[[str], None]) -
             if event["event"] != "shard" or event["reused"]:
                 continue
             started = started or event["time"]
-            yards += yardstick.seconds()
-            row = _read(process, out, stretch, made, event["time"] - started, yards)
+            reference += work()
+            servers = process.children(recursive=True)
+            row = Reading(
+                stretch=stretch,
+                samples=made,
+                seconds=event["time"] - started,
+                flow_bytes=process.memory_info().rss,
+                server_bytes=sum(server.memory_info().rss for server in servers),
+                cpu_seconds=sum(process.cpu_times()[:2]),
+                reference_seconds=reference,
+                database_bytes=sum(x.stat().st_size for x in out.glob("prefect/prefect.db*")),
+                database_rows=count_rows(database),
+            )
             file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
             if time.monotonic() - said > TELL_SECONDS:
                 said = time.monotonic()
-                tell(_line(row, samples))
-
-
-def _line(row: Reading, samples: int) -> str:
-    return (
-        f"{row.samples} samples ({samples} planned), flow {row.flow_bytes / 1e6:.0f} MB, server "
-        f"{row.server_bytes / 1e6:.0f} MB, database {row.database_bytes / 1e6:.1f} MB"
-    )
+                tell(
+                    f"{made} samples ({config.planned} planned), flow {row.flow_bytes / 1e6:.0f} "
+                    f"MB, server {row.server_bytes / 1e6:.0f} MB, database "
+                    f"{row.database_bytes / 1e6:.1f} MB"
+                )
 
 
 @contextmanager
@@ -270,27 +298,41 @@ def _events(lines: Iterator[str], rest: deque[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _read(
-    process: psutil.Popen, out: Path, stretch: int, made: int, seconds: float, yards: float
-) -> Reading:
-    servers = process.children(recursive=True)
-    database = out / "prefect" / "prefect.db"
-    return Reading(
-        stretch=stretch,
-        samples=made,
-        seconds=seconds,
-        flow_bytes=process.memory_info().rss,
-        server_bytes=sum(server.memory_info().rss for server in servers),
-        cpu_seconds=sum(process.cpu_times()[:2]),
-        yardstick_seconds=yards,
-        database_bytes=sum(path.stat().st_size for path in database.parent.glob("prefect.db*")),
-        database_rows=sum(count_rows(database).values()),
-    )
-
-
-def count_rows(database: Path) -> Mapping[str, int]:
-    """Rows of every table of a SQLite database that others write to."""
+def count_rows(database: Path) -> int:
+    """Rows of all tables of a SQLite database that others write to."""
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as reader:
         names = reader.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        counted = {name: f'SELECT count(*) FROM "{name}"' for (name,) in names}  # noqa: S608
-        return {name: reader.execute(query).fetchone()[0] for name, query in counted.items()}
+        queries = [f'SELECT count(*) FROM "{name}"' for (name,) in names]  # noqa: S608
+        return sum(reader.execute(query).fetchone()[0] for query in queries)
+
+
+def soak_figure(rows: Sequence[Reading]) -> Figure:
+    """Resident memory, speed by three clocks, and the server's database, of one stretch."""
+    figure = Figure(figsize=(9.0, 2.9), layout="constrained")
+    memory, speed, database = figure.subplots(1, 3)
+    read = {name: np.array([getattr(r, name) for r in rows], float) for name in asdict(rows[0])}
+    made = read["samples"]
+    memory.plot(made, read["flow_bytes"] / 1e6, color=COLORS[0], label="flow")
+    memory.plot(made, read["server_bytes"] / 1e6, color=COLORS[1], label="server")
+    memory.set(title="resident memory, MB", ylim=(0.0, None))
+    marks = np.unique(np.linspace(0, len(rows) - 1, min(WINDOWS, len(rows))).astype(int))
+    grown = {name: np.maximum(np.diff(read[name][marks]), 1e-9) for name in read}
+    reference = grown["reference_seconds"] / np.diff(marks)
+    rates = {
+        "reference workload": grown["samples"] / grown["cpu_seconds"] * reference,
+        "CPU second": grown["samples"] / grown["cpu_seconds"],
+        "second": grown["samples"] / grown["seconds"],
+    }
+    for (label, rate), color in zip(rates.items(), COLORS, strict=True):
+        speed.plot(made[marks][1:], rate / rate.mean(), color=color, label=f"per {label}")
+    speed.set(title="speed, of its mean", ylim=(0.0, 2.0))
+    database.plot(made, read["database_bytes"] / 1e6, color=COLORS[1], label="MB")
+    database.plot(made, read["database_rows"] / 1e3, color=COLORS[0], label="1000 rows")
+    database.set(title="server's database", ylim=(0.0, None))
+    for axes in (memory, speed, database):
+        for quarter in (0.25, 0.5, 0.75):
+            axes.axvline(quarter * made[-1], color="#bbbbbb", linewidth=0.8)
+        axes.set(xlabel="samples made")
+        axes.locator_params(axis="x", nbins=4)
+        axes.legend(loc="lower right", frameon=False)
+    return figure

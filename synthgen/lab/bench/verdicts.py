@@ -50,8 +50,8 @@ def bench_verdicts(num: int = 64, auditor: str = "scenes-sam") -> dict[str, Any]
         auditor: Row of AUDITORS.
 
     Returns:
-        For each dataset the kept share, reasons, mean Top-n of our masks, of the chance baseline
-        and of other samples' masks, and quantiles of what the thresholds are about.
+        For each dataset the kept share, reasons, mean Top-n of our masks, of the color
+        baseline and of shuffled masks, and quantiles of what the thresholds are about.
     """
     settings = load_audit([f"auditor.name={auditor}"])
     with tempfile.TemporaryDirectory() as folder:

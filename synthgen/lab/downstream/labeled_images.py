@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.embedded.vocabulary import CLASSES
-from synthgen.lab.world.truth_corpus import truth_corpus
+from synthgen.lab.world.corpus import truth_corpus
 from synthgen.types import IGNORE
 
 SCENE_CLASSES = ("background", *CLASSES)

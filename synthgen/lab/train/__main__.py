@@ -41,8 +41,7 @@ from synthgen.lab.train.sam import SamSettings, SamTrainer
 from synthgen.lab.train.tokenizer import write_tokenizer
 from synthgen.lab.train.trainer import Settings, Trainer
 from synthgen.lab.train.vae import VaeSettings, VaeTrainer
-from synthgen.lab.world.corpus import Corpus, cached_corpus
-from synthgen.lab.world.truth_corpus import TruthCorpus, truth_corpus
+from synthgen.lab.world.corpus import Corpus, TruthCorpus, cached_corpus, truth_corpus
 
 SINGLE_SHARE = 0.3
 """Share of the corpus with one object; the rest, two to four, teaches composition."""

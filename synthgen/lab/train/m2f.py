@@ -17,7 +17,7 @@ from torch import Tensor
 from synthgen.embedded.mask2former import build_m2f
 from synthgen.lab.train.latents import image_to_unit, soften
 from synthgen.lab.train.trainer import Settings, Trainer
-from synthgen.lab.world.truth_corpus import TruthCorpus
+from synthgen.lab.world.corpus import TruthCorpus
 
 DEGRADED_SHARE = 0.5
 

@@ -32,7 +32,7 @@ from synthgen.embedded.sam import (
 from synthgen.embedded.vocabulary import PARTS
 from synthgen.lab.train.sam_prompts import NUM_BOXES, NUM_POINTS, PromptBatch, draw_batch
 from synthgen.lab.train.trainer import Settings, Trainer
-from synthgen.lab.world.truth_corpus import TruthCorpus
+from synthgen.lab.world.corpus import TruthCorpus
 
 FOCAL_WEIGHT = 20.0
 """Focal to dice loss, 20:1 (Kirillov et al. 2023, section 3)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from synthgen.embedded.vocabulary import PARTS
 from synthgen.lab.train.latents import soften
-from synthgen.lab.world.truth_corpus import TruthCorpus
+from synthgen.lab.world.corpus import TruthCorpus
 
 LEVELS = ("part", "object", "group")
 """What the ambiguous outputs 1 to 3 stand for."""
