@@ -14,7 +14,7 @@ import torch
 from drawn_samples import CAPTURE, CAR, DOG, FAST, images, samples
 from safetensors.torch import save_file
 
-from synthgen.config import CaptureConfig, ModelConfig
+from synthgen.config import CaptureConfig, LabelConfig, ModelConfig
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.cards import only_variant
 from synthgen.diffusion.generate import generate
@@ -27,9 +27,9 @@ def test_processors_draw_the_same_and_are_recorded(
 ) -> None:
     other = load_backbone(ModelConfig(card=str(tiny_pipeline), attention=attention))
     assert other is not backbone
-    capture = CaptureConfig(layers="all", heatmaps="prompt")
-    expected = samples(generate(backbone, [CAR, DOG], [1, 2], FAST, capture))
-    found = samples(generate(other, [CAR, DOG], [1, 2], FAST, capture))
+    capture, labeling = CaptureConfig(layers="all"), LabelConfig(method="argmax", text="prompt")
+    drawn = ([CAR, DOG], [1, 2], FAST, capture, labeling)
+    expected, found = samples(generate(backbone, *drawn)), samples(generate(other, *drawn))
     assert np.abs(images(found).astype(int) - images(expected)).max() <= 1
     for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one.heatmaps.values, two.heatmaps.values)
@@ -124,7 +124,7 @@ def test_backbones_are_loaded_once_and_know_their_weights(
     half = load_backbone(ModelConfig(card=str(tiny_pipeline), dtype="bfloat16", vae_tiling=True))
     assert half.pipeline.unet.dtype == torch.bfloat16
     assert half.pipeline.vae.use_tiling
-    (sample,) = samples(generate(half, [CAR], [1], FAST, CaptureConfig(heatmaps="classes")))
+    (sample,) = samples(generate(half, [CAR], [1], FAST, CAPTURE, LabelConfig(method="propagate")))
     assert next(iter(sample.features.values.values())).dtype == torch.float32
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"model\.device must be present"):

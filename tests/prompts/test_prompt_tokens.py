@@ -36,27 +36,12 @@ VOC = (
 
 PLURALS = dict(
     pair.split("/")
-    for pair in [
-        "bus/buses",
-        "person/people",
-        "sheep/sheep",
-        "knife/knives",
-        "pony/ponies",
-        "bench/benches",
-        "box/boxes",
-        "toothbrush/toothbrushes",
-        "toy/toys",
-        "man/men",
-        "child/children",
-        "mouse/mice",
-        "couch/couches",
-        "calf/calves",
-        "tomato/tomatoes",
-        "piano/pianos",
-        "giraffe/giraffes",
-        "wolf/wolves",
-        "glass/glasses",
-    ]
+    for pair in (
+        *("bus/buses", "person/people", "sheep/sheep", "knife/knives", "pony/ponies"),
+        *("bench/benches", "box/boxes", "toothbrush/toothbrushes", "toy/toys", "man/men"),
+        *("child/children", "mouse/mice", "couch/couches", "calf/calves", "tomato/tomatoes"),
+        *("piano/pianos", "giraffe/giraffes", "wolf/wolves", "glass/glasses"),
+    )
 )
 
 
