@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from synthgen import __version__
 from synthgen.config import Config, dump
@@ -159,17 +160,16 @@ def readme(
 
 @functools.cache
 def _template() -> jinja2.Template:
-    # Markdown; of what is put in, only class names are foreign, and they are escaped one by one
-    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)  # noqa: S701
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["plain"] = _plain
     text = resources.files("synthgen.dataset").joinpath("card.md.j2").read_text("utf-8")
     return environment.from_string(text)
 
 
-def _plain(name: str) -> str:
+def _plain(name: str) -> Markup:
     """A class name that no Markdown reader takes for markup or another cell.
 
-    >>> _plain("a|b<i>")
+    >>> str(_plain("a|b<i>"))
     'a\\\\|b&lt;i&gt;'
     """
-    return html.escape(name, quote=False).replace("|", "\\|")
+    return Markup(html.escape(name, quote=False).replace("|", "\\|"))  # noqa: S704
