@@ -2,7 +2,7 @@
 
 Issue 4's list. Its other tests: classes of new datasets and arguments of ``label`` stand in
 ``test_label_dir.py``, exports that are cut off in ``test_export.py`` and
-``test_export_faults.py``, classes that never occur in the first, ``test_export_formats.py`` and
+``test_export.py``, classes that never occur in the first, ``test_export_formats.py`` and
 ``test_evaluation.py``.
 """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +367,32 @@ def test_lost_rows_are_made_again_and_changed_ones_never_exported(
     assert not (out / "export.json").exists()
     export(world, out, "coco")
     assert tree(out) == whole
+
+
+def test_of_exports_of_other_settings_at_once_one_is_whole(
+    small_world: Path, tmp_path: Path
+) -> None:
+    """Started together: the target holds what one of them alone would make."""
+    names = ("coco", "voc", "yolo-seg")
+    for name in names:
+        export(small_world, tmp_path / name, name)
+
+    def race(out: Path, name: str, go: threading.Barrier) -> str:
+        go.wait(60)
+        try:
+            export(small_world, out, name)
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+        return name
+
+    for attempt in range(3):
+        out, go = tmp_path / f"out{attempt}", threading.Barrier(len(names))
+        with ThreadPoolExecutor(len(names)) as pool:
+            said = list(pool.map(race, [out] * len(names), names, [go] * len(names)))
+        (winner,) = (name for name in names if name in said)
+        for text in set(said) - {winner}:
+            assert "one writer at a time. Got process " in text or "begun with format" in text
+        assert tree(out) == tree(tmp_path / winner)
 
 
 def test_sums_of_others_lead_nowhere_else(world: Path, tmp_path: Path) -> None:
