@@ -200,8 +200,9 @@ class _Reader:
                     f"it. Got none; leave check out, or see 'synthgen verify'."
                 )
             with storage.open(name) as stream:
+                found = ((span.key, read_span(stream, span)) for span in spans(scan(stream)))
                 try:
-                    for key, members in _checked(stream, name, places) if places else _all(stream):
+                    for key, members in _checked(stream, name, places) if places else found:
                         text = members.get("txt", b"").decode("utf-8", "replace")
                         if self.side is None or self.side.holds(text):
                             yield {"__key__": key, "__url__": where, **members}
@@ -257,10 +258,6 @@ def _places(storage: Storage, tar: str) -> list[Place]:
     except ValueError as error:
         raise ValueError(f"{name}: {error} See 'synthgen verify', or pass check=False.") from None
     return places if all(place.sha256 for place in places) else []
-
-
-def _all(stream: ByteStream) -> Iterator[tuple[str, dict[str, bytes]]]:
-    return ((span.key, read_span(stream, span)) for span in spans(scan(stream)))
 
 
 def _checked(

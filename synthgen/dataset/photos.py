@@ -53,23 +53,16 @@ def decode_photo(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         warnings.simplefilter("ignore")  # of metadata that nothing is made of
         image = open_image(data, FORMATS)
         with readable_image():
-            return _upright_rgb(image)
-
-
-def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    if image.mode == "F":
-        raise ValueError("floating point")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them at 255
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
-
-
-def _eight_bits(gray: np.ndarray) -> UInt8[np.ndarray, "height width"]:
-    if gray.min() < 0 or gray.max() > 0xFFFF:
-        raise ValueError(f"more than 16 bits ({gray.min()} to {gray.max()})")
-    eight: np.ndarray = (gray.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF
-    return eight.astype(np.uint8)
+            if image.mode == "F":
+                raise ValueError("floating point")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits; Pillow would clip them at 255
+                gray = np.asarray(image)
+                if gray.min() < 0 or gray.max() > 0xFFFF:
+                    raise ValueError(f"more than 16 bits ({gray.min()} to {gray.max()})")
+                eight = (gray.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF
+                image = Image.fromarray(eight.astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))

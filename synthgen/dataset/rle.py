@@ -108,29 +108,17 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " run"]:
     codes = np.frombuffer(str(counts).encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
     if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError(f"rle.counts must be a COCO run-length string. Got {quote(counts, 40)}.")
-    runs = _undo_differences(_join_groups(codes))
-    if runs.min() < 0 or int(runs.sum()) != height * width:
-        raise ValueError(
-            f"rle.counts must fill {height} x {width} pixels. Got {int(runs.sum())} pixels."
-        )
-    return runs
-
-
-def _join_groups(codes: Int[np.ndarray, " code"]) -> Int[np.ndarray, " run"]:
-    """Values of the variable-length groups, sign-extended."""
-    last = (codes & 32) == 0
+    last = (codes & 32) == 0  # of the characters of a run
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     lengths = np.diff(np.append(starts, codes.size))
     if lengths.max() > 7:  # 35 bits: more than any image has pixels
         raise ValueError("rle.counts must hold runs shorter than 2^34. Got a longer one.")
     shift = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
-    values = np.add.reduceat((codes & 31) << shift, starts)
-    negative = (codes[last] & 16) != 0
-    return np.asarray(values - np.where(negative, np.left_shift(1, 5 * lengths), 0))
-
-
-def _undo_differences(values: Int[np.ndarray, " run"]) -> Int[np.ndarray, " run"]:
-    runs = values.copy()
-    runs[1::2] = np.cumsum(values[1::2])
-    runs[2::2] = np.cumsum(values[2::2])
+    runs = np.add.reduceat((codes & 31) << shift, starts)
+    runs -= np.where((codes[last] & 16) != 0, np.left_shift(1, 5 * lengths), 0)  # its sign
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    if runs.min() < 0 or int(runs.sum()) != height * width:
+        raise ValueError(
+            f"rle.counts must fill {height} x {width} pixels. Got {int(runs.sum())} pixels."
+        )
     return runs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -60,12 +60,7 @@ def redact_tree(tree: Any, environment: Mapping[str, str] | None = None) -> Any:
 
 def _without_values(text: str, environment: Mapping[str, str] | None) -> str:
     """The text without values of secret variables, users of URLs, and secrets in queries."""
-    for value in _secret_values(os.environ if environment is None else environment):
-        text = text.replace(value, HIDDEN)
-    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
-
-
-def _secret_values(environment: Mapping[str, str]) -> Iterator[str]:
-    for name, value in environment.items():
+    for name, value in (os.environ if environment is None else environment).items():
         if _SECRET_NAME.search(name) and len(value) >= _MIN_VALUE:
-            yield value
+            text = text.replace(value, HIDDEN)
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
