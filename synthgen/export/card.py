@@ -8,9 +8,8 @@ from importlib import resources
 from typing import Any
 
 from synthgen import __version__
-from synthgen.export.duplicates import MAX_DISTANCE
 from synthgen.export.format import ExportContext, Exporter
-from synthgen.export.statistics import Tally
+from synthgen.export.statistics import MAX_DISTANCE, Tally
 
 
 def readme(

@@ -43,10 +43,9 @@ from synthgen.export.checksums import (
     seal,
     sum_line,
 )
-from synthgen.export.duplicates import count_near_duplicates
 from synthgen.export.format import ExportContext, Exporter, File, check_exporter
 from synthgen.export.source import ExportSettings, Source, describe_origin
-from synthgen.export.statistics import Tally
+from synthgen.export.statistics import Tally, count_near_duplicates
 from synthgen.progress import Progress, report
 from synthgen.storage.claim import LookAgain, claimed
 from synthgen.storage.publish import Storage, dump_json, explain_disk_errors, open_storage

@@ -29,9 +29,9 @@ from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.split import assign_split, parse_split
 from synthgen.export.checksums import verify_export
 from synthgen.export.contours import outline, trace_rings
-from synthgen.export.duplicates import MAX_DISTANCE, count_near_duplicates, perceptual_hash
 from synthgen.export.export import export
 from synthgen.export.format import Exporter, ExportSample, File, Row
+from synthgen.export.statistics import MAX_DISTANCE, count_near_duplicates, perceptual_hash
 from synthgen.progress import Stopped
 from synthgen.prompts.class_list import read_classes
 from synthgen.registry import EXPORTERS
