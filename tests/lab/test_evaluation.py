@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from synthgen import progress
-from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
+from synthgen.embedded.vocabulary import TRAIN_SEEDS
 from synthgen.lab.downstream.augment import (
     Augmentation,
     crop,
@@ -24,7 +24,6 @@ from synthgen.lab.downstream.augment import (
     to_unit,
 )
 from synthgen.lab.downstream.labeled_images import (
-    SCENE_CLASSES,
     LabeledImages,
     names_by_id,
     rendered_images,
@@ -44,7 +43,6 @@ from synthgen.lab.downstream.trainer import (
     train,
 )
 from synthgen.lab.train import checkpoint
-from synthgen.lab.world.render import render
 from synthgen.registry import DOWNSTREAM_MODELS
 from synthgen.types import IGNORE
 
@@ -115,18 +113,13 @@ def cropped(
     return crop(data, 0, crop_grid(size, augmentation, rng), augmentation, rng)
 
 
-def test_without_augmentation_a_sample_is_its_image() -> None:
-    data = drawn(1)
-    image, semantic = cropped(data, (32, 48), NO_AUGMENTATION)
-    torch.testing.assert_close(image, to_unit(data.images[0]), atol=1e-5, rtol=0)
-    assert (semantic.numpy() == data.semantics[0]).all()
-
-
-def test_a_mirrored_sample_is_mirrored_in_image_and_labels() -> None:
-    data, always = drawn(1), Augmentation(flip=1.0, scale=(1.0, 1.0), color=0.0)
-    image, semantic = cropped(data, (32, 48), always)
-    torch.testing.assert_close(image, to_unit(data.images[0]).flip(2), atol=1e-5, rtol=0)
-    assert (semantic.numpy() == data.semantics[0][:, ::-1]).all()
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_sample_is_its_image_or_mirrored_with_its_labels(direction: int) -> None:
+    data, chosen = drawn(1), Augmentation(flip=direction < 0, scale=(1.0, 1.0), color=0.0)
+    image, semantic = cropped(data, (32, 48), chosen)
+    expected = to_unit(np.ascontiguousarray(data.images[0][:, ::direction]))
+    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+    assert (semantic.numpy() == data.semantics[0][:, ::direction]).all()
 
 
 def test_image_and_labels_are_cropped_alike() -> None:
@@ -169,14 +162,6 @@ def test_objects_are_pasted_whole_with_their_labels_and_nothing_else() -> None:
     assert min(shares) == 0.0, "some stay as they are"
     assert max(shares) > thing.astype(bool).mean() / 4
     assert len(set(shares)) > 10, "at many sizes and places"
-
-
-def test_without_pasting_a_batch_holds_its_rows_alone() -> None:
-    data = drawn(4)
-    batch = draw_batch([data], 0, 0, 4, (32, 48), NO_AUGMENTATION)
-    rows = [pick([data], 0, number)[1] for number in range(4)]
-    expected = torch.stack([to_unit(data.images[row]) for row in rows])
-    torch.testing.assert_close(batch.images, expected, atol=1e-5, rtol=0)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -260,12 +245,9 @@ def test_images_of_several_sizes_are_scored_as_one_by_one() -> None:
     semantics = [rng.integers(0, 3, (6, 5 + i // 3), dtype=np.uint8) for i in range(8)]
     images = [np.repeat(s[..., None] * 50, 3, axis=2) for s in semantics]
     data = LabeledImages(tuple(images), tuple(semantics), NAMES)
-    counts = sum(
-        confuse(semantic, ReadRed()(to_unit(image)[None]).argmax(1)[0].numpy(), 3)
-        for image, semantic in zip(images, semantics, strict=True)
-    )
+    predicted = [ReadRed()(to_unit(image)[None]).argmax(1)[0].numpy() for image in images]
+    counts = sum(confuse(s, p, 3) for s, p in zip(semantics, predicted, strict=True))
     assert score_model(ReadRed(), data) == summarize(counts, NAMES)
-    assert 0.3 < score_model(ReadRed(), data).miou < 0.9
 
 
 def test_ids_follow_names_not_numbers() -> None:
@@ -294,14 +276,6 @@ def test_a_fingerprint_knows_every_pixel_and_name() -> None:
     prints = {item.fingerprint() for item in (data, *others)}
     assert len(prints) == 4
     assert drawn(2).fingerprint() == data.fingerprint()
-
-
-def test_rendered_images_are_the_scenes_with_their_truth(tmp_path: Path) -> None:
-    data = rendered_images(tmp_path / "scenes", 2, TRAIN_SEEDS.start + 5, workers=0)
-    scene = render(TRAIN_SEEDS.start + 6)
-    assert (data.images[1] == scene.image).all()
-    assert (data.semantics[1] == scene.semantic).all()
-    assert data.class_names == SCENE_CLASSES == ("background", *CLASSES)
 
 
 class StopAt(logging.Handler):

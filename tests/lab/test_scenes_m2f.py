@@ -15,7 +15,7 @@ from synthgen.lab.bench.embedded_m2f import bench_m2f
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.latents import image_to_unit
-from synthgen.lab.train.m2f import M2fTrainer, degrade, draw_batch, split_classes
+from synthgen.lab.train.m2f import M2fTrainer, degrade, draw_batch
 from synthgen.lab.train.trainer import Settings
 from synthgen.lab.world.corpus import TruthCorpus, truth_corpus
 from synthgen.lab.world.render import render
@@ -51,14 +51,6 @@ def test_corpus_is_rendered_once_and_never_short(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="from seed 7"):
         truth_corpus(tmp_path / "truth", 2, first_seed=7)
     assert [path.name for path in tmp_path.iterdir()] == ["truth"], "no staging is left"
-
-
-def test_masks_partition_the_image_by_class(corpus: TruthCorpus) -> None:
-    for semantic in corpus.semantic:
-        masks, classes = split_classes(semantic)
-        assert classes.tolist() == sorted(set(semantic.ravel().tolist()))
-        for number, mask in zip(classes.tolist(), masks, strict=True):
-            assert (mask.numpy() == (semantic == number)).all()
 
 
 def test_a_batch_does_not_depend_on_who_draws_it(corpus: TruthCorpus) -> None:
@@ -135,12 +127,9 @@ def test_export_writes_averaged_weights_with_a_card(trained: Path, tmp_path: Pat
         assert torch.equal(parameter, averaged[name].half().float()), name
 
 
-def test_export_without_a_checkpoint_says_what_to_run(tmp_path: Path) -> None:
+def test_a_changed_file_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lab\.train m2f --steps"):
         export_m2f(tmp_path, tmp_path / "weights")
-
-
-def test_a_changed_file_is_refused(trained: Path, tmp_path: Path) -> None:
     export_m2f(trained.parent, tmp_path / "weights")
     (tmp_path / "weights" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json .* must have sha256"):

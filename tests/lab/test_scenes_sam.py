@@ -23,7 +23,7 @@ from synthgen.embedded.sam import (
     load_folder,
 )
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, VALIDATION_SEEDS
-from synthgen.lab.bench.embedded_sam import best_ious, evaluate_sam, true_objects, true_parts
+from synthgen.lab.bench.embedded_sam import best_ious, evaluate_sam
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.export import export_sam
 from synthgen.lab.train.sam import (
@@ -50,6 +50,7 @@ from synthgen.lab.train.sam_prompts import (
 )
 from synthgen.lab.world.corpus import TruthCorpus, truth_corpus
 from synthgen.lab.world.render import render
+from synthgen.lab.world.truth import true_objects, true_parts
 
 
 @pytest.fixture(scope="module")

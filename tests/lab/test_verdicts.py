@@ -41,8 +41,8 @@ def test_a_good_dataset_is_kept_and_a_broken_one_rejected(good: Path, tmp_path: 
     kept, rejected = audited(good, SETTINGS), audited(tmp_path / "broken", SETTINGS)
     assert kept["kept"] >= 0.8
     assert rejected["kept"] <= 0.05
-    assert kept["top_5"] > kept["chance_top_5"]
-    assert rejected["top_5"] < rejected["others_top_5"], "the right masks are among the others"
+    assert kept["top_5"] > kept["color_baseline_top_5"]
+    assert rejected["top_5"] < rejected["shuffled_masks_top_5"], "the right masks are among those"
 
 
 def test_quantiles_are_those_of_what_the_thresholds_are_about() -> None:

@@ -26,7 +26,7 @@ from synthgen.segmentation.packed import iou_matrix
 KS = (2, 5, 6, 10, 20)  # BL section 4.1: 43 masks
 ANNOTATIONS = 100
 SIZE = 512
-ROUNDS = 5  # interleaved
+ROUNDS = 3  # interleaved, each twice
 
 Scores = dict[str, float]
 
@@ -43,12 +43,10 @@ def bench_audit(quick: bool = False) -> dict[str, Any]:
     theirs: list[float] = []
     equal = True
     for number in range(rounds):
-        seconds, fast = _timed(lambda: packed_scores(references, masks))
-        ours.append(seconds)
-        seconds, slow = _timed(lambda: brute_scores(references, masks))
-        theirs.append(seconds)
-        ours.append(_timed(lambda: packed_scores(references, masks))[0])
-        equal = equal and fast == slow
+        runs = [_timed(score, references, masks) for score in (packed_scores, brute_scores) * 2]
+        ours += [seconds for seconds, _ in runs[::2]]
+        theirs += [seconds for seconds, _ in runs[1::2]]
+        equal = equal and all(scores == runs[0][1] for _, scores in runs)
         print(f"audit: round {number + 1}/{rounds}", file=sys.stderr, flush=True)
     return {
         "masks": len(masks),
@@ -103,7 +101,7 @@ def brute_scores(
     return {**tops, "hungarian": float(iou[rows, columns].sum() / len(iou))}
 
 
-def _timed(run: Callable[[], Scores]) -> tuple[float, Scores]:
+def _timed(score: Callable[..., Scores], *masks: Any) -> tuple[float, Scores]:
     started = time.process_time()
-    scores = run()
+    scores = score(*masks)
     return time.process_time() - started, scores

@@ -9,7 +9,7 @@ than 20 visible pixels, a disc of five across: less than a cell of the 16x16 poi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +19,12 @@ from jaxtyping import Bool
 from segment_anything import SamAutomaticMaskGenerator
 
 from synthgen.embedded.sam import AUTOMATIC_DEFAULTS, SHIPPED_SAM, load_folder
-from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.embedded.vocabulary import TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.bench.recording import figures_parser, show_figures
 from synthgen.lab.processes import in_processes
-from synthgen.lab.world.render import Scene, render
+from synthgen.lab.world.render import render
+from synthgen.lab.world.truth import true_objects, true_parts
 from synthgen.segmentation.packed import iou_matrix
-
-MIN_PIXELS = 20
-
-
-def true_objects(scene: Scene) -> Bool[np.ndarray, "object height width"]:
-    """Masks of the objects of at least `MIN_PIXELS`."""
-    return _large([scene.instance == item.instance for item in scene.objects], scene)
-
-
-def true_parts(scene: Scene) -> Bool[np.ndarray, "part height width"]:
-    """Masks of the parts of at least `MIN_PIXELS`, of objects that have several."""
-    masks = [
-        (scene.instance == item.instance) & (scene.part == 1 + PARTS.index((item.class_name, p)))
-        for item in scene.objects
-        if len(CLASS_PARTS[item.class_name]) > 1
-        for p in item.parts
-    ]
-    return _large(masks, scene)
-
-
-def _large(
-    masks: Sequence[Bool[np.ndarray, "height width"]], scene: Scene
-) -> Bool[np.ndarray, "mask height width"]:
-    kept = [mask for mask in masks if mask.sum() >= MIN_PIXELS]
-    return np.stack(kept) if kept else np.zeros((0, *scene.instance.shape), dtype=bool)
 
 
 def best_ious(

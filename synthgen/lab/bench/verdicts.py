@@ -71,22 +71,18 @@ def audited(out: Path, settings: AuditConfig) -> dict[str, Any]:
     """Audit a dataset and sum up its verdicts."""
     summary = audit(out, settings)
     storage, totals, means = open_storage(out), summary["totals"], summary["means"]
-    verdicts = [
-        row.verdict
-        for shard in summary["shards"]
-        for row in parse_table(
-            storage.read(table_name(summary["id"], shard["name"])) or b"", annotations=False
-        )
-    ]
+    tables = (storage.read(table_name(summary["id"], x["name"])) for x in summary["shards"])
+    rows = [row for table in tables for row in parse_table(table or b"", annotations=False)]
     top = f"top_{settings.verdict.top}"
-    names = ("", "chance_", "others_")
     return {
         "kept": totals["kept"] / totals["samples"],
         "reasons": totals["reasons"],
-        **{f"{prefix}{top}": means.get(f"{prefix}{top}") for prefix in names},
+        top: means.get(top),
+        f"color_baseline_{top}": means.get(f"chance_{top}"),
+        f"shuffled_masks_{top}": means.get(f"others_{top}"),
         "hungarian": means.get("hungarian"),
-        "chance_hungarian": means.get("chance_hungarian"),
-        "quantiles": quantiles(verdicts, settings.verdict),
+        "color_baseline_hungarian": means.get("chance_hungarian"),
+        "quantiles": quantiles([row.verdict for row in rows], settings.verdict),
     }
 
 
@@ -95,23 +91,17 @@ def quantiles(
 ) -> Mapping[str, Mapping[str, float]]:
     """Quantiles of the metrics that thresholds are about, by the threshold's name."""
     top = f"top_{settings.top}"
-
-    def measured(verdict: Verdict) -> dict[str, float]:
-        metrics = verdict.metrics
-        return {
-            "min_top_n": metrics[top],
-            "min_over_others": metrics[top] - metrics[f"others_{top}"],
-            "min_boundary_f": metrics["boundary_f"],
-            "min_over_chance": metrics[top] - metrics[f"chance_{top}"],
-            "min_coverage": metrics["coverage"],
-        }
-
-    rows = [measured(verdict) for verdict in verdicts]
+    metrics = [verdict.metrics for verdict in verdicts]
+    measured = {
+        "min_top_n": [m[top] for m in metrics],
+        "min_over_others": [m[top] - m[f"others_{top}"] for m in metrics],
+        "min_boundary_f": [m["boundary_f"] for m in metrics],
+        "min_over_chance": [m[top] - m[f"chance_{top}"] for m in metrics],
+        "min_coverage": [m["coverage"] for m in metrics],
+    }
     return {
-        name: {
-            f"{q} %": float(np.nanpercentile([row[name] for row in rows], q)) for q in QUANTILES
-        }
-        for name in rows[0]
+        name: {f"{q} %": float(np.nanpercentile(values, q)) for q in QUANTILES}
+        for name, values in measured.items()
     }
 
 

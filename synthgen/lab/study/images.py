@@ -20,9 +20,8 @@ from synthgen.diffusion.invert import invert
 from synthgen.embedded.vocabulary import IMAGE_SIZE, TUNING_SEEDS
 from synthgen.jobs.identity import environment, model_content
 from synthgen.jobs.plan import batches, plan, prompts_of
-from synthgen.lab.bench.embedded_sam import true_objects, true_parts
 from synthgen.lab.world.render import Scene, render
-from synthgen.segmentation.metrics import adjusted_rand, class_iou, hungarian_iou, part_iou
+from synthgen.lab.world.truth import scene_scores, true_objects, true_parts
 from synthgen.types import Annotations, Failure, PlannedSample, Prompt, Sample, Segmentation
 
 Source = Literal["generated", "rendered"]
@@ -105,13 +104,9 @@ def truth_scores(scene: Scene, segmentation: Segmentation) -> dict[str, float]:
     """Scores against a scene's truth: mean best IoU of its classes and of its parts (BL section
     5, averaged per image), one-to-one IoU of its objects, ARI of the best k.
     """
-    masks = segmentation.mask_set.masks
-    values = [value for value in np.unique(scene.instance) if value > 0]
-    objects = np.stack([scene.instance == value for value in values])
-    classes, parts = class_iou(scene.semantic, masks), part_iou(scene.part, masks)
-    return {
-        "class_iou": float(np.mean(list(classes.values()))) if classes else float("nan"),
-        "part_iou": float(np.mean(list(parts.values()))) if parts else float("nan"),
-        "object_hungarian": hungarian_iou(objects, masks),
-        "ari": max(adjusted_rand(scene.semantic, labels) for labels in segmentation.labels),
+    found = scene_scores(scene, segmentation)
+    means = {
+        name: float(np.mean(list(found[name].values()))) if found[name] else float("nan")
+        for name in ("class_iou", "part_iou")
     }
+    return {**means, "object_hungarian": found["hungarian_iou"], "ari": found["ari"]}

@@ -3,16 +3,12 @@
 Objects are laid out so that each stays at least `MIN_VISIBLE` visible, then painted back to front
 with antialiased coverage; a pixel belongs to the frontmost part that covers more than half of it.
 Only coverage is supersampled; patterns are antialiased analytically and noise comes from a bank.
-
-    python -m synthgen.lab.world.render --out sheet.png
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -28,7 +24,6 @@ from synthgen.embedded.vocabulary import (
     PARTS,
     PATTERNS,
     SIMILAR_COLORS,
-    VALIDATION_SEEDS,
 )
 from synthgen.lab.world.backgrounds import paint_background
 from synthgen.lab.world.captions import CaptionMeaning, ObjectPhrase, compose_caption
@@ -272,34 +267,3 @@ def _describe(painter: _Painter, item: ObjectPhrase, instance: int) -> SceneObje
         if PARTS.index((item.class_name, part)) + 1 in seen
     )
     return SceneObject(instance, item.class_name, item.colors, item.pattern, parts)
-
-
-def contact_sheet(scenes: list[Scene], columns: int = 8) -> Image.Image:
-    """Images above their part maps, `columns` scenes a row."""
-    size = scenes[0].image.shape[0]
-    rows = -(-len(scenes) // columns)
-    sheet = Image.new("RGB", (columns * size, rows * 2 * size))
-    palette = np.random.default_rng(1).integers(60, 255, (len(PARTS) + 1, 3)).astype(np.uint8)
-    palette[0] = 0
-    for i, scene in enumerate(scenes):
-        x, y = (i % columns) * size, (i // columns) * 2 * size
-        sheet.paste(Image.fromarray(scene.image), (x, y))
-        sheet.paste(Image.fromarray(palette[scene.part]), (x, y + size))
-    return sheet
-
-
-def main() -> None:
-    """Write a contact sheet of validation scenes."""
-    parser = argparse.ArgumentParser(description="Contact sheet of rendered scenes.")
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"))
-    parser.add_argument("--num", type=int, default=32)
-    parser.add_argument("--objects", type=int, default=None)
-    args = parser.parse_args()
-    scenes = [render(seed, args.objects) for seed in VALIDATION_SEEDS[: args.num]]
-    contact_sheet(scenes).save(args.out)
-    for scene in scenes[:8]:
-        print(scene.seed, scene.caption)
-
-
-if __name__ == "__main__":
-    main()
