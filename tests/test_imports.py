@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "datasets", "prefect"}
+HEAVY = {
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "datasets", "prefect"),
+    *("sklearn", "matplotlib", "scipy.ndimage", "scipy.stats", "scipy.optimize"),
+}
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ Masks of equal area cannot be each other's parents; of equal masks only one is l
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts load when they are asked for
 from jaxtyping import Bool, Int, UInt8
-from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
 
 from synthgen.segmentation.packed import iou_matrix, pack_masks, shared_pixels
 from synthgen.types import MaskSet
@@ -40,7 +39,7 @@ def build_masks(
     if split_components:
         masks, members = connected_masks(masks, members)
     if fill_holes:
-        masks = np.stack([ndimage.binary_fill_holes(mask) for mask in masks])
+        masks = np.stack([scipy.ndimage.binary_fill_holes(mask) for mask in masks])
     large = masks.sum((1, 2)) >= max(1.0, min_area * masks[0].size)
     masks, members = masks[large], tuple(m for m, kept in zip(members, large, strict=True) if kept)
     masks, members = merge_by_iou(masks, members, merge_iou)
@@ -77,7 +76,9 @@ def merge_by_iou(
     if not kept:
         return masks, members
     # IoU is a ratio of integers below 2^53: equal masks give exactly 1
-    num, group = connected_components(iou_matrix(masks, masks) >= threshold, directed=False)
+    num, group = scipy.sparse.csgraph.connected_components(
+        iou_matrix(masks, masks) >= threshold, directed=False
+    )
     first = [int(np.flatnonzero(group == g)[0]) for g in range(num)]
     merged = [
         tuple(sorted({pair for i in np.flatnonzero(group == g) for pair in members[i]}))
@@ -95,7 +96,7 @@ def label_components(
     >>> label_components(np.eye(2, dtype=bool))[1]
     1
     """
-    components, num = ndimage.label(mask, structure=np.ones((3, 3)))
+    components, num = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
     return components, int(num)
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
+import scipy  # its parts load when they are asked for
 from jaxtyping import Bool, Float, Int, Integer, Shaped
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 
 from synthgen.segmentation.packed import iou_matrix
 from synthgen.types import IGNORE
@@ -91,7 +89,7 @@ def mean_assigned(iou: Float[np.ndarray, "reference mask"]) -> float:
     """
     if not len(iou):
         return float("nan")
-    rows, columns = linear_sum_assignment(iou, maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(iou, maximize=True)
     return float(iou[rows, columns].sum() / len(iou))
 
 
@@ -103,6 +101,8 @@ def adjusted_rand(
     >>> adjusted_rand(np.array([[0, 0, 1]]), np.array([[5, 5, 2]]))
     1.0
     """
+    from sklearn.metrics import adjusted_rand_score  # loading it takes a second
+
     seen = reference != IGNORE
     return float(adjusted_rand_score(reference[seen], labels[seen]))
 
@@ -124,8 +124,8 @@ def boundary_f(
     truth, found = _boundary(reference), _boundary(mask)
     if not truth.any() or not found.any():
         return float(truth.any() == found.any())
-    precision = (ndimage.distance_transform_edt(~truth)[found] <= tolerance).mean()
-    recall = (ndimage.distance_transform_edt(~found)[truth] <= tolerance).mean()
+    precision = (scipy.ndimage.distance_transform_edt(~truth)[found] <= tolerance).mean()
+    recall = (scipy.ndimage.distance_transform_edt(~found)[truth] <= tolerance).mean()
     return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
@@ -168,6 +168,6 @@ def _best_per_value(
 
 
 def _boundary(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    inner: Bool[np.ndarray, "height width"] = ndimage.binary_erosion(mask, border_value=1)
+    inner: Bool[np.ndarray, "height width"] = scipy.ndimage.binary_erosion(mask, border_value=1)
     edge: Bool[np.ndarray, "height width"] = mask & ~inner
     return edge
