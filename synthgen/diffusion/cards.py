@@ -42,7 +42,6 @@ class Card(BaseModel):
         package_folder: Folder inside the package ``synthgen``.
         aliases: Dead hub ids of the same weights, with ``alias_note``: why they are dead.
         license: Of the weights.
-        prediction_type: What the UNet predicts; the scheduler stored with the weights rules.
         height: Pixels, native size; None is what the UNet's configuration says.
         width: Pixels.
         num_inference_steps: Default number of denoising steps.
@@ -63,7 +62,6 @@ class Card(BaseModel):
     aliases: tuple[str, ...] = ()
     alias_note: str = ""
     license: str = "unknown"
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     height: int | None = Field(default=None, ge=8)
     width: int | None = Field(default=None, ge=8)
     num_inference_steps: int = Field(default=50, ge=1, le=1000)

@@ -47,8 +47,6 @@ class Clustering:
         inertia: Per k the sum of squared distances of the pixels to their centroids.
         iterations: Per k the updates made.
         converged: Whether all of those stood still before ``max_iterations``.
-        boundary_share: Mean over k of the share of knot cells that a border crosses; 0 where
-            no knot grid was used.
     """
 
     ks: tuple[int, ...]
@@ -57,7 +55,6 @@ class Clustering:
     inertia: tuple[float, ...]
     iterations: tuple[int, ...]
     converged: bool
-    boundary_share: float
 
 
 def cluster(
@@ -104,7 +101,6 @@ def cluster_batch(
             inertia=tuple(costs[image].tolist()),
             iterations=tuple(solution.iterations[image].tolist()),
             converged=bool(solution.converged[image].all()),
-            boundary_share=float(final.boundary[image].mean()),
         )
         for image in range(len(mean))
     ]

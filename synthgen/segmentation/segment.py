@@ -183,16 +183,12 @@ def segment_sample(sample: Sample, config: SegmentationConfig) -> Segmentation:
 
 def segment_per_head(sample: Sample, config: SegmentationConfig) -> Segmentation:
     """BL: PCA per head, concatenation, k-means at every k, masks merged into a hierarchy."""
-    own = {**dict(config.features), **_clusters_and_masks(config)}
-    found: Segmentation = segment(sample.features, image=sample.image, **own)
-    return found
+    return _segment_heads(sample, config)
 
 
 def segment_head_average(sample: Sample, config: SegmentationConfig) -> Segmentation:
     """The same with the heads of each layer averaged before PCA, which BL argues against."""
-    own = {**dict(config.features), **_clusters_and_masks(config)}
-    found: Segmentation = segment(sample.features, image=sample.image, average_heads=True, **own)
-    return found
+    return _segment_heads(sample, config, average_heads=True)
 
 
 def segment_rgbxy(sample: Sample, config: SegmentationConfig) -> Segmentation:
@@ -218,6 +214,14 @@ def label_size(size: tuple[int, int], resolution: int | Literal["image"]) -> tup
         return size
     scale = resolution / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _segment_heads(
+    sample: Sample, config: SegmentationConfig, average_heads: bool = False
+) -> Segmentation:
+    own = {**dict(config.features), **_clusters_and_masks(config), "average_heads": average_heads}
+    found: Segmentation = segment(sample.features, image=sample.image, **own)
+    return found
 
 
 def _clusters_and_masks(config: SegmentationConfig) -> dict[str, Any]:

@@ -267,6 +267,7 @@ def test_every_labeler_gives_shares_and_repeats(method: str) -> None:
 # --- planted heat -----------------------------------------------------------------------------
 
 PLAIN = {"presence": 0.4, "presence_area": 0.01, "margin": 0.05, "refiner": "none"}
+BLANK = np.zeros((64, 64, 3), np.uint8)
 NO_TESTS = {"presence": 0.0, "presence_area": 0.0, "margin": 0.0, "refiner": "none"}
 
 
@@ -292,9 +293,8 @@ def test_every_method_finds_planted_classes_and_not_an_absent_one(method: str) -
     heat = planted({"cat": cat, "dog": dog, "bird": bird}, start)
     same = torch.from_numpy(region.ravel()[:, None] == region.ravel()[None]).float()
     self_map = SelfMap(same / same.sum(1, keepdim=True), (16, 16))
-    image = np.zeros((64, 64, 3), dtype=np.uint8)
     config = LabelConfig(method=method, **PLAIN)
-    found = label_sample(planted_segmentation(), heat, self_map, config, image)
+    found = label_sample(planted_segmentation(), heat, self_map, config, BLANK)
     expected = np.select([quadrants(64) == 0, quadrants(64) == 3], [1, 2], 0)
     decided = found.semantic != 255
     assert decided.mean() > (0.45 if method == "vote" else 0.9)  # k = 2 cannot vote for quadrants
@@ -324,8 +324,7 @@ def test_a_flat_start_of_text_map_decides_nothing() -> None:
     heat = planted({"cat": np.ones((4, 4))}, np.full((4, 4), 0.7))
     for method in ("clusters", "argmax"):
         config = LabelConfig(method=method, **PLAIN)
-        image = np.zeros((64, 64, 3), np.uint8)
-        found = label_sample(planted_segmentation(), heat, None, config, image)
+        found = label_sample(planted_segmentation(), heat, None, config, BLANK)
         assert set(np.unique(found.semantic)) == {255}
         assert found.not_found == ("cat",)
 
@@ -337,9 +336,7 @@ def test_more_classes_make_no_more_background(num: int) -> None:
     maps = {f"class {i}": np.where(inside, 0.1, 0.02) * (1 + i) for i in range(num)}
     heat = planted(maps, np.where(inside, 0.2, 0.8))
     config = LabelConfig(method="clusters", **NO_TESTS)
-    found = label_sample(
-        planted_segmentation(), heat, None, config, np.zeros((64, 64, 3), np.uint8)
-    )
+    found = label_sample(planted_segmentation(), heat, None, config, BLANK)
     np.testing.assert_array_equal(found.semantic != 0, quadrants(64) == 0)
 
 
@@ -391,8 +388,7 @@ def test_without_classes_everything_is_undecided() -> None:
 def test_a_refiner_changes_the_map_and_what_is_found() -> None:
     heat = planted({"cat": quadrants(16) == 0}, quadrants(16) != 0)
     config = LabelConfig(method="argmax", **PLAIN | {"refiner": "test_labeling:undecide"})
-    image = np.zeros((64, 64, 3), np.uint8)
-    found = label_sample(planted_segmentation(), heat, None, config, image)
+    found = label_sample(planted_segmentation(), heat, None, config, BLANK)
     assert set(np.unique(found.semantic)) == {255}
     assert found.not_found == ("cat",)
     assert 1 in found.mask_labels
@@ -430,7 +426,7 @@ def by_red(inputs: LabelInputs, **_: float) -> ClassScores:
 
 
 def test_a_third_partys_labeler_is_found_by_its_name() -> None:
-    image = np.zeros((64, 64, 3), np.uint8)
+    image = BLANK.copy()
     image[:32, :, 0] = 255
     heat = planted({"cat": np.ones((4, 4))}, np.ones((4, 4)))
     config = LabelConfig(method="test_labeling:by_red", **PLAIN)
@@ -441,11 +437,10 @@ def test_a_third_partys_labeler_is_found_by_its_name() -> None:
 
 def test_methods_that_lack_what_they_need_say_so() -> None:
     heat = planted({"cat": np.ones((4, 4))}, np.ones((4, 4)))
-    image = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(ValueError, match=r"must have self-attention. Got none"):
-        label_sample(planted_segmentation(), heat, None, LabelConfig(method="propagate"), image)
+        label_sample(planted_segmentation(), heat, None, LabelConfig(method="propagate"), BLANK)
     with pytest.raises(ValueError, match="Did you mean 'clusters'"):
-        label_sample(planted_segmentation(), heat, None, LabelConfig(method="cluster"), image)
+        label_sample(planted_segmentation(), heat, None, LabelConfig(method="cluster"), BLANK)
 
 
 def test_the_background_is_above_the_geometric_middle() -> None:
