@@ -36,13 +36,14 @@ from synthgen.config import CaptureConfig, ModelConfig
 from synthgen.devices import pick_device
 from synthgen.diffusion.cards import (
     Card,
+    check_kind,
+    check_pipeline,
     file_sha256,
     find_card,
     model_files,
     only_variant,
     verify_sha256,
 )
-from synthgen.diffusion.kinds import check_kind, check_pipeline
 from synthgen.registry import is_plug_in, resolve
 from synthgen.storage.untrusted import one_line
 

@@ -19,7 +19,7 @@ from synthgen.types import IGNORE
 
 Semantic = UInt8[np.ndarray, "height width"]
 Picture = UInt8[np.ndarray, "height width 3"]
-ErrorMap = Float[np.ndarray, "height width"]
+ErrorMap = Float[np.ndarray, "height width"] | None
 Scores = Mapping[int, Float[np.ndarray, "_height _width"]]
 """Class id to the score of that class at each pixel; larger is likelier, never negative."""
 
@@ -36,7 +36,7 @@ class Refiner(Protocol):
         semantic: Semantic,
         image: Picture,
         scores: Scores | None = None,
-        uncertainty: ErrorMap | None = None,
+        uncertainty: ErrorMap = None,
     ) -> Semantic:
         """Refine one semantic map at the resolution of its image."""
         ...
@@ -47,7 +47,7 @@ def refine(
     semantic: Semantic,
     image: Picture,
     scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    uncertainty: ErrorMap = None,
 ) -> Semantic:
     """Refine a semantic map by the method of a given name.
 
@@ -89,10 +89,7 @@ def reads_uncertainty(method: str) -> bool:
 
 
 def keep(
-    semantic: Semantic,
-    image: Picture,
-    scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    semantic: Semantic, image: Picture, scores: Scores | None = None, uncertainty: ErrorMap = None
 ) -> Semantic:
     """The map as it is: what every other refiner is measured against."""
     return semantic.copy()

@@ -31,10 +31,7 @@ _CHUNK = 8192  # pixels that vote at a time: 20 MB at a radius of 8
 
 
 def ignore_uncertain(
-    semantic: Semantic,
-    image: Picture,
-    scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    semantic: Semantic, image: Picture, scores: Scores | None = None, uncertainty: ErrorMap = None
 ) -> Semantic:
     """Uncertain pixels become 255: nothing is learned from them.
 
@@ -47,10 +44,7 @@ def ignore_uncertain(
 
 
 def recolor_uncertain(
-    semantic: Semantic,
-    image: Picture,
-    scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    semantic: Semantic, image: Picture, scores: Scores | None = None, uncertainty: ErrorMap = None
 ) -> Semantic:
     """Uncertain pixels take the class of the certain ones around them that look alike.
 
@@ -73,7 +67,7 @@ def recolor_uncertain(
 
 
 def uncertain_pixels(
-    semantic: Semantic, uncertainty: ErrorMap
+    semantic: Semantic, uncertainty: Float[np.ndarray, "height width"]
 ) -> Bool[np.ndarray, "height width"]:
     """Pixels whose error exceeds the mean of the image, with another class near.
 
@@ -124,9 +118,7 @@ def color_votes(
     return np.stack([np.where(seen == cls, weights, 0.0).sum(1) for cls in classes], axis=1)
 
 
-def _required(
-    uncertainty: ErrorMap | None,
-) -> Float[np.ndarray, "height width"]:
+def _required(uncertainty: ErrorMap) -> Float[np.ndarray, "height width"]:
     if uncertainty is None:
         raise ValueError(
             "This refiner needs the upsampling error of the features at each pixel. Got None; "

@@ -34,10 +34,7 @@ MIN_COMPONENT = 10  # PCC: pixels
 
 
 def refine_by_pamr(
-    semantic: Semantic,
-    image: Picture,
-    scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    semantic: Semantic, image: Picture, scores: Scores | None = None, uncertainty: ErrorMap = None
 ) -> Semantic:
     """PAMR of the map's classes, or of their scores where all of them have some; largest wins.
 
@@ -76,10 +73,7 @@ def pamr(
 
 
 def refine_by_color_majority(
-    semantic: Semantic,
-    image: Picture,
-    scores: Scores | None = None,
-    uncertainty: ErrorMap | None = None,
+    semantic: Semantic, image: Picture, scores: Scores | None = None, uncertainty: ErrorMap = None
 ) -> Semantic:
     """PCC: clusters of color and position take the class of their majority, or become 255.
 
