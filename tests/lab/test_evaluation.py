@@ -115,7 +115,7 @@ def cropped(
 
 @pytest.mark.parametrize("direction", [1, -1])
 def test_a_sample_is_its_image_or_mirrored_with_its_labels(direction: int) -> None:
-    data, chosen = drawn(1), Augmentation(flip=direction < 0, scale=(1.0, 1.0), color=0.0)
+    data, chosen = drawn(1), Augmentation(flip=float(direction < 0), scale=(1.0, 1.0), color=0.0)
     image, semantic = cropped(data, (32, 48), chosen)
     expected = to_unit(np.ascontiguousarray(data.images[0][:, ::direction]))
     torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
@@ -152,10 +152,10 @@ def test_objects_are_pasted_whole_with_their_labels_and_nothing_else() -> None:
     paste = Augmentation(0.5, (1.0, 1.0), 0.0, paste=0.8, paste_scale=(1.0, 2.0))
     shares = []
     for step in range(30):
-        batch = draw_batch(sources, 3, step, 2, (32, 32), paste)
-        pixels = ((batch.images[0] + 1) * 127.5).round().long()  # position 0 is gray
-        shown = batch.semantics[0] == 1
-        assert set(batch.semantics[0].unique().tolist()) <= {0, 1}, "no pixel to ignore"
+        images, semantics = draw_batch(sources, 3, step, 2, (32, 32), paste)
+        pixels = ((images[0] + 1) * 127.5).round().long()  # position 0 is gray
+        shown = semantics[0] == 1
+        assert set(semantics[0].unique().tolist()) <= {0, 1}, "no pixel to ignore"
         assert (pixels[:, ~shown] == 100).all()
         assert (pixels[1][shown] > pixels[0][shown]).all()
         shares.append(float(shown.float().mean()))
@@ -170,11 +170,10 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
         draw_batch(sources, seed, step, 4, (32, 32), Augmentation())
         for seed, step in ((0, 7), (0, 7), (1, 7), (0, 8))
     )
-    assert torch.equal(one.images, same.images)
-    assert torch.equal(one.semantics, same.semantics)
-    assert not torch.equal(one.images, other.images)
-    assert not torch.equal(one.images, next_one.images)
-    assert one.images.abs().max() <= 1.0
+    assert all(torch.equal(*pair) for pair in zip(one, same, strict=True))
+    assert not torch.equal(one[0], other[0])
+    assert not torch.equal(one[0], next_one[0])
+    assert one[0].abs().max() <= 1.0
 
 
 def test_crops_are_three_quarters_of_the_images() -> None:

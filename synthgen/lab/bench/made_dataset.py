@@ -111,56 +111,72 @@ def write_dataset(
     storage = open_storage(root)
     encoded = [_encode(sample) for sample in samples]
     markers = []
-    starts = range(0, max(num, 1), shard_size)
-    shards = [range(num)[start : start + shard_size] for start in starts]
-    for index, numbers in enumerate(shards):
-        keys = [f"{index:06d}{position:04d}" for position in range(len(numbers))]
-        chosen = [encoded[number % len(encoded)] for number in numbers]
-        failed = list(failures) if index == len(shards) - 1 else []
-        markers.append(_write_shard(storage, f"train-{index:06d}", keys, chosen, failed))
+    for index, start in enumerate(range(0, max(num, 1), shard_size)):
+        numbers = range(num)[start : start + shard_size]
+        chosen = {
+            f"{index:06d}{position:04d}": encoded[number % len(encoded)]
+            for position, number in enumerate(numbers)
+        }
+        failed = failures if start + shard_size >= num else ()
+        markers.append(_write_shard(storage, f"train-{index:06d}", chosen, failed))
     model: dict[str, Any] = {"id": "made", "revision": None, "sha256": {}}
     times = {"finished": "2026-01-01T00:00:00+00:00", "seconds": {"generate": 1.5 * num}}
     manifest = build_manifest(markers, DIGEST, [model], times)
     identity = {"digest": DIGEST, "content": {"model": model}, "environments": [_ENVIRONMENT]}
     config = Config(num=num + len(failures))
-    prompts = [sample.record.prompt for sample in samples]
+    names = (name for sample in samples for name in sample.record.prompt.class_names)
     tars = [tar_name(marker.name) for marker in markers]
-    for name, text in {
+    for file, text in {
         "identity.json": json.dumps(identity),
         "config.yaml": config_yaml(config, DIGEST),
-        "classes.json": json.dumps(
-            class_table(name for prompt in prompts for name in prompt.class_names)
-        ),
+        "classes.json": json.dumps(class_table(names)),
         "README.md": readme(config, identity, tars, manifest),
     }.items():
-        storage.publish_bytes(text.encode("utf-8"), name)
+        storage.publish_bytes(text.encode("utf-8"), file)
     publish_manifest(storage, manifest)
 
 
+_Encoded = tuple[Mapping[str, bytes], Mapping[str, bytes], Row]
+"""Members, preview and row of a sample, made once and written under many keys."""
+
+
 def _write_shard(
-    storage: Storage,
-    name: str,
-    keys: Sequence[str],
-    samples: Sequence[_Encoded],
-    failed: Sequence[Row],
+    storage: Storage, name: str, samples: Mapping[str, _Encoded], failed: Sequence[Row]
 ) -> Marker:
-    size, sha256, places = _write_tars(storage, name, keys, samples) if keys else (0, "", {})
+    """Publish tars, rows and marker of a shard; samples by key."""
+    size, sha256, places = 0, "", dict[str, Span]()
+    if samples:
+        with storage.staging() as folder:
+            writer, previews = ShardWriter(folder / "data"), ShardWriter(folder / "previews")
+            for key, (members, preview, _) in samples.items():
+                info = {**json.loads(members["json"]), "key": key}
+                writer.write(key, {**members, "json": json.dumps(info).encode()})
+                if preview:
+                    previews.write(key, preview)
+            writer.close()
+            previews.close()
+            with (folder / "data").open("rb") as stream:
+                places = {span.key: span for span in spans(scan(stream))}
+                stream.seek(0)
+                sha256, size = sha256_file(stream), stream.tell()
+            storage.publish(folder / "data", tar_name(name))
+            if previews.num_samples:
+                storage.publish(folder / "previews", preview_name(name))
     rows = [
-        replace(item.row, key=key, byte_offset=places[key].offset, byte_size=places[key].size)
-        for key, item in zip(keys, samples, strict=True)
+        replace(row, key=key, byte_offset=places[key].offset, byte_size=places[key].size)
+        for key, (_, _, row) in samples.items()
     ]
     content = rows_bytes([*rows, *failed])
     storage.publish_bytes(content, metadata_name(name))
-    counts = {"ok": len(rows), "failed": len(failed)}
     marker = Marker(
         name=name,
         config=DIGEST,
-        planned=sum(counts.values()),
-        counts=counts,
+        planned=len(rows) + len(failed),
+        counts={"ok": len(rows), "failed": len(failed)},
         reasons=dict(Counter(row.reason for row in failed)),
         bytes=size,
         sha256=sha256,
-        skipped=not keys,
+        skipped=not samples,
         batch_size=1,
         seconds={},
         created="",
@@ -172,63 +188,22 @@ def _write_shard(
     return marker
 
 
-def _write_tars(
-    storage: Storage, name: str, keys: Sequence[str], samples: Sequence[_Encoded]
-) -> tuple[int, str, dict[str, Span]]:
-    """Publish samples and previews; returns size, hash and the samples' places of the data."""
-    with storage.staging() as folder:
-        writer, previews = ShardWriter(folder / "data"), ShardWriter(folder / "previews")
-        for key, item in zip(keys, samples, strict=True):
-            text = json.dumps({**item.info, "key": key})
-            writer.write(key, {**item.members, "json": text.encode()})
-            if item.preview:
-                previews.write(key, item.preview)
-        writer.close()
-        previews.close()
-        with (folder / "data").open("rb") as stream:
-            places = {span.key: span for span in spans(scan(stream))}
-            stream.seek(0)
-            sha256, size = sha256_file(stream), stream.tell()
-        storage.publish(folder / "data", tar_name(name))
-        if previews.num_samples:
-            storage.publish(folder / "previews", preview_name(name))
-    return size, sha256, places
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A sample as bytes, made once and written under many keys."""
-
-    members: Mapping[str, bytes]
-    info: Mapping[str, Any]
-    preview: Mapping[str, bytes]
-    row: Row
-
-
 def _encode(sample: MadeSample) -> _Encoded:
-    members = encode_record(sample.record, "jpg")
-    preview = _preview(sample) if sample.preview else {}
-    return _Encoded(members, json.loads(members["json"]), preview, _row(sample))
-
-
-def _row(sample: MadeSample) -> Row:
-    prompt, labels = sample.record.prompt, sample.record.labels
-    return Row(
+    """Label maps of the preview are as they are; colors and error are stand-ins of their size."""
+    record, maps = sample.record, sample.segmentation.labels
+    pixels = {f"k{k:02d}.png": maps[i] for i, k in enumerate(sample.segmentation.ks)}
+    pixels |= {"pca.png": 255 - record.image, "upsampling.png": maps[-1] * 12}
+    shown = pixels if sample.preview else {}
+    preview = {name: encode_image(each, "png") for name, each in shown.items()}
+    prompt, labels = record.prompt, record.labels
+    row = Row(
         *("", "ok", "", "", prompt.id, prompt.text, prompt.class_names, 0, 1, 0),
-        num_segments=len(sample.record.mask_set),
+        num_segments=len(record.mask_set),
         seconds_generate=1.5,
         seconds_segment=0.25,
         labels=None if labels is None else count_labels(labels),
     )
-
-
-def _preview(sample: MadeSample) -> dict[str, bytes]:
-    """Label maps as they are; colors and error are stand-ins of the same size."""
-    maps = sample.segmentation.labels
-    members = {f"k{k:02d}.png": maps[i] for i, k in enumerate(sample.segmentation.ks)}
-    members["pca.png"] = 255 - sample.record.image
-    members["upsampling.png"] = maps[-1] * 12
-    return {name: encode_image(pixels, "png") for name, pixels in members.items()}
+    return encode_record(record, "jpg"), preview, row
 
 
 def _regions(

@@ -49,14 +49,6 @@ PASTE_REACH = 0.75
 Sample = tuple[Float[Tensor, "3 height width"], Int[Tensor, "height width"]]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a training step takes: images in [-1, 1], and class ids with 255 for ignored."""
-
-    images: Float[Tensor, "batch 3 height width"]
-    semantics: Int[Tensor, "batch height width"]
-
-
 def draw_batch(
     sources: Sequence[LabeledImages],
     seed: int,
@@ -64,8 +56,8 @@ def draw_batch(
     batch: int,
     size: tuple[int, int],
     augmentation: Augmentation,
-) -> Batch:
-    """The batch of a step.
+) -> tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, "batch height width"]]:
+    """The batch of a step: images in [-1, 1], and class ids with 255 for ignored.
 
     Args:
         sources: Drawn from in turns, so that a small one weighs as much as a large one; each is
@@ -88,7 +80,7 @@ def draw_batch(
             sample = paste_objects(sample, pasted)
         samples.append(sample)
     images, semantics = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.stack(semantics))
+    return torch.stack(images), torch.stack(semantics)
 
 
 def pick(sources: Sequence[LabeledImages], seed: int, number: int) -> tuple[int, int]:

@@ -70,20 +70,19 @@ def build_segformer_b0(num_classes: int) -> nn.Module:
 
 def build_lraspp(num_classes: int) -> nn.Module:
     """LR-ASPP on MobileNetV3-Large (Howard et al. 2019)."""
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-
-    return PixelClassifier(
-        lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
-    )
+    return _torchvision("lraspp_mobilenet_v3_large", num_classes)
 
 
 def build_deeplab(num_classes: int) -> nn.Module:
     """DeepLabV3 (Chen et al. 2017) on MobileNetV3-Large."""
-    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+    return _torchvision("deeplabv3_mobilenet_v3_large", num_classes)
 
-    return PixelClassifier(
-        deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes)
-    )
+
+def _torchvision(name: str, num_classes: int) -> nn.Module:
+    from torchvision.models import segmentation
+
+    build = getattr(segmentation, name)
+    return PixelClassifier(build(weights=None, weights_backbone=None, num_classes=num_classes))
 
 
 def _segformer(num_classes: int, **changes: object) -> nn.Module:

@@ -128,10 +128,10 @@ class SegmenterTrainer(Trainer):
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Loss of the batch of a step."""
         s = self.settings
-        batch = draw_batch(self.sources, s.seed, step, s.batch, (s.size, s.size), s.augmentation)
+        size, augmentation = (s.size, s.size), s.augmentation
+        images, semantics = draw_batch(self.sources, s.seed, step, s.batch, size, augmentation)
         torch.manual_seed(s.seed * 1_000_003 + step)  # dropout
-        logits = self.model(batch.images.to(s.device))
-        return segmentation_loss(logits, batch.semantics.to(s.device))
+        return segmentation_loss(self.model(images.to(s.device)), semantics.to(s.device))
 
     def validate(self) -> dict[str, Any]:
         """Scores of the averaged weights, and the mean loss since they were last taken."""
