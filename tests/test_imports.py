@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {
     *("torch", "torchvision", "diffusers", "transformers", "accelerate", "datasets", "prefect"),
-    *("sklearn", "matplotlib", "scipy.ndimage", "scipy.stats", "scipy.optimize"),
+    *("sklearn", "matplotlib", "pandas", "scipy.ndimage", "scipy.stats", "scipy.optimize"),
 }
 
 
