@@ -115,7 +115,7 @@ def parse_table(
     with readable_parquet("An audit's table"):
         names = read_parquet_schema(content).names
         wanted = [name for name in names if annotations or name != "annotations"]
-        table = pq.read_table(io.BytesIO(content), columns=wanted)
+        table = pq.ParquetFile(io.BytesIO(content)).read(columns=wanted)
         if keys is not None:
             table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
         return [_row(row) for row in table.to_pylist()]

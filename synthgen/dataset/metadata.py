@@ -124,7 +124,8 @@ def parse_rows(content: bytes) -> list[Row]:
     """
     with readable_parquet("Metadata"):
         _check_schema(content)
-        return [_row(row) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+        table = pq.ParquetFile(io.BytesIO(content)).read()  # read_table would import pandas
+        return [_row(row) for row in table.to_pylist()]
 
 
 class Place(NamedTuple):
