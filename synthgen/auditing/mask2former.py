@@ -1,9 +1,7 @@
 """Mask2Former as an auditor: the masks of a semantic map, each with its class.
 
 BL (section 4, figure 7) compares with the class-specific masks of a semantic segmentation: one
-mask per class, however many pieces it has, background classes included; hence its Top-3. That is
-the default. `split_components` makes each connected piece a mask, `overlap` gives each class all
-pixels that reach `threshold` instead of those it wins, `min_area` drops small masks.
+mask per class, however many pieces it has, background classes included; hence its Top-3.
 """
 
 from __future__ import annotations
@@ -17,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jaxtyping import Bool, Float, Int, UInt8
-from pydantic import Field, model_validator
+from jaxtyping import Float, UInt8
 
 from synthgen.auditing.parameters import (
     Parameters,
-    Share,
     check_weights,
     hub_folder,
     read_parameters,
@@ -32,7 +28,6 @@ from synthgen.devices import pick_device
 from synthgen.diffusion.cards import file_sha256
 from synthgen.embedded.mask2former import SHIPPED_M2F, load_m2f, m2f_weights_dir, predict_scores
 from synthgen.registry import near_miss
-from synthgen.segmentation.masks import connected_masks
 from synthgen.types import Annotations
 
 DEFAULT_CHECKPOINT = "mask2former-swin-large-ade"
@@ -40,66 +35,24 @@ DEFAULT_CHECKPOINT = "mask2former-swin-large-ade"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class SemanticOptions(Parameters):
-    """How class scores become masks."""
-
-    split_components: bool = Field(
-        False, description="Each 8-connected piece of a class is a mask of its own."
-    )
-    overlap: bool = Field(
-        False,
-        description="A class has all pixels whose score reaches `threshold`: masks overlap.",
-    )
-    threshold: Share = Field(
-        0.0, description="Least score of a pixel; 0 gives every pixel to its best class."
-    )
-    min_area: int = Field(0, ge=0, description="Smaller masks are dropped, pixels.")
-
-    @model_validator(mode="after")
-    def _some_pixels(self) -> SemanticOptions:
-        if self.overlap and self.threshold == 0.0:
-            raise ValueError("overlap needs a threshold above 0; set threshold, say 0.5")
-        return self
-
-
-def semantic_masks(
-    scores: Float[np.ndarray, "cls height width"], options: SemanticOptions
-) -> tuple[Bool[np.ndarray, "mask height width"], Int[np.ndarray, " mask"]]:
-    """Masks of class scores and the class of each, largest first, no empty ones.
-
-    >>> scores = np.array([[[0.9, 0.2, 0.6]], [[0.1, 0.7, 0.1]]])
-    >>> masks, classes = semantic_masks(scores, SemanticOptions(threshold=0.5))
-    >>> masks.tolist(), classes.tolist()
-    ([[[True, False, True]], [[False, True, False]]], [0, 1])
-    """
-    reached = scores >= options.threshold
-    numbers = np.arange(len(scores))
-    if not options.overlap:
-        reached &= scores.argmax(0) == numbers[:, None, None]
-    present = reached.any((1, 2))
-    masks, classes = reached[present], numbers[present]
-    if options.split_components:
-        masks, owners = connected_masks(masks, tuple(((int(c), 0),) for c in classes))
-        classes = np.array([owner[0][0] for owner in owners], dtype=classes.dtype)
-    areas = masks.sum((1, 2))
-    order = np.argsort(-areas, kind="stable")
-    order = order[areas[order] >= options.min_area]
-    return masks[order], classes[order]
-
-
 def annotate_scores(
-    scores: Float[np.ndarray, "cls height width"],
-    names: Sequence[str],
-    options: SemanticOptions,
+    scores: Float[np.ndarray, "cls height width"], names: Sequence[str]
 ) -> Annotations:
-    """Annotations of class scores; `predicted_iou` is the class's mean score in its mask.
+    """A mask for each class that wins a pixel, largest first, with the class's mean score in it.
 
     Args:
         scores: Of one image, as `class_scores` gives them.
         names: What the classes are called.
-        options: How scores become masks.
+
+    >>> scores = np.array([[[0.9, 0.2, 0.6]], [[0.1, 0.7, 0.1]]])
+    >>> found = annotate_scores(scores, ["sky", "sea"])
+    >>> found.masks.tolist(), found.labels
+    ([[[True, False, True]], [[False, True, False]]], ('sky', 'sea'))
     """
-    masks, classes = semantic_masks(scores, options)
+    best = scores.argmax(0)
+    classes, areas = np.unique(best, return_counts=True)
+    classes = classes[np.argsort(-areas, kind="stable")]
+    masks = best == classes[:, None, None]
     means = [float(scores[c][mask].mean()) for c, mask in zip(classes, masks, strict=True)]
     return Annotations(
         masks=masks,
@@ -116,12 +69,12 @@ class Mask2FormerAuditor:
     Args:
         name: What the auditor is called.
         folder: Weights, configuration and image processor in transformers' layout.
-        settings: Options, expected hash, device and batch size.
+        settings: Expected hash, device and batch size.
         revision: Hub commit of the folder, if it came from there.
     """
 
     def __init__(self, name: str, folder: Path, settings: AuditorConfig, revision: str = ""):
-        self._options = read_parameters(SemanticOptions, settings.generator)
+        read_parameters(Parameters, settings.generator)  # it has none
         sha256 = check_weights(folder, settings.sha256)
         device = pick_device(settings.device, "auditor.device")
         self._model, self._processor = load_m2f(folder)
@@ -136,14 +89,13 @@ class Mask2FormerAuditor:
                 path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))
             },
             "revision": revision,
-            "generator": self._options.model_dump(),
             "batch_size": settings.batch_size,  # rounding depends on it
             "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         }
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name, hashes of weights and configuration, options, versions."""
+        """Name, hashes of weights and configuration, versions."""
         return self._identity
 
     @property
@@ -159,7 +111,7 @@ class Mask2FormerAuditor:
         for rows in _batches([image.shape[:2] for image in images], self._batch_size):
             scores = predict_scores(self._model, self._processor, [images[row] for row in rows])
             for row, score in zip(rows, scores, strict=True):
-                found[row] = annotate_scores(score.numpy(), self._names, self._options)
+                found[row] = annotate_scores(score.numpy(), self._names)
         return [found[row] for row in range(len(images))]
 
 
@@ -170,7 +122,7 @@ def load_scenes_mask2former(settings: AuditorConfig) -> Mask2FormerAuditor:
         settings: `checkpoint` may name another folder that `export-m2f` wrote.
 
     Raises:
-        ValueError: If the weights are missing or not those of their card, or an option is wrong.
+        ValueError: If the weights are missing or not those of their card.
     """
     folder = Path(settings.checkpoint).expanduser() if settings.checkpoint else SHIPPED_M2F
     return Mask2FormerAuditor("scenes-m2f", m2f_weights_dir(folder), settings)
@@ -183,9 +135,8 @@ def load_mask2former(settings: AuditorConfig) -> Mask2FormerAuditor:
         settings: `checkpoint` is a row of `auditors.yaml`, a folder or a hub id.
 
     Raises:
-        ValueError: If it is none of these or not in reach, or an option is wrong.
+        ValueError: If it is none of these or not in reach.
     """
-    read_parameters(SemanticOptions, settings.generator)  # before anything is fetched
     name = settings.checkpoint or DEFAULT_CHECKPOINT
     if Path(name).is_dir() or name.startswith(("/", "./", "../", "~")):
         return Mask2FormerAuditor("mask2former", Path(name).expanduser(), settings)

@@ -68,7 +68,7 @@ def read_parameters(
     known = list(kind.model_fields)
     for name in given:
         if name not in known:
-            hint = near_miss(name, known) or f" Known: {', '.join(known)}."
+            hint = near_miss(name, known) or f" Known: {', '.join(known) or 'none'}."
             raise ValueError(
                 f"auditor.generator.{name} must be a parameter of the auditor. Got an unknown "
                 f"one.{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,18 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts import check_auditor, check_auditor_identity
+from contracts import check_auditor
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from synthgen.auditing.mask2former import (
-    SemanticOptions,
     annotate_scores,
     load_mask2former,
     load_scenes_mask2former,
-    semantic_masks,
 )
-from synthgen.auditing.parameters import read_parameters
 from synthgen.config import AuditorConfig
 from synthgen.embedded.mask2former import LABELS, class_scores, load_m2f
 from synthgen.lab.train.export import export_m2f
@@ -65,8 +61,9 @@ def test_both_rows_are_auditors(folder: Path) -> None:
             assert (seen.masks.sum(0) == 1).all(), "by default the classes share out the image"
 
 
-def test_identity_names_weights_and_options(folder: Path) -> None:
-    check_auditor_identity(load_scenes_mask2former, _settings(folder), "threshold", 0.25)
+def test_identity_names_weights_and_no_folder(folder: Path) -> None:
+    with pytest.raises(ValueError, match="points_per_side must be a parameter"):
+        load_mask2former(_settings(folder, generator={"points_per_side": 16}))
     identity = load_scenes_mask2former(_settings(folder)).identity
     card = json.loads((folder / "card.json").read_text())
     assert identity["sha256"] == card["sha256"]["model.safetensors"]
@@ -107,92 +104,15 @@ def test_scores_are_those_of_transformers(folder: Path) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize(("threshold", "min_area"), [(0.5, 0), (0.45, 4), (0.9, 0)])
-def test_masks_equal_the_slow_ones(
-    split: bool, overlap: bool, threshold: float, min_area: int
-) -> None:
-    scores = _scores(min_area)
-    options = SemanticOptions(
-        split_components=split, overlap=overlap, threshold=threshold, min_area=min_area
-    )
-    expected = set()
-    for number, (_, height, width) in itertools.product(range(len(scores)), [scores.shape]):
-        pixels = {
-            (y, x)
-            for y, x in itertools.product(range(height), range(width))
-            if scores[number, y, x] >= threshold
-            and (overlap or number == max(range(len(scores)), key=lambda c: scores[c, y, x]))
-        }
-        for piece in _pieces(pixels) if split else [pixels]:
-            if len(piece) >= max(1, min_area):
-                expected.add((number, frozenset(piece)))
-    masks, classes = semantic_masks(scores, options)
-    got = {
-        (int(number), frozenset(map(tuple, np.argwhere(mask).tolist())))
-        for mask, number in zip(masks, classes, strict=True)
-    }
-    assert got == expected
-    assert len(got) == len(masks)
-    assert (np.diff(masks.sum((1, 2))) <= 0).all(), "largest first"
-
-
-def _pieces(pixels: set[tuple[int, int]]) -> list[set[tuple[int, int]]]:
-    """8-connected pieces, by flooding."""
-    left, pieces = set(pixels), []
-    while left:
-        piece, border = set(), [left.pop()]
-        while border:
-            y, x = border.pop()
-            piece.add((y, x))
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            border += near
-        pieces.append(piece)
-    return pieces
-
-
-def test_predicted_iou_is_the_mean_score_of_the_class() -> None:
-    scores = _scores(5)
-    seen = annotate_scores(scores, ["a", "b", "c", "d"], SemanticOptions(split_components=True))
-    for mask, label, value in zip(seen.masks, seen.labels, seen.predicted_iou, strict=True):
-        assert value == pytest.approx(np.mean(scores["abcd".index(label)][mask]), rel=1e-5)
-    assert set(seen.stability_score) == {1.0}
-    assert set(seen.points_xy) == {(-1.0, -1.0)}
-    assert set(annotate_scores(scores * 3, list("abcd"), SemanticOptions()).predicted_iou) == {1.0}
-
-
-def test_an_auditor_that_finds_nothing_gives_empty_annotations(copied: Path) -> None:
-    tensors = load_file(copied / "model.safetensors")
-    tensors["class_predictor.bias"][-1] = 60.0  # every query is sure to show no object
-    save_file(tensors, copied / "model.safetensors", {"format": "pt"})
-    image = np.zeros((40, 56, 3), np.uint8)
-    auditor = load_mask2former(_settings(copied, generator={"threshold": 0.3}))
-    (seen,) = auditor.annotate([image])
-    assert len(seen) == 0
-    assert seen.masks.shape == (0, 40, 56)
-    assert seen.labels == seen.predicted_iou == ()
-
-
-@pytest.mark.parametrize(
-    ("generator", "message"),
-    [
-        ({"split_component": True}, r"Did you mean 'split_components'\?"),
-        ({"points_per_side": 16}, "Known: split_components, overlap, threshold, min_area"),
-        ({"threshold": 1.5}, r"threshold is not valid.*Got 1\.5"),
-        ({"threshold": "half"}, r"threshold is not valid.*Got 'half'"),
-        ({"overlap": 1}, r"overlap is not valid.*Got 1"),
-        ({"overlap": True}, "needs a threshold above 0"),
-        ({"min_area": -1}, r"min_area is not valid.*Got -1"),
-    ],
-)
-def test_wrong_options_are_one_clear_line(
-    generator: dict[str, int | float | bool | str], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        read_parameters(SemanticOptions, generator)
-    assert "\n" not in str(caught.value)
+def test_masks_are_those_of_the_classes_that_win_a_pixel() -> None:
+    scores = _scores(3)
+    seen = annotate_scores(scores, ["a", "b", "c", "d"])
+    assert (seen.masks.sum(0) == 1).all()
+    assert (np.diff(seen.masks.sum((1, 2))) <= 0).all(), "largest first"
+    for mask, label, score in zip(seen.masks, seen.labels, seen.predicted_iou, strict=True):
+        own = "abcd".index(label)
+        assert (mask == (scores.argmax(0) == own)).all()
+        assert score == pytest.approx(scores[own][mask].mean())
 
 
 def test_missing_weights_are_one_clear_line(tmp_path: Path) -> None:
