@@ -38,7 +38,6 @@ from synthgen.embedded.sam import (
     build_scenes_sam,
     load_folder,
 )
-from synthgen.registry import near_miss
 from synthgen.types import Annotations
 
 PUBLISHED: Mapping[str, str] = {
@@ -140,17 +139,15 @@ def load_scenes_sam(settings: AuditorConfig) -> SamAuditor:
 def load_sam(settings: AuditorConfig) -> SamAuditor:
     """SAM from the checkpoint that the settings name: `.pth`, or `.safetensors` of its state.
 
-    The parameter `model_type` (vit_b, vit_l, vit_h) is read from the weights where not given.
+    Which SAM it is (vit_b, vit_l, vit_h) is read from the weights.
 
     Raises:
         ValueError: In one line, for a missing or wrong checkpoint or a bad parameter.
     """
-    given = dict(settings.generator)
-    wanted = given.pop("model_type", None)
-    generator = read_parameters(SamParameters, given)
+    generator = read_parameters(SamParameters, settings.generator)
     path, digest = checked_file(settings.checkpoint, settings.sha256)
     state = read_state(path)
-    kind = model_type(state, wanted)
+    kind = model_type(state)
     sam = BUILDERS[kind]()
     try:
         sam.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -227,20 +224,15 @@ def _unwrap(state: Any, depth: int = 3) -> dict[str, Tensor] | None:
     return next(filter(None, (_unwrap(value, depth - 1) for value in state.values())), None)
 
 
-def model_type(state: Mapping[str, Tensor], wanted: str | int | float | bool | None) -> str:
+def model_type(state: Mapping[str, Tensor]) -> str:
     """Which SAM the weights are of, by the width of their image encoder.
 
     Raises:
-        ValueError: If they are of none, or of another one than wanted.
+        ValueError: If they are of none.
 
-    >>> model_type({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, None)
+    >>> model_type({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)})
     'vit_b'
     """
-    if wanted is not None and wanted not in BUILDERS:
-        raise ValueError(
-            f"auditor.generator.model_type must be one of {', '.join(BUILDERS)}. Got {wanted!r}."
-            f"{near_miss(str(wanted), BUILDERS)}"
-        )
     position = state.get(_POSITION)
     found = WIDTHS.get(position.shape[-1]) if position is not None else None
     if found is None:
@@ -249,8 +241,6 @@ def model_type(state: Mapping[str, Tensor], wanted: str | int | float | bool | N
             f"the checkpoint must hold image_encoder.pos_embed of width {widths}. Got "
             f"{'none' if position is None else position.shape[-1]}."
         )
-    if wanted not in (None, found):
-        raise ValueError(f"the checkpoint must be a {wanted}. Got a {found}.")
     return found
 
 

@@ -182,7 +182,7 @@ def plan(
 
       synthgen plan voc --num 100000 --cost --rate 1.5 --workers 64
     """
-    from synthgen.jobs.cost import cost as cost_of
+    from synthgen.jobs.estimate import cost as cost_of
 
     refuse_unused({"--rate": rate, "--workers": workers}, not cost, "without --cost")
     config = read_config(source, overrides, num, classes)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from synthgen.cli import app
 from synthgen.config import load
-from synthgen.jobs.cost import PUTS_PER_SHARD, REQUESTS_PER_SHARD, ROWS_PER_SHARD, cost
+from synthgen.jobs.estimate import PUTS_PER_SHARD, REQUESTS_PER_SHARD, ROWS_PER_SHARD, cost
 from synthgen.jobs.plan import plan
 from synthgen.lab.bench.scale import WORKERS, bench_scale, bootstrap, makespan
 

@@ -26,7 +26,7 @@ from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import decode_mask
 from synthgen.dataset.verify import verify_dataset
 from synthgen.export.export import export
-from synthgen.jobs.cost import PUTS_PER_SHARD, REQUESTS_PER_SHARD
+from synthgen.jobs.estimate import PUTS_PER_SHARD, REQUESTS_PER_SHARD
 from synthgen.report.page import write_report
 from synthgen.storage import publish, remote
 

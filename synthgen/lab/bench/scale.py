@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from synthgen.dataset.manifest import Marker, read_markers
-from synthgen.jobs.cost import PUTS_PER_SHARD, REQUESTS_PER_SHARD, ROWS_PER_SHARD
+from synthgen.jobs.estimate import PUTS_PER_SHARD, REQUESTS_PER_SHARD, ROWS_PER_SHARD
 from synthgen.storage.publish import open_storage
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
