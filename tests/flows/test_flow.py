@@ -5,19 +5,33 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import prefect
 import pytest
 from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 
 from synthgen import jobs
-from synthgen.config import Config, load, load_audit
+from synthgen.cli.label import run_label
+from synthgen.cli.options import Engine
+from synthgen.config import Config, LabelConfig, load, load_audit
 from synthgen.dataset.verify import verify_dataset
 from synthgen.flows.artifacts import SIDE
 from synthgen.flows.audit import audit
 from synthgen.flows.extend import extend
 from synthgen.flows.generate import generate
+from synthgen.flows.label import label
+from synthgen.flows.shards import collect, may_pass_again, refuse_crashed
 
 prefect_testing = pytest.importorskip("prefect.testing.utilities")
 
@@ -47,14 +61,18 @@ def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
     )
 
 
-def artifacts(key: str) -> list[object]:
+def artifacts(key: str) -> list[Any]:
     """The artifacts of this server with a key."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
     with get_client(sync_client=True) as client:
         wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
         return [artifact.data for artifact in client.read_artifacts(artifact_filter=wanted)]
+
+
+def attempts(name: str) -> list[int]:
+    """How often each task run of a name was tried."""
+    with get_client(sync_client=True) as client:
+        wanted = TaskRunFilter(name=TaskRunFilterName(any_=[name]))
+        return [run.run_count for run in client.read_task_runs(task_run_filter=wanted)]
 
 
 @pytest.mark.usefixtures("server")
@@ -143,5 +161,61 @@ def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
         generate(config, str(out))
     assert not (out / "manifest.json").exists()
     assert (out / "stats" / "train-000000.json").exists()
+    assert 3 in attempts("generate-train-000001")  # a disk may recover
     blocker.rmdir()
     assert generate(config, str(out))["totals"]["samples"] == 4
+
+
+@pytest.mark.usefixtures("server")
+def test_labels_of_both_engines_are_the_same_and_the_flow_reports(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    settings = LabelConfig(method="clusters", presence=0.05, margin=0.001, background=0.05)
+    outs = [shutil.copytree(tiny_dataset, tmp_path / name) for name in ("inline", "flow")]
+    expected = jobs.label(outs[0], settings, label_id="a")
+    assert run_label(outs[1], settings, label_id="a", engine=Engine.flow, workers=2) == expected
+    inline, flow = (
+        {path.name: path.read_bytes() for path in out.glob("labels/a/*.tar")} for out in outs
+    )
+    assert len(inline) == 3
+    assert inline == flow
+    assert any("train-000002" in str(table) for table in artifacts("synthgen-label-shards"))
+    (classes,) = artifacts("synthgen-label-classes")
+    for name, row in expected["statistics"]["classes"].items():
+        assert name in str(classes)
+        assert str(row["pixels"]) in str(classes)
+    summary = label(str(outs[1]), num=1)  # without settings: by clusters
+    assert summary["id"].startswith("clusters-")
+    assert (summary["shards"], summary["statistics"]["images"]) == (1, 3)
+
+
+@pytest.mark.usefixtures("server")
+def test_every_shard_is_collected_and_mistakes_are_not_tried_again() -> None:
+    tried: list[str] = []
+
+    @prefect.task(retries=2, retry_delay_seconds=1, retry_condition_fn=may_pass_again)
+    def planted(shard: str) -> dict[str, Any]:
+        tried.append(shard)
+        if shard == "mistake":
+            raise ValueError("seed must be another.")
+        if shard == "cut off" and tried.count(shard) < 3:
+            raise OSError("the store broke off")
+        return {"samples": 1}
+
+    @prefect.flow(persist_result=False)
+    def planted_flow() -> list[dict[str, Any]]:
+        shards = ["good", "mistake", "cut off"]
+        return list(collect(shards, planted.submit, 2, "planted"))
+
+    rows = sorted(planted_flow(), key=lambda row: str(row["shard"]))
+    assert rows == [
+        {"shard": "cut off", "samples": 1},
+        {"shard": "good", "samples": 1},
+        {"shard": "mistake", "error": "ValueError: seed must be another."},
+    ]
+    assert sorted(tried) == ["cut off", "cut off", "cut off", "good", "mistake"]
+    with pytest.raises(
+        RuntimeError, match=r"must be done\. Got 1 crashed \(mistake\): ValueError"
+    ):
+        refuse_crashed(rows)
+    refuse_crashed(rows[:2])
