@@ -161,7 +161,7 @@ def test_a_crashed_shard_is_reported_and_made_by_the_next_run(
         generate(config, str(out))
     assert not (out / "manifest.json").exists()
     assert (out / "stats" / "train-000000.json").exists()
-    assert 3 in attempts("generate-train-000001")  # a disk may recover
+    assert set(attempts("generate-train-000001")) == {1}  # a ValueError stays one
     blocker.rmdir()
     assert generate(config, str(out))["totals"]["samples"] == 4
 
