@@ -199,7 +199,7 @@ class GenerateJob(Job[Marker]):
 
     def needs(self, shard: str) -> tuple[int, int, str]:
         """Samples, bytes and name of a shard."""
-        samples = len(self.specs[shard_index(shard)].samples)
+        samples = planned_samples(self.config)[shard_index(shard)]
         return samples, bytes_per_sample(self.config) * samples, f"shard {shard}"
 
     def existing(self, shard: str) -> Marker | None:
@@ -211,10 +211,10 @@ class GenerateJob(Job[Marker]):
         """
         self._begun()
         check_plan(self.storage, self.config)
+        if marker := self._complete(shard):
+            return marker
         samples = self.specs[shard_index(shard)].samples
-        return self._complete(shard) or restore_shard(
-            self.storage, shard, self.config, self.identity.digest, samples
-        )
+        return restore_shard(self.storage, shard, self.config, self.identity.digest, samples)
 
     def _begun(self) -> dict[str, Any]:
         """The content of identity.json, whose threads are ours from now on."""
@@ -229,7 +229,7 @@ class GenerateJob(Job[Marker]):
 
     def _complete(self, shard: str) -> Marker | None:
         marker = read_marker(self.storage, shard)
-        planned = len(self.specs[shard_index(shard)].samples)
+        planned = planned_samples(self.config)[shard_index(shard)]
         if marker and is_complete(self.storage, marker, self.identity.digest, planned):
             return marker
         return None

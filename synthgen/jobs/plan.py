@@ -96,11 +96,12 @@ def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpe
 
     def spec(shard: int) -> ShardSpec:
         span = spans[shard]
-        keys = (f"{shard:06d}{index:04d}" for index in range(len(span)))
-        samples = (
-            planned_sample(config, prompts, index, key)
-            for index, key in zip(span, keys, strict=True)
-        )
+        samples = []
+        for place, index in enumerate(span):
+            image_index, which = divmod(index, len(prompts))
+            prompt = prompts[which]
+            seed = sample_seed(config.seed, prompt.id, image_index)
+            samples.append(PlannedSample(f"{shard:06d}{place:04d}", prompt, image_index, seed))
         return ShardSpec(index=shard, samples=tuple(samples))
 
     return Computed(len(spans), spec)
@@ -140,20 +141,6 @@ def planned_samples(config: Config) -> Sequence[int]:
     """
     spans = shard_spans(config)
     return Computed(len(spans), lambda shard: len(spans[shard]))
-
-
-def planned_sample(
-    config: Config, prompts: Sequence[Prompt], index: int, key: str
-) -> PlannedSample:
-    """The sample with a number and a key."""
-    image_index, which = divmod(index, len(prompts))
-    prompt = prompts[which]
-    return PlannedSample(
-        key=key,
-        prompt=prompt,
-        image_index=image_index,
-        seed=sample_seed(config.seed, prompt.id, image_index),
-    )
 
 
 def batches(
