@@ -95,10 +95,3 @@ def test_both_interpolations_find_the_planted_regions(interpolation: str) -> Non
     )
     labels = segment_sample(planted_sample(), config).labels[0]
     assert adjusted_rand(quadrants(64), labels) > 0.85
-
-
-def test_features_that_are_not_finite_are_refused() -> None:
-    sample = random_sample()
-    sample.features.values["up.4.0"][0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="finite"):
-        segment_sample(sample, SegmentationConfig())
