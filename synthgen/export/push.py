@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,13 @@ def _push_files(
         equal = target.size(name) == size
         if not equal:
             look_again()
-            with explain_disk_errors(target, size, name):
-                target.send(root / name, name)
+            try:
+                with explain_disk_errors(target, size, name):
+                    target.send(root / name, name)
+            except OSError:  # what did not arrive whole may have its size, which the plan trusts
+                with suppress(OSError):
+                    target.remove(name)
+                raise
             sent, num_bytes = sent + 1, num_bytes + size
         progress("push", name=name, bytes=size, reused=equal)
     target.sync()

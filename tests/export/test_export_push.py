@@ -26,7 +26,8 @@ from synthgen.export.push import PushReport, local_files, push
 from synthgen.progress import Stopped
 from synthgen.storage.claim import CLAIM, claimed
 from synthgen.storage.local import host_id
-from synthgen.storage.publish import open_storage
+from synthgen.storage.publish import Storage, open_storage
+from synthgen.storage.urls import StoreError
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,26 @@ def test_files_of_another_content_and_the_same_size_are_sent_again(world: Path, 
     with pytest.raises(Stopped):
         push(world, url, stopping)
     assert not {"manifest.json", changed[1]} & remote(url).keys()
+    push(world, url)
+    assert remote(url) == visible(world)
+
+
+def test_what_did_not_arrive_whole_is_sent_again(
+    world: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size is that of the plan; its bytes are not."""
+    send = Storage.send
+
+    def garble(target: Storage, path: Path, name: str) -> None:
+        send(target, path, name)
+        if not name.startswith(".synthgen/"):
+            target.fs.pipe_file(target.path(name), bytes(path.stat().st_size))
+            raise StoreError("a store that keeps another file")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "send", garble)
+        with pytest.raises(StoreError):
+            push(world, url)
     push(world, url)
     assert remote(url) == visible(world)
 
