@@ -7,7 +7,7 @@ interval shows that A gains at most a stated margin. Whatever the images cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,24 @@ def sentences(results: Results) -> list[str]:
 
 def study_claims(results: Results) -> list[Claim]:
     """The claims of a study that its rows can speak to."""
-    return list(_CLAIMS[results.study](results.rows))
+    rows = results.rows
+    known = {row.setting: row for row in rows}
+    claims = []
+    for more, less, text, margin, tops in _comparisons(results.study, rows):
+        better = (r for r in rows if all(getattr(r.setting, k) == v for k, v in more.items()))
+        for row in better:
+            other = known.get(replace(row.setting, **less))
+            if other is None or other == row:
+                continue
+            about = other.setting
+            words = {
+                "layers": about.layers,
+                "weights": "reweight" if about.reweight else "no reweight",
+                "grids": f"{about.layers} [{', '.join(str(side) for side in about.grids)}]",
+                "components": about.components,
+            }
+            claims += [Claim(text.format(n=n, **words), row, other, n, margin) for n in tops]
+    return claims
 
 
 def _sentence(results: Results, claim: Claim) -> str:
@@ -89,78 +106,38 @@ def difference(results: Results, claim: Claim, metric: str) -> Interval:
     return paired_intervals(values[more : more + 1], values[less])[0]
 
 
-def _pairs(
-    rows: tuple[Row, ...], more: Mapping[str, Any], less: Mapping[str, Any]
-) -> Iterator[tuple[Row, Row]]:
-    """Rows with the settings ``more``, each with the row that has ``less`` in their place."""
-    known = {row.setting: row for row in rows}
-    for row in rows:
-        if all(getattr(row.setting, name) == value for name, value in more.items()):
-            other = known.get(replace(row.setting, **less))
-            if other is not None and other != row:
-                yield row, other
+Comparison = tuple[Mapping[str, Any], Mapping[str, Any], str, float | None, tuple[int, ...]]
+"""Settings of the rows that are claimed to be better or to gain nothing; what the rows that they
+are compared with have in their place; the claim's text, filled in from the latter; margin; n."""
 
 
-def _weights(row: Row) -> str:
-    return "reweight" if row.setting.reweight else "no reweight"
-
-
-def _grids(row: Row) -> str:
-    return f"{row.setting.layers} [{', '.join(str(side) for side in row.setting.grids)}]"
-
-
-def _layer_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:
-    for up, down in _pairs(rows, {"layers": "up"}, {"layers": "down"}):
-        yield Claim(f"up ≥ down ({_weights(up)})", up, down)
-    for both, up in _pairs(rows, {"layers": "both"}, {"layers": "up"}):
-        text = f"down layers add nothing to up (gain at most {NOTHING}; {_weights(up)})"
-        yield Claim(text, both, up, margin=NOTHING)
-    for plain, weighted in _pairs(rows, {"reweight": False}, {"reweight": True}):
-        yield Claim(f"no reweight ≥ reweight ({plain.setting.layers})", plain, weighted)
-
-
-def _mid_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:
-    for mid, plain in _pairs(rows, {"mid": True}, {"mid": False}):
-        where = f"{plain.setting.layers}, {_weights(plain)}"
-        text = f"mid adds nothing (gain at most {NOTHING}; {where})"
-        yield Claim(text, mid, plain, margin=NOTHING)
-
-
-def _component_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:
+def _comparisons(study: StudyName, rows: Sequence[Row]) -> Iterator[Comparison]:
     full = max(row.setting.components for row in rows)
-    for few in (3, 8):
-        for all_of_them, row in _pairs(rows, {"components": full}, {"components": few}):
-            text = f"{few} components are enough (all {full} gain at most {ENOUGH}; {_grids(row)})"
-            yield Claim(text, all_of_them, row, margin=ENOUGH)
-
-
-def _resolution_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:
-    largest = max((row.setting.grids for row in rows), key=len)
-    full = max(row.setting.components for row in rows)
-    subsets = dict.fromkeys(row.setting.grids for row in rows if row.setting.grids)
-    for grids in subsets:
-        wanted = {"grids": largest, "components": min(8, full)}
-        for whole, part in _pairs(rows, wanted, {"grids": grids}):
-            text = f"all grids ≥ {_grids(part)} ({part.setting.components} components)"
-            yield Claim(text, whole, part)
-    yield from _component_claims(rows)
-
-
-def _upsampling_claims(rows: tuple[Row, ...]) -> Iterator[Claim]:
-    sides = [row.setting.resolution for row in rows if row.papers and row.papers[0].table]
-    coarse, fine = min(sides), max(sides)
-    for number in (8, 3):
-        wanted = {"components": number, "resolution": fine}
-        for n in (1, 5, 10, 15):
-            for finer, coarser in _pairs(rows, wanted, {"resolution": coarse}):
-                text = f"clustering at {fine} ≥ at {coarse} in Top-{n} ({number} components)"
-                yield Claim(text, finer, coarser, n)
-
-
-_CLAIMS: Mapping[StudyName, Callable[[tuple[Row, ...]], Iterator[Claim]]] = {
-    "layers": _layer_claims,
-    "mid": _mid_claims,
-    "resolutions": _resolution_claims,
-    "components": _component_claims,
-    "upsampling": _upsampling_claims,
-}
+    nothing, enough = f"gain at most {NOTHING}", f"all {full} gain at most {ENOUGH}"
+    if study == "layers":
+        up, down, both = ({"layers": name} for name in ("up", "down", "both"))
+        yield up, down, "up ≥ down ({weights})", None, (5,)
+        text = f"down layers add nothing to up ({nothing}; {{weights}})"
+        yield both, up, text, NOTHING, (5,)
+        plain, weighted = {"reweight": False}, {"reweight": True}
+        yield plain, weighted, "no reweight ≥ reweight ({layers})", None, (5,)
+    if study == "mid":
+        text = f"mid adds nothing ({nothing}; {{layers}}, {{weights}})"
+        yield {"mid": True}, {"mid": False}, text, NOTHING, (5,)
+    if study == "resolutions":
+        largest = max((row.setting.grids for row in rows), key=len)
+        best = {"grids": largest, "components": min(8, full)}
+        for grids in dict.fromkeys(row.setting.grids for row in rows if row.setting.grids):
+            text = "all grids ≥ {grids} ({components} components)"
+            yield best, {"grids": grids}, text, None, (5,)
+    if study in ("resolutions", "components"):
+        for few in (3, 8):
+            text = f"{few} components are enough ({enough}; {{grids}})"
+            yield {"components": full}, {"components": few}, text, ENOUGH, (5,)
+    if study == "upsampling":
+        sides = [row.setting.resolution for row in rows if row.papers and row.papers[0].table]
+        coarse, fine = min(sides), max(sides)
+        for few in (8, 3):
+            text = f"clustering at {fine} ≥ at {coarse} in Top-{{n}} ({few} components)"
+            finest = {"components": few, "resolution": fine}
+            yield finest, {"resolution": coarse}, text, None, (1, 5, 10, 15)
