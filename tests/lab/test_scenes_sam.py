@@ -185,18 +185,14 @@ def test_training_resumes_and_shares_batches_as_if_it_did_not(
     first = checkpoint.load_state(tmp_path / "broken")
     _train(corpus, tmp_path / "broken", 2)
     _train(corpus, tmp_path / "shared", 1, workers=2)
-    straight, broken, shared = (
-        checkpoint.load_state(tmp_path / name) for name in ("straight", "broken", "shared")
-    )
+    names = ("straight", "broken", "shared")
+    found = [checkpoint.load_state(tmp_path / name) for name in names]
+    (straight, meta), (broken, again), (shared, _) = (pair for pair in found if pair is not None)
     assert first is not None
-    assert straight is not None
-    assert broken is not None
-    assert shared is not None
-    assert straight[1]["step"] == broken[1]["step"] == 2
-    assert straight[1]["samples"] == 4
-    for name, tensor in straight[0].items():
-        assert torch.allclose(tensor.float(), broken[0][name].float(), atol=1e-6), name
-    for name, tensor in shared[0].items():
+    assert (meta["step"], again["step"], meta["samples"]) == (2, 2, 4)
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, broken[name]), name
+    for name, tensor in shared.items():
         if name.endswith(".exp_avg"):  # a tenth of the first gradient
             scale = first[0][name].abs().max()
             assert torch.allclose(tensor, first[0][name], atol=1e-4 * float(scale) + 1e-8), name
@@ -228,15 +224,13 @@ def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: P
 
 
 def test_training_goes_on_from_exported_weights(corpus: TruthCorpus, tmp_path: Path) -> None:
-    settings = SamSettings(steps=0, batch=2)
-    list(SamTrainer(corpus, settings).train(tmp_path / "sam", SHIPPED_SAM))
+    list(SamTrainer(corpus, SamSettings(steps=0, batch=2)).train(tmp_path / "sam", SHIPPED_SAM))
     found = checkpoint.load_state(tmp_path / "sam")
     assert found is not None
     shipped = load_folder().state_dict()
-    for name, tensor in shipped.items():
-        assert torch.equal(found[0][f"model.sam.{name}"], tensor), name
-    for name, mean in checkpoint.subset(found[0], "ema_sam").items():
-        assert torch.equal(mean, shipped[name]), name
+    live, means = (checkpoint.subset(found[0], part) for part in ("model.sam", "ema_sam"))
+    assert all(torch.equal(live[name], tensor) for name, tensor in shipped.items())
+    assert all(torch.equal(mean, shipped[name]) for name, mean in means.items())
 
 
 def test_truth_of_a_scene_is_its_objects_and_their_parts() -> None:

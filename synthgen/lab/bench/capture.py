@@ -92,7 +92,10 @@ def bench_capture(
         for index in range(num_pairs):
             methods = {"plain": _plain, "ours": _captured, "control": _plain}
             methods |= rivals if index < num_rival_pairs else {}
-            rounds.append(_round(methods, index, unet, inputs))
+            names = list(methods)
+            first = index % len(names)  # the one to go first changes from round to round
+            order = names[first:] + names[:first]
+            rounds.append({name: _measure(methods[name], unet, inputs) for name in order})
             _log.info("round %d of %d", index + 1, num_pairs)
     control = _compare("control", rounds)
     return {
@@ -142,15 +145,6 @@ def _random_unet(
     }
     torch.set_rng_state(state)
     return unet, inputs
-
-
-def _round(
-    methods: Mapping[str, Method], index: int, unet: Any, inputs: Mapping[str, Tensor]
-) -> dict[str, _Run]:
-    """One run of every method; the one to go first changes from round to round."""
-    names = list(methods)
-    start = index % len(names)
-    return {name: _measure(methods[name], unet, inputs) for name in names[start:] + names[:start]}
 
 
 def _measure(method: Method, unet: Any, inputs: Mapping[str, Tensor]) -> _Run:
