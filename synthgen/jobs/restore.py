@@ -73,7 +73,7 @@ def restore_shard(
             known = _vouched(storage, shard, digest, sha256, plan)
             if known is None:
                 return None
-            planned, reasons = known
+            planned, reasons, unconverged = known
             made, provenance = _read_tar(storage, stream)
         existing = _existing_rows(storage, shard, made, planned)
         if existing is None and provenance["config"] != digest:
@@ -105,7 +105,7 @@ def restore_shard(
             environment={name: provenance[name] for name in ("device", "dtype", "versions")},
             metadata_sha256=sha256_of(content or b""),
             previews_sha256=hash_file(storage, preview_name(shard)) or "",
-            unconverged=sum(not row.converged for row in rows),
+            unconverged=sum(not row.converged for row in existing) if existing else unconverged,
         )
     except (FileNotFoundError, ValueError, KeyError):  # nothing there, or nothing to rely on
         return None
@@ -128,19 +128,20 @@ def _vouched(
     digest: str,
     sha256: str,
     plan: Sequence[PlannedSample] | None,
-) -> tuple[int, Mapping[str, int]] | None:
-    """Planned samples, and why samples fail, as they say that know this hash of the tar."""
+) -> tuple[int, Mapping[str, int], int] | None:
+    """Planned samples, why samples fail, and how many k-means did not settle, as they say that
+    know this hash of the tar."""
     marker, manifest = read_marker(storage, shard), read_manifest(storage)
     found = []
     if marker is not None and (marker.config, marker.sha256) == (digest, sha256):
-        found.append((marker.planned, marker.reasons))
+        found.append((marker.planned, marker.reasons, marker.unconverged))
     if manifest is not None and manifest["config"] == digest:
         rows = [row for row in manifest["shards"] if row["name"] == tar_name(shard)]
         if any(row.get("previews") for row in rows) and not storage.size(preview_name(shard)):
             return None
         reasons = manifest["totals"]["reasons"]
         found += [
-            (row["planned"], row.get("reasons", reasons))
+            (row["planned"], row.get("reasons", reasons), row.get("unconverged", 0))
             for row in rows
             if row["sha256"] == sha256
         ]
