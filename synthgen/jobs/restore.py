@@ -105,7 +105,7 @@ def restore_shard(
             environment={name: provenance[name] for name in ("device", "dtype", "versions")},
             metadata_sha256=sha256_of(content or b""),
             previews_sha256=hash_file(storage, preview_name(shard)) or "",
-            unconverged=sum(not row.converged for row in existing) if existing else unconverged,
+            unconverged=max(unconverged, sum(not row.converged for row in rows)),
         )
     except (FileNotFoundError, ValueError, KeyError):  # nothing there, or nothing to rely on
         return None

@@ -225,16 +225,17 @@ def rows_of(out: Path) -> Iterator[Row]:
     for shard in SHARDS:
         for row in read_rows(open_storage(out), shard):
             seconds = {"seconds_generate": 0.0, "seconds_segment": 0.0}
-            yield replace(row, **seconds, iterations=0)  # type: ignore[arg-type]
+            yield replace(row, **seconds, iterations=0, converged=True)  # type: ignore[arg-type]
 
 
 def test_lost_rows_are_made_again_from_tar_and_plan(
     config: Config, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With labels, and with samples that failed."""
+    """With labels, with samples that failed, and with k-means that was stopped."""
     prompts = tmp_path / "prompts.jsonl"
     shutil.copy(config.prompts, prompts)
-    labeled = tiny_config(tiny_pipeline, prompts, "labeling.method=clusters")
+    stopped = "segmentation.clusters.max_iterations=1"
+    labeled = tiny_config(tiny_pipeline, prompts, "labeling.method=clusters", stopped)
     real, doomed = drawing.generate, jobs.plan(labeled)[1].samples[1].seed
 
     def failing(model: object, prompts: object, seeds: list[int], *rest: object) -> list[object]:
@@ -248,6 +249,7 @@ def test_lost_rows_are_made_again_from_tar_and_plan(
     out = tmp_path / "out"
     jobs.generate(labeled, out)
     before, known, rows = tree_hashes(out), markers(out), list(rows_of(out))
+    assert jobs.status(out).unconverged > 0
     monkeypatch.setattr(drawing, "generate", None)  # nothing may be drawn
     for lost in ("metadata", "stats"):
         shutil.rmtree(out / lost)
