@@ -18,6 +18,7 @@ from synthgen.dataset.listed import listed_shards
 from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, bbox_xywh, decode_image, encode_image
 from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.storage.local import make_folder, write_file
 from synthgen.storage.publish import explain_disk_errors, open_storage
 from synthgen.types import Annotations
 
@@ -85,13 +86,13 @@ def export_sa1b(out: str | Path, audit_id: str, folder: str | Path, keep_only: b
     shards = listed_shards(storage)
     read_verdicts(storage, audit_id, {shard.stem: shard.sha256 for shard in shards})
     written = 0
+    make_folder(target)
     for shard in shards:
         table = parse_table(storage.read(table_name(audit_id, shard.stem)) or b"")
         rows = {row.key: row for row in table}
         what = f"images of {shard.stem}"
         full = explain_disk_errors(open_storage(target), shard.num_bytes, what)
         with full, storage.open(shard.name) as stream:
-            target.mkdir(parents=True, exist_ok=True)
             samples = ShardSamples(stream, shard)
             for index, key in enumerate(samples.keys):
                 if rows[key].verdict.keep or not keep_only:
@@ -119,9 +120,9 @@ def _write_sa1b(
         {name: value for name, value in record.items() if name != "label" or value}
         for record in records
     ]
-    (folder / f"sa_{key}.jpg").write_bytes(jpg)
+    write_file(folder / f"sa_{key}.jpg", jpg)
     text = json.dumps({"image": described, "annotations": annotations}, allow_nan=False)
-    (folder / f"sa_{key}.json").write_text(text, encoding="utf-8")
+    write_file(folder / f"sa_{key}.json", text.encode("utf-8"))
 
 
 def _points(point_xy: tuple[float, float]) -> list[list[float]]:

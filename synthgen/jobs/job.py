@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from synthgen.config import digest
 from synthgen.dataset.listed import ListedShard, first_shards, listed_shards
+from synthgen.dataset.manifest import check_description, read_manifest
 from synthgen.dataset.sidecars import SideFolder, SideMarker
 from synthgen.progress import Progress, report
 from synthgen.storage.publish import Storage, explain_disk_errors, open_storage
@@ -175,8 +176,10 @@ class SideJob(Job[Side]):
         """Claim the folder, or check that the results there are of the same settings.
 
         Raises:
-            ValueError: With the keys that differ.
+            ValueError: With the keys that differ, or what the manifest does not vouch for.
         """
+        if manifest := read_manifest(self.storage):
+            check_description(self.storage, manifest)
         self.folder.claim(self.storage, self.result_id, self.content, self.schema_version)
 
     def missing(self, progress: Progress = report) -> Sequence[str]:

@@ -35,6 +35,7 @@ from synthgen.report.labels import Labels
 from synthgen.report.overview import Overview, class_table
 from synthgen.report.samples import BUDGET, Shown, choose, show
 from synthgen.report.serve import PAGE, SCRIPT, STYLE, asset, content_security_policy, remember
+from synthgen.storage.local import write_file
 from synthgen.storage.publish import Storage, explain_disk_errors, open_storage
 from synthgen.storage.redaction import redact_tree
 from synthgen.storage.seal import check_vouched, hash_file, open_vouched
@@ -97,8 +98,7 @@ def write_report(
     content = render_report(storage, audit, num, labels).encode("utf-8")
     if out is not None:
         with explain_disk_errors(open_storage(out.parent), len(content), "the report"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(content)
+            write_file(out, content)
         return out
     storage.publish_bytes(content, PAGE)
     remember(storage.root, content)

@@ -42,6 +42,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole, by a neighbor that takes its place, so that it outlives a power loss."""
+    make_folder(path.parent)
+    neighbor = path.with_name(f".{path.name}.{host_id()}-{os.getpid()}")
+    try:
+        with neighbor.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        neighbor.replace(path)
+    finally:
+        neighbor.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def try_lock(stream: BinaryIO) -> bool:
     """Lock an open file, also where the file system knows no locks; False if another has it."""
     try:

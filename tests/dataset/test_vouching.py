@@ -11,10 +11,11 @@ import pytest
 from tiny_run import tiny_config
 
 from synthgen import jobs
-from synthgen.config import Config
+from synthgen.config import Config, LabelConfig
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.verify import verify_dataset
+from synthgen.export.export import export
 from synthgen.report.page import write_report
 from synthgen.storage.publish import dump_json, open_storage
 from synthgen.storage.seal import open_seal, seal
@@ -112,15 +113,19 @@ def test_lost_previews_are_missed_and_drawn_again(out: Path, config: Config) -> 
     "name", ["metadata/train-000001.parquet", "previews/train-000000.tar", "data/train-000002.tar",
              "classes.json", "identity.json", "config.yaml", "stats/train-000001.json"],
 )  # fmt: skip
-def test_report_and_merge_believe_only_what_is_vouched_for(
+def test_what_reads_a_dataset_believes_only_what_is_vouched_for(
     name: str, out: Path, other: Path, tmp_path: Path
 ) -> None:
     content = (out / name).read_bytes()
     (out / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    for use in (
-        lambda: write_report(out),
-        lambda: jobs.merge([out, other], tmp_path / "merged"),
-    ):
+    uses = [lambda: write_report(out), lambda: jobs.merge([out, other], tmp_path / "merged")]
+    if "/" not in name:  # readers of shards find the others at the shard
+        uses += [
+            lambda: jobs.label(out, LabelConfig(method="clusters")),
+            lambda: jobs.audit(out),
+            lambda: export(out, tmp_path / "coco"),
+        ]
+    for use in uses:
         with pytest.raises((ValueError, RuntimeError), match=name) as caught:
             use()
         assert "\n" not in str(caught.value)

@@ -12,11 +12,13 @@ import pytest
 from tiny_run import tiny_config, write_prompts
 
 from synthgen import jobs
+from synthgen.auditing.annotations import export_sa1b
 from synthgen.config import LabelConfig, load_audit
 from synthgen.export.export import export
 from synthgen.export.push import push
 from synthgen.jobs.audit import audit
 from synthgen.jobs.label import label
+from synthgen.report.page import write_report
 
 SMALL = ("num=3", "dataset.shard_size=2", "dataset.preview_every=2")
 LABELS = LabelConfig(method="clusters", presence=0.05, margin=0.001, background=0.05)
@@ -91,13 +93,16 @@ def test_what_every_job_reports_done_is_durable(
     disk, new = Disk(monkeypatch), tmp_path / "new"
     data, second, merged = new / "deep/data", new / "second", new / "merged/data"
     exported, pushed = new / "exports/coco", new / "remote/deep"
+    page, sa1b = new / "pages/page.html", new / "masks/sa1b"
     runs: list[tuple[Path, Callable[[], object]]] = [
         (data, lambda: jobs.generate(config, data)),
         (data, lambda: jobs.extend(data, 1)),
         (second, lambda: jobs.generate(other, second)),
         (merged, lambda: jobs.merge([data, second], merged)),
-        (data, lambda: audit(data, settings)),
+        (data, lambda: audit(data, settings, "halves")),
         (data, lambda: label(data, LABELS)),
+        (page.parent, lambda: write_report(data, out=page)),
+        (sa1b, lambda: export_sa1b(data, "halves", sa1b, keep_only=False)),
         (exported, lambda: export(data, exported)),
         (pushed, lambda: push(data, f"file://{pushed}")),
     ]
@@ -105,6 +110,6 @@ def test_what_every_job_reports_done_is_durable(
         run()
         assert disk.lost(root, tmp_path) == []
     disk.synced.clear()
-    for root, run in (runs[2], runs[3], runs[7]):  # found there, and vouched for again
+    for root, run in (runs[2], runs[3], runs[9]):  # found there, and vouched for again
         run()
         assert disk.lost(root, root.parent, contents=False) == []
