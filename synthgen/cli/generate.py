@@ -94,7 +94,7 @@ def demo(
     config = load(overrides=[*DEMO_OVERRIDES, f"num={num}"])
     manifest = execute(config, out, engine, workers=workers)
     say(f"  contact sheet  {write_contact_sheet(out, out / 'report' / 'contact-sheet.png')}")
-    for auditor, first in (("scenes-m2f", None), ("scenes-sam", 8)):  # SAM takes a second an image
+    for auditor, first in (("scenes-sam", 8), ("scenes-m2f", None)):  # SAM takes a second an image
         settings = load_audit([f"auditor.name={auditor}"])
         verdict(run_audit(out, settings, num=first), out, MAX_FAILED).tell()
     say(f"Report: {write_report(out)}")

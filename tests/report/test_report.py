@@ -228,7 +228,7 @@ def test_the_audit_finished_last_is_shown_and_the_others_are_named(
     (root / "audit" / "cut-off" / "train-000001.json").unlink()
     (root / "audit" / "..evil").mkdir()
     page = Text(render(root))
-    assert "Audit late-a , finished 2026-11-21 09:00 UTC: the last one of 5." in page.text
+    assert "Audit late-a , finished 2026-11-21 09:00 UTC; the newest of 5 audits." in page.text
     others = page.text[page.text.index("Others, for") :]
     names = ["late-b", "zebra", "a-first", "cut-off (unfinished, 1 of 2 shards)"]
     places = [others.index(name) for name in names]
