@@ -28,7 +28,7 @@ from scipy import ndimage
 from synthgen.dataset.audits import AUDITS, read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
-from synthgen.dataset.manifest import check_description, read_manifest
+from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
@@ -214,9 +214,7 @@ def describe_origin(storage: Storage) -> dict[str, str]:
         for key, card in yaml.safe_load(text).items()
         for name in (key, card.get("hub_id"))
     }
-    manifest: Mapping[str, Any] = read_manifest(storage) or {}
-    if manifest:
-        check_description(storage, manifest)
+    manifest = read_manifest(storage) or {}
     models = [str(model.get("id")) for model in manifest.get("models", ())]
     found = sorted({licenses.get(model, "unknown") for model in models})
     return {

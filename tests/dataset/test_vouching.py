@@ -15,7 +15,6 @@ from synthgen.config import Config, LabelConfig
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import read_marker
 from synthgen.dataset.verify import verify_dataset
-from synthgen.export.export import export
 from synthgen.report.page import write_report
 from synthgen.storage.publish import dump_json, open_storage
 from synthgen.storage.seal import open_seal, seal
@@ -123,7 +122,6 @@ def test_what_reads_a_dataset_believes_only_what_is_vouched_for(
         uses += [
             lambda: jobs.label(out, LabelConfig(method="clusters")),
             lambda: jobs.audit(out),
-            lambda: export(out, tmp_path / "coco"),
         ]
     for use in uses:
         with pytest.raises((ValueError, RuntimeError), match=name) as caught:
