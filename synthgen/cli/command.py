@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,6 +163,7 @@ def prepare_prefect(more: Mapping[str, str] | None = None) -> None:
     for variable, value in {**RUN_SETTINGS, **(more or {})}.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # its server says it
+    logging.raiseExceptions = False  # records that a lost server no longer takes: `lost` says it
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
@@ -26,6 +27,24 @@ from synthgen.progress import report
 from synthgen.storage.redaction import redact
 
 Row = dict[str, Any]
+
+
+def _leave_services_to_parent() -> None:
+    """Let a fork end without Prefect's services, whose threads only its parent has.
+
+    Prefect 3 resets them in a fork and still drains them at its exit, which then raises: every
+    forked worker of a DataLoader would end with code 1 once its parent has run a flow.
+    """
+    calls = threading._threading_atexits  # type: ignore[attr-defined]
+    calls[:] = [call for call in calls if not _is_prefects(call)]
+
+
+def _is_prefects(call: Any) -> bool:
+    function = getattr(call, "func", call)
+    return str(getattr(function, "__module__", "")).startswith("prefect.")
+
+
+os.register_at_fork(after_in_child=_leave_services_to_parent)
 
 
 def may_pass_again(_task: object, _run: object, state: Any) -> bool:

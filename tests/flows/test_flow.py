@@ -20,7 +20,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterName,
 )
+from torch.utils.data import DataLoader
 
+import synthgen
 from synthgen import jobs
 from synthgen.cli.label import run_label
 from synthgen.cli.options import Engine
@@ -90,6 +92,15 @@ def test_the_flow_makes_a_verified_dataset_and_reports_it(config: Config, tmp_pa
     with Image.open(io.BytesIO(picture)) as sheet:  # two samples of the newest shard, in pairs
         assert sheet.size == (4 * SIDE, SIDE)
     assert len(picture) < 60_000
+
+
+@pytest.mark.usefixtures("server")
+def test_a_forked_reader_ends_well_after_a_flow(config: Config, tmp_path: Path) -> None:
+    """Prefect 3 lets every fork of a process that has run a flow end with code 1."""
+    out = tmp_path / "out"
+    generate(config, str(out))
+    dataset = synthgen.open_dataset(out)
+    assert len(list(DataLoader(dataset, batch_size=None, num_workers=1))) == 4
 
 
 @pytest.mark.usefixtures("server")
