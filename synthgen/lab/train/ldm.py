@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -111,6 +112,10 @@ class LdmTrainer(Trainer):
         tokenizer = load_tokenizer(tokenizer_dir)
         # Channels last: 50 instead of 41 samples a second on one AVX-512 thread.
         self.unet = build_unet().to(settings.device, memory_format=torch.channels_last)
+        if settings.bf16 and settings.device == "cpu":
+            # torch's fused attention takes half of a bf16 step there; plain products use AMX.
+            # On one core: 1.41 s a step of 48 instead of 2.40, and of 1.70 in float32.
+            self.unet.set_attn_processor(AttnProcessor())
         text = build_text_encoder(len(tokenizer), tokenizer.eos_token_id)
         self.text = text.to(settings.device)
         parameters = [*self.unet.parameters(), *self.text.parameters()]
