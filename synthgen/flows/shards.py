@@ -36,12 +36,7 @@ def _leave_services_to_parent() -> None:
     forked worker of a DataLoader would end with code 1 once its parent has run a flow.
     """
     calls = threading._threading_atexits  # type: ignore[attr-defined]
-    calls[:] = [call for call in calls if not _is_prefects(call)]
-
-
-def _is_prefects(call: Any) -> bool:
-    function = getattr(call, "func", call)
-    return str(getattr(function, "__module__", "")).startswith("prefect.")
+    calls[:] = [call for call in calls if not call.func.__module__.startswith("prefect.")]
 
 
 os.register_at_fork(after_in_child=_leave_services_to_parent)
