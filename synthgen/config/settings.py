@@ -169,9 +169,8 @@ class SegmentationConfig(Section):
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
     refiner: Literal["none", "affinity"] = Field(
-        "affinity",
-        description="affinity: move the clusters' borders to the image's edges, for each k; none: "
-        "BL's, which are smooth.",
+        "none",
+        description="affinity: move the clusters' borders to the image's edges, for each k.",
     )
     masks: MaskConfig = MaskConfig()
 
