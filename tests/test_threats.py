@@ -53,7 +53,7 @@ from synthgen.dataset.rle import encode_masks
 from synthgen.dataset.shards import scan, spans
 from synthgen.dataset.verify import verify_dataset
 from synthgen.dataset.verify_samples import verify_sample
-from synthgen.export.export import export
+from synthgen.jobs import export
 from synthgen.jobs.merge import merge
 from synthgen.report import serve
 from synthgen.report.labels import Labels

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synthgen.cli.command import Result
-from synthgen.cli.display import show_progress
-from synthgen.cli.options import Finished, Labels, refuse_unused
+from synthgen.cli.command import Result, run_job
+from synthgen.cli.options import Finished, Labels
+from synthgen.config import load_section
 from synthgen.storage.urls import scheme_of
 
 
@@ -29,26 +29,21 @@ def export(
     audited: Annotated[
         str | None, typer.Option(help="Id of an audit; leaves out what it rejects.")
     ] = None,
-    keep_only: Annotated[
-        bool, typer.Option("--keep-only/--keep-all", help="With --audited: leave out, or not.")
-    ] = True,
     labels: Labels = None,
-    min_label_score: Annotated[
-        float, typer.Option(help="Objects with less sure labels become pixels to ignore.")
-    ] = 0.0,
     masks: Annotated[
         str,
         typer.Option(help="labeled: objects by class (without labels: masks); all: every mask."),
     ] = "labeled",
-    min_area: Annotated[
-        float,
+    overrides: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Pixels, or below 1 a share of the image; a smaller object joins its border."
+            "--set",
+            "-s",
+            help="Change one of min_label_score (less sure objects: pixels to ignore), min_area "
+            "(pixels, or a share of the image; smaller objects join what they border on), "
+            "segmentation (of COCO: polygon, rle, rle-list), keep_only (false: rejected samples "
+            "stay); repeatable.",
         ),
-    ] = 0.0,
-    segmentation: Annotated[
-        str | None,
-        typer.Option(help="COCO's masks: polygon (if left out), rle or rle-list."),
     ] = None,
 ) -> Result:
     """Write a finished dataset in a format that other tools read.
@@ -60,29 +55,17 @@ def export(
       synthgen export data/scenes data/coco --format coco --split 0.9/0.1
 
       synthgen export data/voc data/yolo --format yolo-seg --audited sam-1a2b3c4d
-    """
-    from synthgen.dataset.manifest import read_manifest
-    from synthgen.export.export import export as run
-    from synthgen.storage.publish import open_storage
 
-    refuse_unused({"--keep-all": not keep_only}, audited is None, "without --audited")
+      synthgen export data/scenes data/masks --masks all --set segmentation=rle
+    """
+    from synthgen.export.source import ExportSettings
+    from synthgen.jobs import ExportJob
+
     if scheme_of(out) is None and Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"OUT must be a new or empty folder. Got the file {out!r}.")
-    shards = (read_manifest(open_storage(directory)) or {}).get("shards", [])
-    with show_progress(sum(shard["samples"] for shard in shards), len(shards)):
-        done = run(
-            directory,
-            out,
-            format,
-            split=split,
-            audited=audited,
-            keep_only=keep_only,
-            labels=labels,
-            min_label_score=min_label_score,
-            masks=masks,
-            min_area=min_area,
-            segmentation=segmentation,
-        )
+    given = {"format": format, "split": split, "audited": audited, "labels": labels}
+    settings = load_section(ExportSettings, overrides or [], masks=masks, **given)
+    done, _ = run_job(lambda: ExportJob(directory, out, settings))
     counts = done["counts"]["splits"]
     splits = ", ".join(f"{name} {count}" for name, count in counts.items())
     lines = [

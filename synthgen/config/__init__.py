@@ -36,6 +36,7 @@ from synthgen.config.settings import (
     LabelConfig,
     MaskConfig,
     ModelConfig,
+    Section,
     SegmentationConfig,
     digest,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "LabelConfig",
     "MaskConfig",
     "ModelConfig",
+    "Section",
     "SegmentationConfig",
     "TopN",
     "VerdictConfig",

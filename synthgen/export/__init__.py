@@ -1,4 +1,4 @@
-"""Finished datasets in the formats that trainers read, and their way to other places.
+"""Formats that trainers read, what they take from a dataset, and its way to other places.
 
-``export`` is the engine, one module per format; submodules are imported by name.
+One module per format; ``synthgen.jobs.export`` drives them. Submodules are imported by name.
 """

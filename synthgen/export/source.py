@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from jaxtyping import Bool, UInt8
+from pydantic import Field, model_validator
 from scipy import ndimage
 
+from synthgen.config import Fraction as Share
+from synthgen.config import Section
 from synthgen.dataset.audits import AUDITS, read_verdicts
 from synthgen.dataset.labels import LabelReader, check_ids, class_ids, class_names, with_labels
 from synthgen.dataset.listed import ListedShard, listed_shards
@@ -46,39 +49,49 @@ _EIGHT = np.ones((3, 3), dtype=bool)
 _Map = UInt8[np.ndarray, "height width"]
 
 
-@dataclass(frozen=True, slots=True)
-class ExportSettings:
-    """What is exported and how; `synthgen.export.export.export` says what each one means.
+class ExportSettings(Section):
+    """What is exported and how."""
 
-    Raises:
-        ValueError: In one line, if one is out of range or without effect.
-    """
+    format: str = Field("coco", description="Row of EXPORTERS or 'module:attribute'.")
+    split: str = Field("1", description="Shares of train, val and test by prompt: 0.9/0.1.")
+    audited: str | None = Field(None, description="Id of an audit whose verdicts are honored.")
+    keep_only: bool = Field(
+        True, description="With audited: leave out the samples that it rejects; else only tell."
+    )
+    labels: str | None = Field(
+        None, description="Id of labels beside the dataset; null: those in its tars, if any."
+    )
+    min_label_score: Share = Field(
+        0.0, description="Objects with less sure labels become pixels to ignore."
+    )
+    masks: Literal["labeled", "all"] = Field(
+        "labeled",
+        description="labeled: objects by class, or every mask where there are no labels; all: "
+        "every mask, with its label where it has one and its parent.",
+    )
+    min_area: float = Field(
+        0.0,
+        ge=0.0,
+        description="Pixels, or below 1 a share of the image. A smaller object joins what it "
+        "borders on, a smaller mask is left out.",
+    )
+    segmentation: str | None = Field(
+        None, description="How COCO's masks are written: polygon (null), rle or rle-list."
+    )
 
-    format: str
-    split: str
-    audited: str | None
-    keep_only: bool
-    labels: str | None
-    min_label_score: float
-    masks: str
-    min_area: float
-    segmentation: str | None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.min_label_score <= 1.0:
-            raise ValueError(f"min_label_score must be 0 to 1. Got {self.min_label_score}.")
-        if not 0.0 <= self.min_area < float("inf"):
-            raise ValueError(
-                f"min_area must be pixels, or a share of the image below 1. Got {self.min_area}."
-            )
-        if self.masks not in ("labeled", "all"):
-            raise ValueError(f"masks must be labeled or all. Got {self.masks!r:.40}.")
+    @model_validator(mode="after")
+    def _fits(self) -> ExportSettings:
+        parse_split(self.split)
         if self.segmentation is not None and self.format in {*EXPORTERS} - {"coco"}:
             raise ValueError(
                 f"segmentation must be given with the format coco. Got {self.segmentation!r:.40} "
                 f"with {self.format}; leave it out."
             )
-        parse_split(self.split)
+        if not self.keep_only and self.audited is None:
+            raise ValueError(
+                "keep_only=false has no effect without audited. Leave it out, or name an audit."
+            )
+        return self
 
     @property
     def shares(self) -> tuple[Fraction, ...]:

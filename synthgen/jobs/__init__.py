@@ -1,14 +1,15 @@
 """The only glue of effects: a configuration becomes shards, and shards a dataset.
 
-    GenerateJob · LabelJob · AuditJob · MergeJob      instances of one sharded job (`job`)
-    generate · label · audit · merge · extend         the same as one call in this process
-    status · gc · replay · estimate                   looking, cleaning, repeating, guessing
+    GenerateJob · LabelJob · AuditJob · …      instances of one sharded job (`job`)
+    generate · label · audit · merge · export · extend      the same as a call in this process
+    status · gc · replay · estimate      looking, cleaning, repeating, guessing
 
 Nothing here imports torch before something is drawn or judged.
 """
 
 from synthgen.jobs.audit import AuditJob, audit
 from synthgen.jobs.estimate import estimate
+from synthgen.jobs.export import ExportJob, export
 from synthgen.jobs.extend import extend, extension
 from synthgen.jobs.generate import GenerateJob, as_extended, generate
 from synthgen.jobs.identity import config_digest
@@ -23,6 +24,7 @@ __all__ = [
     "AuditJob",
     "DatasetStatus",
     "Done",
+    "ExportJob",
     "GenerateJob",
     "Job",
     "LabelJob",
@@ -31,6 +33,7 @@ __all__ = [
     "audit",
     "config_digest",
     "estimate",
+    "export",
     "extend",
     "extension",
     "gc",

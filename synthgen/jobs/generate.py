@@ -43,7 +43,7 @@ from synthgen.jobs.identity import (
     read_config,
     read_identity,
 )
-from synthgen.jobs.job import TEXT_BYTES, Done, Job
+from synthgen.jobs.job import TEXT_BYTES, Done, Job, refuse_missing
 from synthgen.jobs.plan import plan_prompts, planned_samples, prompts_of
 from synthgen.jobs.restore import contradicts, restore_shard
 from synthgen.jobs.shard import publish_shard
@@ -356,10 +356,5 @@ def check_complete(storage: Storage, digest: str, planned: Sequence[int]) -> Sur
         rows = {**found.rows, **rows}
         found = Survey(rows, found.manifest, distinct(environments), seconds)
         missing = [index for index in missing if index not in rows]
-    if missing:
-        raise RuntimeError(
-            f"Every shard must be complete before the dataset is finalized. Got {len(missing)} "
-            f"missing ({', '.join(shard_name(index) for index in missing[:5])}). Run the same "
-            f"command again to make them."
-        )
+    refuse_missing([shard_name(index) for index in missing], "the dataset")
     return found

@@ -1,4 +1,4 @@
-"""One sharded job: what generating, labeling, auditing and merging have in common.
+"""One sharded job: what generating, labeling, merging, … have in common.
 
     begin → run_shard for every shard, in any order, anywhere → finalize
 
@@ -198,12 +198,7 @@ class SideJob(Job[Side]):
         """Publish the totals over all planned shards once every one is done; returns them."""
         found = {shard: self.existing(shard) for shard in self.listed}
         missing = [shard for shard, marker in found.items() if marker is None]
-        if missing:
-            raise RuntimeError(
-                f"Every shard must be done before the {self.folder.folder} {self.result_id} is "
-                f"finalized. Got {len(missing)} missing ({', '.join(missing[:5])}). Run the same "
-                f"command again."
-            )
+        refuse_missing(missing, f"the {self.folder.folder} {self.result_id}")
         summary = self.summarize([marker for marker in found.values() if marker is not None])
         self.storage.sync()
         name = self.folder.summary_name(self.result_id)
@@ -213,6 +208,23 @@ class SideJob(Job[Side]):
     @abstractmethod
     def summarize(self, markers: Sequence[Side]) -> dict[str, Any]:
         """The content of ``summary.json``."""
+
+
+def refuse_missing(shards: Sequence[str], what: str) -> None:
+    """Refuse to finalize before every shard is done.
+
+    Args:
+        shards: Those that are not.
+        what: Is finalized.
+
+    Raises:
+        RuntimeError: With how many are missing, and the first five.
+    """
+    if shards:
+        raise RuntimeError(
+            f"Every shard must be done before {what} is finalized. Got {len(shards)} missing "
+            f"({', '.join(shards[:5])}). Run the same command again to make them."
+        )
 
 
 def _of(job: Job[Any], name: str) -> object:

@@ -151,7 +151,7 @@ def test_datasets_are_looked_at_before_scenes_are_rendered(
         (["train", "scenes", "--val", "scenes", "--found-only"], "--found-only has no effect on"),
         (["train", "DATA", "--val", "scenes", "--val-labels", "x"], "--val-labels has no effect"),
         (["evaluate", "downstream", "--data", "DATA", "--set", "num=2"], "--set has no effect"),
-        (["export", "DATA", "out", "--keep-all"], "without --audited"),
+        (["export", "DATA", "out", "--set", "keep_only=false"], "without audited"),
         (["inspect", "a car", "--checkpoint", "x.pth"], "--checkpoint has no effect without"),
         (["inspect", "a car", "--sha256", "0"], "--sha256 has no effect without --auditor"),
         (["doctor", "--card", "scenes"], "--card has no effect without --run"),

@@ -17,8 +17,8 @@ from test_threats import only_inside
 from synthgen import jobs
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
-from synthgen.export.export import export
 from synthgen.export.push import push
+from synthgen.jobs import export
 from synthgen.jobs.merge import merge
 from synthgen.report.page import write_report
 

@@ -29,9 +29,9 @@ from synthgen.dataset.manifest import build_manifest, publish_manifest
 from synthgen.dataset.split import assign_split, parse_split
 from synthgen.export.checksums import verify_export
 from synthgen.export.contours import outline, trace_rings
-from synthgen.export.export import export
 from synthgen.export.format import Exporter, ExportSample, File, Row
 from synthgen.export.statistics import MAX_DISTANCE, count_near_duplicates, perceptual_hash
+from synthgen.jobs import export
 from synthgen.progress import Stopped
 from synthgen.prompts.class_list import read_classes
 from synthgen.registry import EXPORTERS
@@ -98,15 +98,16 @@ def test_shares_are_met_on_average_and_a_split_does_not_depend_on_others() -> No
             ({"split": text}, "split must be one to three positive shares")
             for text in ("", "0.9", "0.9/0.2", "a/b", "-0.1/1.1", "1/0", "0.4/0.3/0.2/0.1")
         ),
-        ({"min_label_score": -0.1}, "min_label_score must be 0 to 1"),
-        ({"min_label_score": float("nan")}, "min_label_score must be 0 to 1"),
-        ({"min_area": -1.0}, r"min_area must be pixels, or a share .* Got -1"),
-        ({"masks": "everything"}, r"masks must be labeled or all\. Got 'everything'"),
+        ({"min_label_score": -0.1}, "min_label_score is not valid: .* greater than or equal to 0"),
+        ({"min_label_score": float("nan")}, "min_label_score is not valid: .* finite number"),
+        ({"min_area": -1.0}, r"min_area is not valid: .* Got -1"),
+        ({"masks": "everything"}, r"masks is not valid: .*'labeled' or 'all'. Got 'everything'"),
         ({"segmentation": "rles"}, r"one of polygon, rle, rle-list\. Got 'rles'\. Did you mean"),
         ({"format": "voc", "segmentation": "rle"}, r"segmentation must be given with .* coco\."),
         ({"format": "voc", "masks": "all"}, r"masks=all must be with .* may overlap\. Got voc"),
         ({"format": "cocco"}, r"format must be one of ade, coco.*Did you mean 'coco'"),
         ({"format": "builtins:str"}, r"have the methods shard, finish.* Got 'builtins:str'"),
+        ({"keep_only": False}, "keep_only=false has no effect without audited"),
         ({"audited": "other"}, r"Got 'other'; there: no audits\.$"),
         ({"labels": "other"}, r"Got 'other'; there: no"),
     ],

@@ -13,7 +13,7 @@ from made_export import add_audit, make_dataset
 from torch.utils.data import DataLoader
 
 import synthgen
-from synthgen.export.export import export
+from synthgen.jobs import export
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -30,9 +30,9 @@ from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.rle import decode_masks
 from synthgen.export.coco import id_to_rgb, panoptic_segments
 from synthgen.export.contours import outline
-from synthgen.export.export import export
 from synthgen.export.format import ExportSample, Instance
 from synthgen.export.yolo import INSET
+from synthgen.jobs import export
 
 SPLIT = "0.6/0.4"
 LABELING = (

@@ -21,8 +21,8 @@ from huggingface_hub.utils import filter_repo_objects
 from made_export import make_dataset, tree
 
 from synthgen.dataset.loader import open_dataset
-from synthgen.export.export import export
 from synthgen.export.push import PushReport, local_files, push
+from synthgen.jobs import export
 from synthgen.progress import Stopped
 from synthgen.storage.claim import CLAIM, claimed
 from synthgen.storage.local import host_id

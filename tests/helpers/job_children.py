@@ -16,7 +16,7 @@ import torch
 from synthgen import jobs
 from synthgen.config import LabelConfig, load, load_audit
 from synthgen.diffusion.backbones import load_backbone
-from synthgen.export.export import export
+from synthgen.jobs import export
 from synthgen.progress import Progress, report
 
 LABELS = LabelConfig(method="clusters", presence=0.05, margin=0.001, background=0.05)

@@ -14,8 +14,8 @@ from tiny_run import tiny_config, write_prompts
 from synthgen import jobs
 from synthgen.auditing.annotations import export_sa1b
 from synthgen.config import LabelConfig, load_audit
-from synthgen.export.export import export
 from synthgen.export.push import push
+from synthgen.jobs import export
 from synthgen.jobs.audit import audit
 from synthgen.jobs.label import label
 from synthgen.report.page import write_report

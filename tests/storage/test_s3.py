@@ -25,7 +25,7 @@ from synthgen.cli import app
 from synthgen.config import Config, dump, load_audit
 from synthgen.dataset.loader import decode_mask
 from synthgen.dataset.verify import verify_dataset
-from synthgen.export.export import export
+from synthgen.jobs import export
 from synthgen.jobs.estimate import PUTS_PER_SHARD, REQUESTS_PER_SHARD
 from synthgen.report.page import write_report
 from synthgen.storage import publish, remote

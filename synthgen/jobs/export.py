@@ -21,16 +21,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from synthgen import registry
-from synthgen.dataset.listed import ListedShard
+from synthgen.config import load_section
 from synthgen.dataset.manifest import CARD, CLASSES
 from synthgen.dataset.split import split_names
 from synthgen.export.card import readme
@@ -46,14 +44,18 @@ from synthgen.export.checksums import (
 from synthgen.export.format import ExportContext, Exporter, File, check_exporter
 from synthgen.export.source import ExportSettings, Source, describe_origin
 from synthgen.export.statistics import Tally, count_near_duplicates
+from synthgen.jobs.job import Job, refuse_missing
 from synthgen.progress import Progress, report
+from synthgen.registry import EXPORTERS, resolve
 from synthgen.storage.claim import LookAgain, claimed
-from synthgen.storage.publish import Storage, dump_json, explain_disk_errors, open_storage
+from synthgen.storage.publish import Storage, dump_json, explain_disk_errors
 from synthgen.storage.seal import sha256_of
 
 EXPORT_SCHEMA_VERSION = 2
 _HASHES = "hashes"
 _FILES = "_files"  # no exporter's table begins so
+
+_Marker = Mapping[str, Any]
 
 
 def export(
@@ -61,15 +63,8 @@ def export(
     out: str | Path,
     format: str = "coco",
     *,
-    split: str = "1",
-    audited: str | None = None,
-    keep_only: bool = True,
-    labels: str | None = None,
-    min_label_score: float = 0.0,
-    masks: str = "labeled",
-    min_area: float = 0.0,
-    segmentation: str | None = None,
     progress: Progress = report,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Export a finished dataset, or finish an export that was cut off.
 
@@ -77,17 +72,8 @@ def export(
         directory: The dataset's folder or URL.
         out: New or empty folder, or one of an export with the same settings.
         format: Row of ``EXPORTERS`` or ``module:attribute``.
-        split: Shares of train, val and test, such as ``0.9/0.1``.
-        audited: Id of an audit whose verdicts are honored.
-        keep_only: With ``audited``, leave out the samples that it rejects.
-        labels: Id of labels beside the dataset; None: those in its tars, if any.
-        min_label_score: Objects with less sure labels become pixels to ignore, 0 to 1.
-        masks: ``labeled``: the objects by class, or every mask where there are no labels;
-            ``all``: every mask, with its label where it has one and its parent.
-        min_area: Pixels, or below 1 a share of the image. A smaller object joins what it borders
-            on, a smaller mask is left out.
-        segmentation: How COCO's masks are written: ``polygon`` (None), ``rle`` or ``rle-list``.
         progress: Told about samples and shards; may raise, to stop.
+        settings: Of `ExportSettings`: ``split``, ``audited``, ``labels``, ``masks``, …
 
     Returns:
         The content of ``export.json``.
@@ -97,37 +83,27 @@ def export(
             needs labels where there are none, or a folder with other files.
         RuntimeError: In one line, if another process exports to that folder.
     """
-    settings = ExportSettings(
-        format, split, audited, keep_only, labels, min_label_score, masks, min_area, segmentation
-    )
-    work = _Export(directory, out, settings)
-    finished = work.read_finished()
-    if finished is not None:
-        for shard in work.source.shards:
-            progress("shard", name=shard.stem, planned=shard.samples, reused=True)
-        return finished
-    with (
-        explain_disk_errors(work.out, 1_000_000, "an export"),
-        claimed(work.out, f"an export as {format}") as look_again,
-    ):
-        work.begin()
-        for shard in work.source.shards:
-            if shard.stem not in work.done:
-                look_again()
-                work.export_shard(shard, look_again, progress)
-            reused = shard.stem in work.done
-            progress("shard", name=shard.stem, planned=shard.samples, reused=reused)
-        return work.finalize(look_again)
+    given = load_section(ExportSettings, format=format, **settings)
+    return ExportJob(directory, out, given).run(progress)
 
 
-class _Export:
-    """An export whose settings and target were checked; see `export`."""
+class ExportJob(Job[_Marker]):
+    """Writes a finished dataset in another format; see `export`.
+
+    Args:
+        directory: The dataset's folder or URL.
+        out: The export's.
+        settings: What is taken, and how it is written.
+    """
+
+    name = "export"
 
     def __init__(self, directory: str | Path, out: str | Path, settings: ExportSettings) -> None:
+        super().__init__(out)
         self.settings = settings
-        make_exporter = registry.resolve(settings.format, registry.EXPORTERS, "format")
+        make_exporter = resolve(settings.format, EXPORTERS, "format")
         self.source = Source(directory, settings)
-        self.out = open_storage(out)
+        self.listed = {shard.stem: shard for shard in self.source.shards}
         self.origin = describe_origin(self.source.storage)
         self.context = ExportContext(
             self.source.classes,
@@ -140,39 +116,90 @@ class _Export:
         self.exporter: Exporter = make_exporter(self.context)
         check_exporter(self.exporter, settings.format, self.context)
         classes = {str(number): name for number, name in self.source.classes.items()}
-        self._asked = {"settings": asdict(settings), "source": self.origin, "classes": classes}
+        dumped = settings.model_dump()
+        self._asked = {"settings": dumped, "source": self.origin, "classes": classes}
         self._check_target()
-        self._sizes = file_sizes(self.out)
-        self.done = {shard.stem for shard in self.source.shards if self._is_done(shard)}
+        self._sizes = file_sizes(self.storage)
+        self._look_again: LookAgain = _alone
 
-    def read_finished(self) -> dict[str, Any] | None:
-        """What export.json says, if all that it and the shards list is there now."""
+    @property
+    def planned(self) -> tuple[int, int]:
+        """Samples and shards in all."""
+        return sum(shard.samples for shard in self.source.shards), len(self.listed)
+
+    def run(self, progress: Progress = report) -> dict[str, Any]:
+        """All of it, while nobody else writes there; what is finished is not touched."""
+        done = {shard for shard in self.listed if self.existing(shard) is not None}
+        if len(done) == len(self.listed) and (finished := self._read_finished()) is not None:
+            for shard in self.source.shards:
+                progress("shard", name=shard.stem, planned=shard.samples, reused=True)
+            return finished
+        what = f"an export as {self.settings.format}"
+        with (
+            explain_disk_errors(self.storage, 1_000_000, "an export"),
+            claimed(self.storage, what) as self._look_again,
+        ):
+            return super().run(progress)
+
+    def _read_finished(self) -> dict[str, Any] | None:
+        """What export.json says, if all that it lists is there."""
         try:
-            summary = read_summary(self.out)
+            summary = read_summary(self.storage)
         except ValueError:
             return None
         if summary is None or summary.get("shards") != self._hashes():
             return None
         files = {**summary.get("files", {}), SUMS: self._sizes.get(SUMS, -1)}
         there = all(self._sizes.get(name) == size for name, size in files.items())
-        return summary if there and len(self.done) == len(self.source.shards) else None
+        return summary if there else None
 
     def begin(self) -> None:
         """Say what is asked for, once nobody else can."""
         self._check_target()
-        self.out.publish_bytes(dump_json(self._asked), ASKED)
-        self.out.clear_stale_staging()
+        self.storage.publish_bytes(dump_json(self._asked), ASKED)
+        self.storage.clear_stale_staging()
 
-    def export_shard(self, shard: ListedShard, look_again: LookAgain, progress: Progress) -> None:
+    def missing(self, progress: Progress = report) -> Sequence[str]:
+        """All shards: a look at a marker costs little."""
+        return list(self.listed)
+
+    def needs(self, shard: str) -> tuple[int, int, str]:
+        """Samples, bytes and name of a shard's files and rows."""
+        listed = self.listed[shard]
+        return listed.samples, 2 * listed.num_bytes, f"the export of {shard}"
+
+    def existing(self, shard: str) -> _Marker | None:
+        """The marker of a shard whose rows and files were there when the job was made.
+
+        Raises:
+            ValueError: If it was exported from another tar.
+        """
+        marker = _read_json(self.storage, _done_name(shard))
+        if marker is None:
+            return None
+        if marker.get("tar_sha256") != self.listed[shard].sha256:
+            raise ValueError(
+                f"The dataset must be the one that the export was begun from. Got another "
+                f"{self.listed[shard].name}. Choose another folder."
+            )
+        tables: dict[str, Any] = marker.get("tables", {})
+        if any(self._sizes.get(_rows_name(shard, t)) != tables[t][0] for t in tables):
+            return None
+        try:
+            files = list(self._rows(shard, _FILES))
+        except RuntimeError:
+            return None
+        there = all(self._sizes.get(row["name"]) == row["bytes"] for row in files)
+        return marker if there and _HASHES in tables else None
+
+    def make(self, shard: str, progress: Progress) -> _Marker:
         """Write the files and rows of a shard, and its marker last."""
-        tally, rows = Tally(), defaultdict[str, list[bytes]](list)
-        samples = self.source.samples(shard, tally.left_out)
+        self._look_again()
+        listed, tally, rows = self.listed[shard], Tally(), defaultdict[str, list[bytes]](list)
+        samples = self.source.samples(listed, tally.left_out)
         watched = tally.watch(samples, self.source.classes, progress)
-        with (
-            explain_disk_errors(self.out, 2 * shard.num_bytes, f"the export of {shard.stem}"),
-            self.out.staging() as folder,
-        ):
-            for item in self.exporter.shard(shard.stem, watched):
+        with self.storage.staging() as folder:
+            for item in self.exporter.shard(shard, watched):
                 if isinstance(item, File):
                     size, sha256 = self._publish(folder, item.name, [item.content])
                     described = {"name": item.name, "bytes": size, "sha256": sha256}
@@ -184,19 +211,22 @@ class _Export:
             for table, lines in rows.items():
                 content = b"".join(lines)
                 tables[table] = [len(content), sha256_of(content)]
-                self.out.publish_bytes(content, _rows_name(shard.stem, table))
-            marker = {"tar_sha256": shard.sha256, "tables": tables, **tally.counts()}
-            look_again()
-            self.out.publish_bytes(dump_json(marker), _done_name(shard.stem))
+                self.storage.publish_bytes(content, _rows_name(shard, table))
+            marker = {"tar_sha256": listed.sha256, "tables": tables, **tally.counts()}
+            self._look_again()
+            self.storage.publish_bytes(dump_json(marker), _done_name(shard))
+        return marker
 
-    def finalize(self, look_again: LookAgain) -> dict[str, Any]:
+    def finalize(self) -> dict[str, Any]:
         """Write the files over all shards, the card, the hashes, and last export.json."""
-        look_again()
-        self.out.remove(EXPORT)  # it must not vouch for what is replaced below
-        with explain_disk_errors(self.out, 0, "the export"), self.out.staging() as folder:
+        markers = {shard: _read_json(self.storage, _done_name(shard)) for shard in self.listed}
+        refuse_missing([s for s, marker in markers.items() if marker is None], "the export")
+        self._look_again()
+        self.storage.remove(EXPORT)  # it must not vouch for what is replaced below
+        with explain_disk_errors(self.storage, 0, "the export"), self.storage.staging() as folder:
             table = dict(sorted({**self.source.classes, 0: "background", 255: "ignore"}.items()))
             names = dump_json({str(number): name for number, name in table.items()})
-            card, counts = self._describe()
+            card, counts = self._describe(marker or {} for marker in markers.values())
             own = self.exporter.finish(self._table)
             files = chain([(CLASSES, [names])], own, [(CARD, [card.encode("utf-8")])])
             written = {name: self._publish(folder, name, chunks) for name, chunks in files}
@@ -205,16 +235,16 @@ class _Export:
             _, sums_sha256 = self._publish(folder, SUMS, chain(sums, rows))
             summary = {
                 "schema_version": EXPORT_SCHEMA_VERSION,
-                "settings": asdict(self.settings),
+                "settings": self.settings.model_dump(),
                 "source": self.origin,
                 "counts": counts,
                 "shards": self._hashes(),
                 "files": {name: size for name, (size, _) in written.items()},
                 "sha256sums": sums_sha256,
             }
-            self.out.sync()
-            look_again()
-            self.out.publish_bytes(dump_json(seal(summary)), EXPORT)
+            self.storage.sync()
+            self._look_again()
+            self.storage.publish_bytes(dump_json(seal(summary)), EXPORT)
         return seal(summary)
 
     def _publish(self, folder: Path, name: str, chunks: Iterable[bytes]) -> tuple[int, str]:
@@ -224,86 +254,70 @@ class _Export:
             for chunk in chunks:
                 whole.update(chunk)
                 size += stream.write(chunk)
-        self.out.publish(folder / "file", name)
+        self.storage.publish(folder / "file", name)
         return size, whole.hexdigest()
 
-    def _describe(self) -> tuple[str, dict[str, Any]]:
+    def _describe(self, markers: Iterable[_Marker]) -> tuple[str, dict[str, Any]]:
         """The card, and the counts that export.json has."""
         tally = Tally()
-        for shard in self.source.shards:
-            tally.add(_read_json(self.out, _done_name(shard.stem)) or {})
+        for marker in markers:
+            tally.add(marker)
         hashes = np.fromiter((row["hash"] for row in self._table(_HASHES)), dtype=np.uint64)
         near = count_near_duplicates(hashes)
-        settings = asdict(self.settings)
+        settings = self.settings.model_dump()
         text = readme(settings, self.origin, self.context, self.exporter, tally, near)
         return text, {"near_duplicates": near, **tally.counts()}
 
     def _check_target(self) -> None:
         """Refuse a folder with other files, or the export of another dataset or format."""
-        existing = _read_json(self.out, ASKED)
+        existing = _read_json(self.storage, ASKED)
         if existing is None:
-            names = sorted({*self.out.names(), *self.out.folders()} - {".synthgen"})
-            if self.out.local_root is not None and self.out.local_root.is_file():
-                names = [self.out.local_root.name]
+            names = sorted({*self.storage.names(), *self.storage.folders()} - {".synthgen"})
+            if self.storage.local_root is not None and self.storage.local_root.is_file():
+                names = [self.storage.local_root.name]
             if names:
                 shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                 raise ValueError(
-                    f"The output must be a new or empty folder. Got {self.out.root} with "
+                    f"The output must be a new or empty folder. Got {self.storage.root} with "
                     f"{shown}. Choose another folder."
                 )
         elif existing != self._asked:
             raise ValueError(
                 f"The output must be a new folder, or one of an export with the same settings "
-                f"and dataset. Got {self.out.root}, {_difference(existing, self._asked)}. "
+                f"and dataset. Got {self.storage.root}, {_difference(existing, self._asked)}. "
                 f"Choose another folder."
             )
 
-    def _is_done(self, shard: ListedShard) -> bool:
-        """Whether its marker, its rows and its files are there."""
-        marker = _read_json(self.out, _done_name(shard.stem))
-        if marker is None:
-            return False
-        if marker.get("tar_sha256") != shard.sha256:
-            raise ValueError(
-                f"The dataset must be the one that the export was begun from. Got another "
-                f"{shard.name}. Choose another folder."
-            )
-        tables: dict[str, Any] = marker.get("tables", {})
-        if any(self._sizes.get(_rows_name(shard.stem, t)) != tables[t][0] for t in tables):
-            return False
-        try:
-            files = list(self._rows(shard, _FILES))
-        except RuntimeError:
-            return False
-        there = all(self._sizes.get(row["name"]) == row["bytes"] for row in files)
-        return there and _HASHES in tables
-
     def _table(self, name: str) -> Iterator[dict[str, Any]]:
         """Rows of a table over all shards, a shard's at a time in memory."""
-        for shard in self.source.shards:
+        for shard in self.listed:
             yield from self._rows(shard, name)
 
-    def _rows(self, shard: ListedShard, table: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, shard: str, table: str) -> Iterator[dict[str, Any]]:
         """Rows of a shard; a marker that names others is removed, so that it is made again.
 
         Raises:
             RuntimeError: If they are not what was written.
         """
-        marker = _read_json(self.out, _done_name(shard.stem)) or {}
+        marker = _read_json(self.storage, _done_name(shard)) or {}
         if table not in marker.get("tables", {}):
             return
-        name = _rows_name(shard.stem, table)
-        content = self.out.read(name) or b""
+        name = _rows_name(shard, table)
+        content = self.storage.read(name) or b""
         if sha256_of(content) != marker["tables"][table][1]:
-            self.out.remove(_done_name(shard.stem))
+            self.storage.remove(_done_name(shard))
             raise RuntimeError(
-                f"{self.out.path(name)} must hold what was written. Got other bytes; run the same "
-                f"command again, which makes the shard again."
+                f"{self.storage.path(name)} must hold what was written. Got other bytes; run "
+                f"the same command again, which makes the shard again."
             )
         yield from (json.loads(line) for line in content.splitlines())
 
     def _hashes(self) -> dict[str, str]:
         return {shard.stem: shard.sha256 for shard in self.source.shards}
+
+
+def _alone() -> None:
+    """What a job asks before each commit that nobody has given a claim."""
 
 
 def _difference(existing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
