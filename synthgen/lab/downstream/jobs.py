@@ -1,8 +1,8 @@
 """Independent jobs, each in a process of its own, whose progress is heard here.
 
-Every process is started fresh (no fork of a process that has run torch), forwards its progress
-records, and ends at its next report when it is told to; what it has kept on disk until then is
-its own matter.
+Every process is started fresh (no fork of a process that has run torch), sends its progress
+records through a pipe of its own (a queue's lock outlives a process that is killed with it), and
+ends at its next report when it is told to; what it has kept on disk until then is its own matter.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -54,45 +55,69 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
         for job in jobs:
             job.work(*job.arguments)
         return
-    context = get_context("spawn")
-    queue = context.Queue()
-    listener = QueueListener(queue, _Forward())
-    waiting, running = list(jobs), list[BaseProcess]()
-    listener.start()
+    waiting, running = list(jobs), dict[Connection, BaseProcess]()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                process: Any = context.Process(
-                    target=_serve, args=(queue, job), name=job.name, daemon=True
-                )
-                process.start()
-                running.append(process)
-            wait([process.sentinel for process in running], timeout=1.0)
-            if progress.stop_requested():
-                raise progress.Stopped
-            for ran in running:
-                if ran.exitcode:
+                records, process = _start(waiting.pop(0))
+                running[records] = process
+            for process in _hear(running):
+                process.join()
+                if process.exitcode:
                     raise RuntimeError(
-                        f"run {ran.name} failed with exit code {ran.exitcode}; its error "
+                        f"run {process.name} failed with exit code {process.exitcode}; its error "
                         "is printed above."
                     )
-            running = [process for process in running if process.exitcode is None]
+            if progress.stop_requested():
+                raise progress.Stopped
     finally:
-        for process in running:
+        for process in running.values():
             process.terminate()
-        for process in running:
-            process.join(_PATIENCE_SECONDS)
-        listener.stop()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while running and time.monotonic() < deadline:
+            _hear(running)
+        for process in running.values():
+            process.kill()
 
 
-def _serve(queue: Any, job: Job) -> None:
+def _start(job: Job) -> tuple[Connection, BaseProcess]:
+    """A started process, and where its records arrive."""
+    context = get_context("spawn")
+    records, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(sender, job), name=job.name, daemon=True)
+    process.start()
+    sender.close()  # the process has the only one: its end is the pipe's end
+    return records, process
+
+
+def _hear(running: dict[Connection, BaseProcess]) -> list[BaseProcess]:
+    """Hand on the records of a second at most; takes out the processes that ended meanwhile."""
+    ended = []
+    for records in wait(list(running), timeout=1.0):
+        assert isinstance(records, Connection)
+        try:
+            progress.logger.handle(records.recv())
+        except (EOFError, OSError):  # ended, or killed while it sent
+            ended.append(running.pop(records))
+    return ended
+
+
+class _Sender(QueueHandler):
+    """Puts records, as a queue takes them, into a pipe."""
+
+    queue: Any
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.send(record)
+
+
+def _serve(sender: Any, job: Job) -> None:
     """What a started process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the parent hears it too
     signal.signal(signal.SIGTERM, lambda _number, _frame: progress.request_stop())
     progress.logger.setLevel(logging.INFO)
     progress.logger.propagate = False
-    progress.logger.addHandler(QueueHandler(queue))
+    progress.logger.addHandler(_Sender(sender))
     try:
         job.work(*job.arguments)
     except progress.Stopped:
@@ -100,10 +125,3 @@ def _serve(queue: Any, job: Job) -> None:
     except (ValueError, OSError) as error:
         print(f"synthgen: run {job.name}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-
-
-class _Forward(logging.Handler):
-    """Hands a record of another process to the handlers of this one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        progress.logger.handle(record)
