@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -66,7 +67,72 @@ def slow_refinement(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, 
         for distance in refine.SCHEDULE:
             p = slow_step(p, colors, distance, scale)
         refined.append(p)
-    return np.stack([p.argmax(0) for p in refined]), refined
+    return np.stack(
+        [slow_join(p.argmax(0), refine.SPECK * height * width) for p in refined]
+    ), refined
+
+
+AROUND = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def slow_join(labels: np.ndarray, least: float) -> np.ndarray:
+    """Pieces found by walking; in rounds, each that borders on one that is large joins it."""
+    labels = labels.copy()
+    pieces, number = list[list[tuple[int, int]]](), np.full(labels.shape, -1)
+    for start in np.ndindex(labels.shape):
+        waiting = [start] if number[start] < 0 else []
+        pieces += [[]] if waiting else []
+        while waiting:
+            place = waiting.pop()
+            if number[place] < 0 and labels[place] == labels[start]:
+                number[place] = len(pieces) - 1
+                pieces[-1].append(place)
+                waiting += neighbors(place, labels.shape)
+    small = {n for n, piece in enumerate(pieces) if len(piece) < least}
+    while True:
+        votes = {
+            n: Counter(
+                int(labels[near])
+                for place in pieces[n]
+                for near in neighbors(place, labels.shape)
+                if number[near] not in small
+            )
+            for n in small
+        }
+        for n, counted in votes.items():
+            if counted:
+                small.remove(n)
+                for place in pieces[n]:
+                    labels[place] = min(c for c in counted if counted[c] == max(counted.values()))
+        if not any(votes.values()):
+            return labels
+
+
+def neighbors(place: tuple[int, int], shape: tuple[int, int]) -> list[tuple[int, int]]:
+    near = [(place[0] + dy, place[1] + dx) for dy, dx in AROUND]
+    return [(y, x) for y, x in near if 0 <= y < shape[0] and 0 <= x < shape[1]]
+
+
+def slow_upsampling(shares: np.ndarray, small: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Scores of each pixel from the nine cells around its own, one by one."""
+    rows, columns = small.shape[:2]
+    factor = image.shape[0] // rows
+    scores = np.zeros((shares.shape[0], *image.shape[:2]))
+    for y, x in np.ndindex(image.shape[:2]):
+        cells = [
+            (min(max(y // factor + dy, 0), rows - 1), min(max(x // factor + dx, 0), columns - 1))
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+        ]
+        scale = np.std([small[cell] for cell in cells], axis=0)
+        scale = refine.CONTRAST * np.maximum(scale, refine.LEAST_DEVIATION)
+        like = [math.exp(-np.mean(np.abs(small[cell] - image[y, x]) / scale)) for cell in cells]
+        for n, cell in enumerate(cells):
+            far_y = abs(n // 3 - 1 - ((y % factor + 0.5) / factor - 0.5))
+            far_x = abs(n % 3 - 1 - ((x % factor + 0.5) / factor - 0.5))
+            nearness = max(1.5 - far_y, 0) * max(1.5 - far_x, 0)
+            scores[:, y, x] += like[n] / sum(like) * nearness * shares[(slice(None), *cell)]
+    return scores
 
 
 def test_equals_the_formula_pixel_by_pixel() -> None:
@@ -77,6 +143,35 @@ def test_equals_the_formula_pixel_by_pixel() -> None:
     clear = [np.diff(np.sort(p, 0)[-2:], axis=0)[0] > 1e-5 for p in shares]
     assert np.mean(clear) > 0.95
     assert (found == expected)[np.stack(clear)].all()
+
+
+def test_pixels_weigh_the_cells_around_them() -> None:
+    rng = np.random.default_rng(5)
+    image = rng.random((12, 256, 3)).astype(np.float32)
+    image[:, :128] = image[:, :128] * 0.05 + 0.4  # less contrast than counts as an edge
+    shares = rng.dirichlet(np.full(3, 0.3), (6, 128)).transpose(2, 0, 1).astype(np.float32)
+    shares[:, :, 40:60] = np.array([0.2, 0.7, 0.1], np.float32)[:, None, None]  # one winner
+    small = image.reshape(6, 2, 128, 2, 3).mean((1, 3))
+    colors, cells = (torch.from_numpy(a).movedim(-1, 0).contiguous() for a in (image, small))
+    found = refine._back_to_pixels(torch.from_numpy(shares), (3,), cells, colors, 2)[0]
+    scores = slow_upsampling(shares, small, image)
+    clear = np.diff(np.sort(scores, 0)[-2:], axis=0)[0] > 1e-5
+    assert clear.mean() > 0.95
+    assert (found == scores.argmax(0))[clear].all()
+    assert len(np.unique(found)) == 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_specks_join_what_is_around_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 4, (5, 6), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    noise = rng.random(coarse.shape) < 0.15
+    labels = np.where(noise, rng.integers(0, 4, coarse.shape, dtype=np.uint8), coarse)
+    found = refine.join_specks(labels, 6.0)
+    assert np.array_equal(found, slow_join(labels, 6))
+    assert not np.array_equal(found, labels)
+    everywhere = rng.integers(0, 250, (9, 9), dtype=np.uint8)
+    assert np.array_equal(refine.join_specks(everywhere, 1000.0), everywhere), "nothing to join"
 
 
 @pytest.mark.parametrize("size", [(40, 60), (300, 512), (257, 400)])
