@@ -99,6 +99,8 @@ def test_settings_of_earlier_versions_are_read_and_not_taken() -> None:
     tree["segmentation"]["clusters"] |= {"solver": "knot", "restarts": 1}
     tree["labeling"] |= {"method": "pcc", "refiner": "guided"}
     assert parse(yaml.safe_dump(tree).encode()) == before
+    del tree["segmentation"]["refiner"]
+    assert parse(yaml.safe_dump(tree).encode()).segmentation.refiner == "none"
     settings = before.digest_settings()
     assert (settings["capture"]["rows"], settings["capture"]["heatmaps"]) == ("cond", "none")
     assert (settings["labeling"]["method"], settings["labeling"]["refiner"]) == ("pcc", "guided")

@@ -96,6 +96,8 @@ def test_another_run_is_an_error_and_no_other_recording(pipe: Any) -> None:
         with pytest.raises(RuntimeError, match="one run of the pipeline must be made while"):
             draw(pipe)
     assert synthgen.segment(kept).masks.any()
+    with pytest.raises(ValueError, match=r"must have the image\. Got none; give image="):
+        synthgen.segment(kept.features()[0], kept.size)
     with synthgen.record(pipe) as kept:
         pass
     with pytest.raises(RuntimeError, match="call the pipeline inside the with block"):
@@ -124,7 +126,7 @@ def test_results_equal_those_of_the_way_of_datasets_bit_for_bit(backbone: Backbo
     for layer, value in sample.features.values.items():
         assert torch.equal(features.values[layer], value)
     assert np.array_equal(kept.images[0], sample.image)
-    for masks in (synthgen.segment(kept), synthgen.segment(features, kept.size)):
+    for masks in (synthgen.segment(kept), synthgen.segment(features, image=sample.image)):
         assert masks.masks.tobytes() == expected.masks.tobytes()
         assert masks.members == expected.members
         assert np.array_equal(masks.parent, expected.parent)
@@ -162,6 +164,7 @@ def test_defaults_of_functions_are_those_of_the_settings() -> None:
     for section in (features, segmentation.clusters, segmentation.masks):
         for name, value in dict(section).items():
             assert defaults(synthgen.segment)[name] == value, name
+    assert defaults(synthgen.segment)["refiner"] == segmentation.refiner
     for name in ("refiner", "margin", "background", "presence", "presence_area", "power"):
         for function in (synthgen.label, label_image):
             assert defaults(function)[name] == getattr(LabelConfig(), name), name

@@ -60,7 +60,7 @@ def parse(content: bytes) -> Config:
 
 
 def _retire(tree: dict[str, Any], strict: bool) -> None:
-    """Take settings of earlier versions out of a tree; a dataset's own may have any value.
+    """Make a tree of earlier versions one of today; a dataset's own settings may have any value.
 
     Raises:
         ValueError: If it is strict, for a value that nothing heeds any more.
@@ -74,8 +74,12 @@ def _retire(tree: dict[str, Any], strict: bool) -> None:
             value = found.pop(leaf)
             if strict and value != only:
                 raise ValueError(f"{key} is no setting any more. Got {value!r:.40}; leave it out.")
-    labeling = tree.get("labeling")
-    if isinstance(labeling, dict) and not strict:
+    if strict:
+        return
+    segmentation, labeling = tree.get("segmentation"), tree.get("labeling")
+    if isinstance(segmentation, dict):
+        segmentation.setdefault("refiner", "none")  # of before there was one
+    if isinstance(labeling, dict):
         for old, new in RENAMED.items():
             key, _, name = old.removeprefix("labeling.").partition("=")
             if labeling.get(key) == name:

@@ -169,8 +169,9 @@ class SegmentationConfig(Section):
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
     refiner: Literal["none", "affinity"] = Field(
-        "none",
-        description="affinity: move the clusters' borders to the image's edges, for each k.",
+        "affinity",
+        description="affinity: move the clusters' borders to the image's edges, for each k; none: "
+        "BL's, which are smooth.",
     )
     masks: MaskConfig = MaskConfig()
 

@@ -50,7 +50,7 @@ def segment(
     max_iterations: int = 300,
     tolerance: float = 1e-4,
     seed: int = 0,
-    refiner: Literal["none", "affinity"] = "none",
+    refiner: Literal["none", "affinity"] = "affinity",
     merge_iou: float = 0.9,
     min_area: float = 0.0005,
     split_components: bool = False,
@@ -64,7 +64,7 @@ def segment(
         size: Height and width of the masks; None: those of the recorded image.
         ks: Numbers of clusters, increasing.
         components: Principal components kept of each head (BL table 6: 8 are good).
-        image: The image, for ``refiner="affinity"``; None: the recorded one.
+        image: The image, whose edges the masks follow; None: the recorded one.
         average_heads: Average the heads of each layer before PCA, which BL argues against.
         reweight: BL eq. 5; off is better (BL table 2).
         normalization: Of each component: none, minmax or std.
@@ -74,7 +74,7 @@ def segment(
         max_iterations: Of k-means at each k.
         tolerance: Relative shift of the centroids that ends k-means.
         seed: Of the first centroids.
-        refiner: affinity: move the clusters' borders to the image's edges.
+        refiner: affinity: move the clusters' borders to the image's edges; none: as in BL.
         merge_iou: Masks of at least this IoU become one.
         min_area: Share of the image below which a mask is dropped.
         split_components: Each connected piece of a cluster is a mask of its own.
@@ -164,7 +164,10 @@ def segment_blocks(
     labels = _resize_nearest(clustering.labels, size)
     if refiner == "affinity":
         if image is None:
-            raise ValueError("refiner='affinity' must have the image. Got none; give image=...")
+            raise ValueError(
+                "refiner='affinity' must have the image. Got none; give image=..., or "
+                "refiner='none'."
+            )
         labels = refine_clusters(labels, clustering.ks, image)
     merged = build_masks(labels, clustering.ks, **masks)
     steps, still = max(clustering.iterations), clustering.converged

@@ -207,8 +207,8 @@ def test_a_flat_image_moves_no_straight_border() -> None:
 
 def test_the_setting_refines_every_k_before_masks_are_built() -> None:
     sample = planted_sample()
-    plain = segment_sample(sample, SegmentationConfig())
-    refined = segment_sample(sample, SegmentationConfig(refiner="affinity"))
+    plain = segment_sample(sample, SegmentationConfig(refiner="none"))
+    refined = segment_sample(sample, SegmentationConfig())
     expected = refine.refine_clusters(plain.labels, plain.ks, sample.image)
     assert np.array_equal(refined.labels, expected)
     assert not np.array_equal(refined.labels, plain.labels)

@@ -69,7 +69,7 @@ def test_plug_ins_are_found_by_name_and_near_misses_named() -> None:
 @pytest.mark.parametrize("resolution", [12, 24])
 def test_labels_of_a_lower_resolution_are_brought_to_the_image(resolution: int) -> None:
     sample = random_sample(((4, 6), (8, 12)), (32, 48))
-    config = SegmentationConfig(clusters=ClusterConfig(resolution=resolution))
+    config = SegmentationConfig(clusters=ClusterConfig(resolution=resolution), refiner="none")
     labels = segment_sample(sample, config).labels
     assert labels.shape == (5, 32, 48)
     factor = 48 // resolution
