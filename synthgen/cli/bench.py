@@ -56,7 +56,9 @@ OPTIONS: Mapping[str, Any] = {
     "quick": Annotated[bool, typer.Option("--quick", help="Small: does it run, not how fast.")],
     "num": Annotated[int, typer.Option(min=3, help="Scenes, images or samples measured.")],
     "num_pairs": Annotated[int, typer.Option(min=9, help="Interleaved pairs; at least 9.")],
-    "sweep": Annotated[bool, typer.Option("--sweep", help="Also layers, grids and timesteps.")],
+    "sweep": Annotated[
+        bool, typer.Option("--sweep", help="Also other ways to record and cluster.")
+    ],
     "auditor": Annotated[str, typer.Option(help="Who looks at the masks.")],
     "directory": Annotated[
         str, typer.Argument(metavar="DIR", help="A dataset whose shards were measured.")
