@@ -17,8 +17,8 @@ from the exported weights, whose optimizer warms up again:
     python -m synthgen.lab.train ldm --grid 32 --steps 2000 --start synthgen/embedded/weights
     python -m synthgen.lab.train sam --steps 5000 --start synthgen/embedded/weights_sam
 
-The diffusion model that ships has seen 383,000 samples of mostly one object (3,400 and 780 steps of
-those two stages), and then, on one core in five hours, 622,000 of mostly two to four:
+The diffusion model that ships has seen 383,000 samples of mostly one object, by those two stages,
+and then, on one core in five hours, 622,000 of mostly two to four:
 
     python -m synthgen.lab.train ldm --bf16 --grid 16 --steps 20000 --batch 48 --scenes 40000 \
         --single-share 0.3 --calm-density 0.5 --lr 8e-4 --start synthgen/embedded/weights
