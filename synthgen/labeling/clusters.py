@@ -7,7 +7,11 @@ all k, of the mean attention in its cluster, where a clustering weighs log k, th
 tell about a pixel. Coarse clusterings steady what fine ones resolve. Each mask of
 the hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
 
-Start-of-text attention is averaged geometrically, as `scores.geometric_midpoint` cuts it.
+Words differ in how much attention they draw wherever it is (`scores.rescale_places`), which parts
+classes from each other worse than from the background. So the background and the presence of a
+class are decided by attention as it is, and only then those that are there are told apart by
+where each is strongest. Start-of-text attention is averaged geometrically, as
+`scores.geometric_midpoint` cuts it.
 """
 
 from __future__ import annotations
@@ -18,17 +22,28 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from synthgen.labeling.decide import present_classes
 from synthgen.labeling.scores import (
     ClassScores,
     LabelInputs,
     geometric_midpoint,
+    join,
+    mask_means,
     score_classes,
     score_masks,
+    shares,
     upsample,
 )
 
 
-def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any) -> ClassScores:
+def label_by_clusters(
+    inputs: LabelInputs,
+    *,
+    background: float = 1.0,
+    presence: float = 0.25,
+    presence_area: float = 0.002,
+    **_: Any,
+) -> ClassScores:
     """Mean attention over the clusters of every k, and over each mask."""
     segmentation = inputs.segmentation
     attention = upsample(inputs.attention, inputs.size)
@@ -39,7 +54,14 @@ def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any)
     means[0] = np.exp(means[0])
     midpoint = geometric_midpoint(means[0])
     pixels = score_classes(means, midpoint, background)
-    return ClassScores(pixels, score_masks(attention, segmentation, midpoint, background))
+    masks = score_masks(attention, segmentation, midpoint, background)
+    if inputs.relative is None:
+        return ClassScores(pixels, masks)
+    there = present_classes(pixels, presence, presence_area)
+    relative = upsample(inputs.relative, inputs.size) * there[1:, None, None]
+    own = cluster_means(relative, segmentation.labels, segmentation.ks)
+    of_masks = mask_means(relative, segmentation).T
+    return ClassScores(join(pixels[0], shares(own)), join(masks.T[0], shares(of_masks)).T)
 
 
 def cluster_means(
