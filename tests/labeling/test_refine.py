@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -357,6 +358,7 @@ def test_a_degraded_truth_is_the_majority_of_each_cell(scene: Scene) -> None:
 
 def test_scores_know_perfect_and_undecided_maps(scene: Scene) -> None:
     perfect = score_maps([scene], [scene.semantic])
+    assert math.isnan(perfect.pop("instances")) == (len(scene.objects) < 2)
     assert perfect == {"miou": 1.0, "decided_miou": 1.0, "boundary_f": 1.0, "decided": 1.0}
     half = scene.semantic.copy()
     half[:64] = IGNORE
@@ -364,6 +366,21 @@ def test_scores_know_perfect_and_undecided_maps(scene: Scene) -> None:
     assert scores["decided_miou"] == 1.0
     assert scores["decided"] == 0.5
     assert scores["miou"] < 0.8
+
+
+def test_scores_count_the_objects_with_their_class() -> None:
+    several = next(
+        s
+        for s in map(render, TUNING_SEEDS)
+        if len({o.class_name for o in s.objects}) == 2 == len(s.objects)
+    )
+    assert score_maps([several], [several.semantic])["instances"] == 1.0
+    first, second = (
+        np.unique(several.semantic[several.instance == o.instance])[0] for o in several.objects
+    )
+    swapped = np.where(several.semantic == first, second, several.semantic).astype(np.uint8)
+    assert score_maps([several], [swapped])["instances"] == 0.5
+    assert score_maps([several], [np.zeros_like(swapped)])["instances"] == 0.0
 
 
 def test_the_measurement_runs_on_every_refiner() -> None:

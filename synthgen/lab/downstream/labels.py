@@ -13,6 +13,7 @@ Choices are made on tuning scenes and reported on validation scenes.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import defaultdict
@@ -36,7 +37,7 @@ from synthgen.embedded.vocabulary import TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.downstream.labeled_images import SCENE_CLASSES
 from synthgen.lab.downstream.scoring import confuse, summarize
 from synthgen.lab.tables import markdown_table
-from synthgen.lab.world.render import Scene, render
+from synthgen.lab.world.render import Scene, SceneObject, render
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import refine
 from synthgen.registry import LABELERS, REFINERS
@@ -194,11 +195,14 @@ def score_maps(scenes: Sequence[Scene], maps: Sequence[SemanticMap]) -> dict[str
 
     Returns:
         ``miou`` (undecided pixels are wrong), ``decided_miou`` (they are left out),
-        ``boundary_f`` of the objects, ``decided`` (share of the pixels).
+        ``boundary_f`` of the objects, ``decided`` (share of the pixels), ``instances`` (share of
+        the objects, in scenes of several classes, of whose pixels most that have a class have
+        theirs; NaN without such a scene).
     """
     undecided = len(SCENE_CLASSES)  # one class more, which is never true
     counts = np.zeros((undecided + 1, undecided + 1), dtype=np.int64)
     borders: list[float] = []
+    named: list[bool] = []
     for scene, found in zip(scenes, maps, strict=True):
         predicted = np.where(found == IGNORE, undecided, found)
         counts += confuse(scene.semantic, predicted, undecided + 1)
@@ -207,13 +211,23 @@ def score_maps(scenes: Sequence[Scene], maps: Sequence[SemanticMap]) -> dict[str
             for cls in np.unique(scene.semantic)
             if cls > 0
         ]
+        if len({item.class_name for item in scene.objects}) > 1:
+            named += [_has_its_class(scene, item, found) for item in scene.objects]
     decided = counts[:-1, :-1]
     return {
         "miou": float(np.nanmean(class_ious(counts)[:-1])),
         "decided_miou": summarize(decided, SCENE_CLASSES).miou,
         "boundary_f": float(np.mean(borders)),
         "decided": float(decided.sum() / max(counts.sum(), 1)),
+        "instances": float(np.mean(named)) if named else math.nan,
     }
+
+
+def _has_its_class(scene: Scene, item: SceneObject, found: SemanticMap) -> bool:
+    """Whether most pixels of an object that have a class have its own."""
+    votes = np.bincount(found[scene.instance == item.instance], minlength=IGNORE + 1)
+    votes[[0, IGNORE]] = 0
+    return bool(votes.any()) and SCENE_CLASSES[votes.argmax()] == item.class_name
 
 
 def label_table(result: Mapping[str, Any]) -> str:
@@ -224,14 +238,16 @@ def label_table(result: Mapping[str, Any]) -> str:
         [
             method,
             f"{row[refiners[0]]['decided']:.1%}",
+            f"{row[refiners[0]]['instances']:.3f}",
             *(f"{each['miou']:.3f} ({each['boundary_f']:.3f})" for each in row.values()),
         ]
         for method, row in scores.items()
     ]
     return (
         f"{result['num']} {result['scenes']} scenes, image-to-image with captions: mIoU, "
-        f"undecided pixels being wrong (boundary F at {TOLERANCE:g} px).\n\n"
-        f"{markdown_table(['labeler', 'decided', *refiners], rows)}"
+        f"undecided pixels being wrong (boundary F at {TOLERANCE:g} px); instances that have "
+        f"their class, in scenes of several, without a refiner.\n\n"
+        f"{markdown_table(['labeler', 'decided', 'instances', *refiners], rows)}"
     )
 
 
