@@ -41,7 +41,7 @@ class VerdictConfig(Section):
     Defaults were set on 32 scenes of the embedded world that are no validation scenes, with the
     embedded model's masks and the true objects and parts as annotations: they keep 91 % of the
     samples and reject 99 % of them once their masks are shuffled. Of 64 generated images that the
-    embedded SAM looks at they keep 92 %, none with shuffled masks (``synthgen bench verdicts``).
+    embedded SAM looks at they keep 89 %, none with shuffled masks (``synthgen bench verdicts``).
     ``min_label_iou`` is not calibrated: it says "another object", not "a border that is off".
     """
 
