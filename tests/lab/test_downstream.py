@@ -294,7 +294,8 @@ def test_the_command_line_measures_labels() -> None:
     assert found["miou"] <= found["decided_miou"] <= 1
     assert 0.5 < found["decided"] <= 1
     table = label_table({"num": 1, "scenes": "tuning", "scores": scores})
-    assert f"| clusters | {found['decided']:.1%} | {found['miou']:.3f} (" in table
+    start = f"| clusters | {found['decided']:.1%} | {found['instances']:.3f} |"
+    assert f"{start} {found['miou']:.3f} (" in table
 
 
 def test_labels_of_a_scene_have_its_ids() -> None:
