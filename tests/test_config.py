@@ -104,11 +104,6 @@ def test_settings_of_earlier_versions_are_read_and_not_taken() -> None:
     settings = before.digest_settings()
     assert (settings["capture"]["rows"], settings["capture"]["heatmaps"]) == ("cond", "none")
     assert (settings["labeling"]["method"], settings["labeling"]["refiner"]) == ("pcc", "guided")
-    del tree["labeling"]["rescale"]
-    old = parse(yaml.safe_dump(tree).encode())
-    assert old.labeling == before.labeling.model_copy(update={"rescale": False})
-    assert set(settings["labeling"]) - set(old.digest_settings()["labeling"]) == {"rescale"}
-    assert parse(dump(old).encode()) == old
     with pytest.raises(ValueError, match=r"capture\.heatmaps is no setting any more.*'prompt'"):
         load(overrides=["capture.heatmaps=prompt"])
     assert load(overrides=["segmentation.clusters.restarts=1"]) == load()

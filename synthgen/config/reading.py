@@ -80,7 +80,6 @@ def _retire(tree: dict[str, Any], strict: bool) -> None:
     if isinstance(segmentation, dict):
         segmentation.setdefault("refiner", "none")  # of before there was one
     if isinstance(labeling, dict):
-        labeling.setdefault("rescale", False)
         for old, new in RENAMED.items():
             key, _, name = old.removeprefix("labeling.").partition("=")
             if labeling.get(key) == name:

@@ -23,7 +23,7 @@ from synthgen.registry import LABELERS, REFINERS, RENAMED, SEGMENTERS, check_nam
 ALGORITHM_VERSION = 2
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 4
+LABELING_VERSION = 5
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -221,11 +221,6 @@ class LabelConfig(Section):
         0.02, description="Of the best share over the second; a lead of no more is undecided, 255."
     )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
-    rescale: bool = Field(
-        True,
-        description="clusters: tell the classes that are there apart by where each one's "
-        "attention is strongest, not by how much it draws; false in datasets from before.",
-    )
     refiner: str = Field(
         "pamr",
         description="Row of REFINERS (none, pamr, color-majority, upsampling-error, "
@@ -248,8 +243,6 @@ class LabelConfig(Section):
             key, _, name = old.removeprefix("labeling.").partition("=")
             if settings[key] == new:
                 settings[key] = name
-        if not self.rescale:  # the digest from before there was a choice
-            del settings["rescale"]
         return settings
 
     @property

@@ -4,14 +4,11 @@
 
 LS labels the clusters of one k. Here every clustering has its say: a pixel takes the mean, over
 all k, of the mean attention in its cluster, where a clustering weighs log k, the most that it can
-tell about a pixel. Coarse clusterings steady what fine ones resolve. Each mask of
-the hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
+tell about a pixel. Coarse clusterings steady what fine ones resolve. K is a connected piece of a
+cluster: two objects apart may look alike, and need not be of one class. Each mask of the
+hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
 
-Words differ in how much attention they draw wherever it is (`scores.rescale_places`), which parts
-classes from each other worse than from the background. So the background and the presence of a
-class are decided by attention as it is, and only then those that are there are told apart by
-where each is strongest. Start-of-text attention is averaged geometrically, as
-`scores.geometric_midpoint` cuts it.
+Start-of-text attention is averaged geometrically, as `scores.geometric_midpoint` cuts it.
 """
 
 from __future__ import annotations
@@ -22,29 +19,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from synthgen.labeling.decide import present_classes
 from synthgen.labeling.scores import (
     ClassScores,
     LabelInputs,
     geometric_midpoint,
-    join,
-    mask_means,
     score_classes,
     score_masks,
-    shares,
     upsample,
 )
+from synthgen.segmentation.masks import number_pieces
 
 
-def label_by_clusters(
-    inputs: LabelInputs,
-    *,
-    background: float = 1.0,
-    presence: float = 0.25,
-    presence_area: float = 0.002,
-    **_: Any,
-) -> ClassScores:
-    """Mean attention over the clusters of every k, and over each mask."""
+def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any) -> ClassScores:
+    """Mean attention over the connected clusters of every k, and over each mask."""
     segmentation = inputs.segmentation
     attention = upsample(inputs.attention, inputs.size)
     logs = np.log(np.maximum(attention[:1], 1e-12))
@@ -54,14 +41,7 @@ def label_by_clusters(
     means[0] = np.exp(means[0])
     midpoint = geometric_midpoint(means[0])
     pixels = score_classes(means, midpoint, background)
-    masks = score_masks(attention, segmentation, midpoint, background)
-    if inputs.relative is None:
-        return ClassScores(pixels, masks)
-    there = present_classes(pixels, presence, presence_area)
-    relative = upsample(inputs.relative, inputs.size) * there[1:, None, None]
-    own = cluster_means(relative, segmentation.labels, segmentation.ks)
-    of_masks = mask_means(relative, segmentation).T
-    return ClassScores(join(pixels[0], shares(own)), join(masks.T[0], shares(of_masks)).T)
+    return ClassScores(pixels, score_masks(attention, segmentation, midpoint, background))
 
 
 def cluster_means(
@@ -69,7 +49,7 @@ def cluster_means(
     labels: UInt8[np.ndarray, "k height width"],
     ks: Sequence[int],
 ) -> Float[np.ndarray, "row height width"]:
-    """Eq. 3 for the cluster around each pixel, averaged over all k with weights log k.
+    """Eq. 3 for the connected cluster around each pixel, averaged over all k with weights log k.
 
     >>> labels = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 1]]], np.uint8)
     >>> cluster_means(np.array([[[0.0, 2.0, 4.0, 6.0]]]), labels, (2, 2)).tolist()
@@ -77,9 +57,10 @@ def cluster_means(
     """
     total = np.zeros(maps.shape, dtype=np.float64)
     for clusters, k in zip(labels, ks, strict=True):
-        counts = np.maximum(np.bincount(clusters.ravel(), minlength=k), 1)
+        pieces = number_pieces(clusters)
+        counts = np.maximum(np.bincount(pieces.ravel()), 1)
         for row, plane in enumerate(maps):
-            sums = np.bincount(clusters.ravel(), weights=plane.ravel(), minlength=k)
-            total[row] += np.log(k) * (sums / counts)[clusters]
+            sums = np.bincount(pieces.ravel(), weights=plane.ravel())
+            total[row] += np.log(k) * (sums / counts)[pieces]
     means: Float[np.ndarray, "row height width"] = total / np.log(ks).sum()
     return means

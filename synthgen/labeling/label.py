@@ -29,7 +29,6 @@ from synthgen.labeling.scores import (
     Labeler,
     LabelInputs,
     attention_rows,
-    rescale_places,
     score_attention,
 )
 from synthgen.registry import LABELERS, resolve
@@ -51,7 +50,6 @@ def label(
     presence_area: float = 0.002,
     margin: float = 0.02,
     power: int = 4,
-    rescale: bool = True,
 ) -> Any:
     """Classes of the pixels and masks of what was recorded, from its attention to their words.
 
@@ -68,8 +66,6 @@ def label(
         presence_area: ... on at least this share of the image.
         margin: A lead of no more than this is undecided, 255.
         power: Of self-attention, for dataset-diffusion.
-        rescale: For clusters: tell the classes that are there apart by where each one's attention
-            is strongest, not by how much it draws.
 
     Returns:
         A `LabelMap`; for a recording of several images a tuple of them.
@@ -118,7 +114,6 @@ def label(
                 presence=presence,
                 presence_area=presence_area,
                 power=power,
-                rescale=rescale,
             )
         )
     return found[0] if len(found) == 1 else tuple(found)
@@ -138,7 +133,6 @@ def label_image(
     presence: float = 0.25,
     presence_area: float = 0.002,
     power: int = 4,
-    rescale: bool = True,
 ) -> LabelMap:
     """Labels of one image's pixels and masks; see `label`.
 
@@ -151,9 +145,7 @@ def label_image(
     if heatmaps is None or not heatmaps.class_names:
         return nothing_prompted(segmentation)
     labeler: Labeler = resolve(method, LABELERS, "labeling.method")
-    attention = attention_rows(heatmaps)
-    relative = rescale_places(attention[1:]) if rescale else None
-    inputs = LabelInputs(segmentation, attention, self_map, image, relative)
+    inputs = LabelInputs(segmentation, attention_rows(heatmaps), self_map, image)
     scored = labeler(
         inputs,
         background=background,
@@ -180,7 +172,7 @@ def label_sample(
 ) -> LabelMap:
     """`label_image` as a configuration has it."""
     names = ("method", "refiner", "margin", "background", "presence", "presence_area", "power")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, "rescale")}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     return label_image(segmentation, heatmaps, self_map, image, uncertainty, **settings)
 
 

@@ -31,13 +31,6 @@ from synthgen.types import Heatmaps, Segmentation, SelfMap
 _LEAST = 1e-12
 """Heat below this is none."""
 
-CUT = 0.05
-"""Share of the places above and below what `rescale_places` brings to 1 and 0; of 0, .01, .02, .05
-and .1 the best on tuning scenes."""
-
-_FLOOR = 0.01
-"""Where all classes are at their lowest, none is far ahead."""
-
 
 @dataclass(frozen=True, slots=True)
 class LabelInputs:
@@ -48,15 +41,12 @@ class LabelInputs:
         attention: Start-of-text (row 0) and class attention on the attention's grid, not negative.
         self_map: Self-attention, where it was recorded.
         image: The image; its size is that of all maps that are made.
-        relative: Class attention as `rescale_places` brings it to one scale, for labelers that
-            part classes by it; None: they part them by ``attention``.
     """
 
     segmentation: Segmentation
     attention: Float[np.ndarray, "row grid_height grid_width"]
     self_map: SelfMap | None
     image: UInt8[np.ndarray, "height width 3"]
-    relative: Float[np.ndarray, "cls grid_height grid_width"] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -178,27 +168,6 @@ def scale_rows(
         high > low, high - low, 1
     )
     return scaled
-
-
-def rescale_places(
-    classes: Float[np.ndarray, "cls grid_height grid_width"],
-) -> Float[np.ndarray, "cls grid_height grid_width"]:
-    """Each class's attention from 0 to 1 over the places of an image (GoCA's rescaling).
-
-    A word that draws much attention everywhere is at home where it draws more than elsewhere. The
-    ends are the `CUT` and 1 - `CUT` quantiles, not the extremes, which single places make; no
-    place is without any class, and a class without attention has none.
-
-    >>> ramp = np.arange(21.0).reshape(1, 3, 7)
-    >>> rescale_places(np.concatenate([ramp, 0 * ramp]))[:, 0, :3].round(3).tolist()
-    [[0.01, 0.01, 0.056], [0.0, 0.0, 0.0]]
-    """
-    low, high = np.quantile(classes, (CUT, 1 - CUT), axis=(1, 2))[:, :, None, None]
-    flat = high <= low
-    scaled = np.where(flat, 1, (classes - low) / np.where(flat, 1, high - low))
-    rescaled: Float[np.ndarray, "cls grid_height grid_width"]
-    rescaled = np.clip(scaled, _FLOOR, 1) * (classes.max((1, 2), keepdims=True) > 0)
-    return rescaled.astype(classes.dtype)
 
 
 def score_masks(

@@ -100,6 +100,23 @@ def label_components(
     return components, int(num)
 
 
+def number_pieces(
+    labels: UInt8[np.ndarray, "height width"],
+) -> Int[np.ndarray, "height width"]:
+    """Numbers, from 1, of the connected pieces (4 neighbors) of equal labels.
+
+    >>> number_pieces(np.array([[0, 0, 1], [1, 0, 1]], dtype=np.uint8)).tolist()
+    [[1, 1, 2], [3, 1, 2]]
+    """
+    height, width = labels.shape
+    joints = np.zeros((2 * height - 1, 2 * width - 1), dtype=bool)  # pixels, and what joins them
+    joints[::2, ::2] = True
+    joints[1::2, ::2] = labels[1:] == labels[:-1]
+    joints[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
+    numbers: Int[np.ndarray, "height width"] = scipy.ndimage.label(joints)[0][::2, ::2]
+    return numbers
+
+
 def connected_masks(
     masks: Bool[np.ndarray, "mask height width"], members: tuple[Members, ...]
 ) -> tuple[Bool[np.ndarray, "component height width"], tuple[Members, ...]]:

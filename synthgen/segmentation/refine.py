@@ -29,6 +29,8 @@ from jaxtyping import Float, Integer, UInt8
 from scipy import ndimage
 from torch import Tensor
 
+from synthgen.segmentation.masks import number_pieces
+
 SIDE = 128
 """Side that images are refined at: there are then 2 to 4 cells of it per cell of the attention."""
 
@@ -90,17 +92,13 @@ def join_specks(
     >>> join_specks(np.array([[0, 0, 0], [0, 2, 1], [0, 1, 1]], dtype=np.uint8), 2.0).tolist()
     [[0, 0, 0], [0, 0, 1], [0, 1, 1]]
     """
-    height, width = labels.shape
-    down, right = labels[1:] == labels[:-1], labels[:, 1:] == labels[:, :-1]
-    joints = np.zeros((2 * height - 1, 2 * width - 1), dtype=bool)  # pixels, and what joins them
-    joints[::2, ::2], joints[1::2, ::2], joints[::2, 1::2] = True, down, right
-    pieces = ndimage.label(joints)[0][::2, ::2]
+    pieces = number_pieces(labels)
     small = np.bincount(pieces.ravel()) < least
     small[0] = False
     if not small.any():
         return labels
-    y, x = np.nonzero(~down)
-    a, b = np.nonzero(~right)
+    y, x = np.nonzero(labels[1:] != labels[:-1])
+    a, b = np.nonzero(labels[:, 1:] != labels[:, :-1])
     near = np.concatenate([pieces[y, x], pieces[a, b]])
     far = np.concatenate([pieces[y + 1, x], pieces[a, b + 1]])
     near, far = np.concatenate([near, far]), np.concatenate([far, near])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from planted import quadrants
+from scipy import ndimage
 from tiny import tiny_tokenizer
 
 from synthgen.config import Config, LabelConfig
@@ -24,7 +25,6 @@ from synthgen.labeling.scores import (
     LabelInputs,
     attention_rows,
     geometric_midpoint,
-    rescale_places,
     shares,
     upsample,
 )
@@ -84,7 +84,8 @@ def slow_cluster_means(inputs: LabelInputs) -> np.ndarray:
     means = np.zeros(heat.shape)
     for y, x in np.ndindex(*SIZE):
         for k, labels in zip(KS, inputs.segmentation.labels, strict=True):
-            inside = labels == labels[y, x]
+            pieces, _ = ndimage.label(labels == labels[y, x])
+            inside = pieces == pieces[y, x]
             own = [np.log(heat[0][inside]).mean(), *(row[inside].mean() for row in heat[1:])]
             means[:, y, x] += np.log(k) / np.log(KS).sum() * np.array(own)
     means[0] = np.exp(means[0])
@@ -113,47 +114,6 @@ def test_masks_take_the_mean_heat_over_them_by_hand() -> None:
         start = np.exp(sum(np.log(heat[0][place]) for place in pixels) / len(pixels))
         mean = [start, *(sum(row[place] for place in pixels) / len(pixels) for row in heat[1:])]
         np.testing.assert_allclose(found, slow_shares(np.array(mean), between), rtol=1e-4)
-
-
-def slow_rescaled(plane: np.ndarray) -> np.ndarray:
-    """From 0 at the twentieth part of all places to 1 at the last but a twentieth, by sorting."""
-    ordered, last = np.sort(plane.ravel()), plane.size - 1
-    low, high = (np.interp(share * last, np.arange(last + 1), ordered) for share in (0.05, 0.95))
-    return np.array([[min(max((v - low) / (high - low), 0.01), 1) for v in row] for row in plane])
-
-
-def test_classes_are_parted_by_their_strongest_places_and_background_as_before() -> None:
-    inputs = random_inputs(6)
-    inputs = replace(inputs, relative=rescale_places(inputs.attention[1:]))
-    assert inputs.relative is not None
-    for row, plane in zip(inputs.relative, inputs.attention[1:], strict=True):
-        np.testing.assert_allclose(row, slow_rescaled(plane), rtol=1e-4)
-    plain = label_by_clusters(replace(inputs, relative=None))
-    scores = label_by_clusters(inputs, presence=0.0, presence_area=0.0)
-    own = replace(inputs, attention=np.concatenate([inputs.attention[:1], inputs.relative]))
-    means = slow_cluster_means(own)[1:]
-    expected = (1 - plain.pixels[0]) * means / means.sum(0)
-    np.testing.assert_allclose(scores.pixels[0], plain.pixels[0])
-    np.testing.assert_allclose(scores.pixels[1:], expected, rtol=1e-4)
-    np.testing.assert_allclose(scores.masks[:, 0], plain.masks[:, 0])
-
-
-def test_a_word_that_draws_more_everywhere_takes_no_place_from_another() -> None:
-    """The dog's word draws three times as much, on the cat as well; a bird is nowhere."""
-    region = quadrants(16)
-    cat, dog = 0.1 + 0.1 * (region == 0), 0.3 + 0.3 * (region == 3)
-    heat = planted(
-        {"cat": cat, "dog": dog, "bird": np.full((16, 16), 0.01) + 0.001 * (region == 3)},
-        np.where((region == 0) | (region == 3), 0.1, 0.9),
-    )
-    settings = {**PLAIN, "presence": 0.1}
-    given = (planted_segmentation(), heat, None)
-    found = label_sample(*given, LabelConfig(method="clusters", **settings), BLANK)
-    expected = np.select([quadrants(64) == 0, quadrants(64) == 3], [1, 2], 0)
-    np.testing.assert_array_equal(found.semantic, expected)
-    assert found.not_found == ("bird",)
-    before = LabelConfig(method="clusters", rescale=False, **settings)
-    assert label_sample(*given, before, BLANK).not_found == ("cat", "bird")
 
 
 def test_a_clustering_that_tells_more_weighs_more() -> None:

@@ -13,7 +13,6 @@ Choices are made on tuning scenes and reported on validation scenes.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import defaultdict
@@ -197,7 +196,7 @@ def score_maps(scenes: Sequence[Scene], maps: Sequence[SemanticMap]) -> dict[str
         ``miou`` (undecided pixels are wrong), ``decided_miou`` (they are left out),
         ``boundary_f`` of the objects, ``decided`` (share of the pixels), ``instances`` (share of
         the objects, in scenes of several classes, of whose pixels most that have a class have
-        theirs; NaN without such a scene).
+        theirs; 1 without such a scene).
     """
     undecided = len(SCENE_CLASSES)  # one class more, which is never true
     counts = np.zeros((undecided + 1, undecided + 1), dtype=np.int64)
@@ -219,7 +218,7 @@ def score_maps(scenes: Sequence[Scene], maps: Sequence[SemanticMap]) -> dict[str
         "decided_miou": summarize(decided, SCENE_CLASSES).miou,
         "boundary_f": float(np.mean(borders)),
         "decided": float(decided.sum() / max(counts.sum(), 1)),
-        "instances": float(np.mean(named)) if named else math.nan,
+        "instances": float(np.mean(named)) if named else 1.0,
     }
 
 
