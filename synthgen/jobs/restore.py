@@ -225,7 +225,9 @@ def _rows(
 
 
 def _counts(info: Mapping[str, Any], sem_png: bytes, ids: Mapping[str, int]) -> LabelCounts:
-    """What a semantic map holds, as `count_labels` says while it is made."""
+    """What a semantic map holds, as `count_labels` says while it is made; the score of a class
+    that has no instance, but specks alone, is lost and 0.
+    """
     semantic = decode_image(sem_png, "L")
     pixels = {name: int((semantic == ids[name]).sum()) for name in info["classes"]}
     shown = tuple(name for name in info["classes"] if pixels[name])
