@@ -103,11 +103,11 @@ def join_specks(
     far = np.concatenate([pieces[y + 1, x], pieces[a, b + 1]])
     near, far = np.concatenate([near, far]), np.concatenate([far, near])
     near, far = near[small[near]], far[small[near]]
-    own = np.zeros(len(small), dtype=np.int64)
+    own, num = np.zeros(len(small), dtype=np.int64), int(labels.max()) + 1
     own[pieces] = labels
     while (borders := small[near] & ~small[far]).any():
         piece, label = near[borders], own[far[borders]]
-        counts = np.bincount(piece * 256 + label, minlength=256 * len(small)).reshape(-1, 256)
+        counts = np.bincount(piece * num + label, minlength=num * len(small)).reshape(-1, num)
         joined = np.unique(piece)
         own[joined] = counts[joined].argmax(1)
         small[joined] = False
