@@ -1,6 +1,8 @@
 """Loading a diffusion model: one pipeline per process and configuration, with its identity.
 
 Weights are safetensors only and are checked against the card's hashes before they are read.
+What a model is can be said without them: the same pipeline is built with no networks in it, so
+that diffusers fills in the scheduler's defaults as it does for a run.
 LoRA weights are merged into the model's own, so that fused projections include them and the
 hooks of `attention` meet plain layers. ``torch.compile`` is applied to the residual blocks and
 feed-forward layers, which hold most of the work and none of the hooked modules: a hook inside a
@@ -29,7 +31,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants as hub
 from packaging.version import Version
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextConfig
 from transformers.utils import logging as transformers_logging
 
 from synthgen.config import CaptureConfig, ModelConfig
@@ -47,6 +50,7 @@ from synthgen.diffusion.cards import (
 from synthgen.registry import is_plug_in, resolve
 from synthgen.storage.untrusted import one_line
 
+_NETWORKS = ("text_encoder", "unet", "vae")
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
@@ -56,7 +60,7 @@ class Backbone:
 
     Args:
         pipeline: diffusers' text-to-image pipeline; its scheduler is never stepped, runs make
-            their own from its configuration.
+            their own from its configuration. Loaded without weights, it has no networks.
         card: What is known of it.
         identity: ``id``, ``revision``, ``sha256`` of every file that is read and, with LoRA,
             ``lora``.
@@ -115,17 +119,22 @@ class Backbone:
 _LOADING = threading.Lock()
 
 
-def load_backbone(config: ModelConfig) -> Backbone:
+def load_backbone(config: ModelConfig, weights: bool = True) -> Backbone:
     """The model a configuration names; loaded once per process.
 
     A card ``module:attribute`` names a function that makes the `Backbone` from the configuration.
+
+    Args:
+        config: Names the model, device and precision.
+        weights: False leaves the networks out: enough for what the model is, its scheduler and
+            its tokenizer. The weights' files are hashed and their headers read.
 
     Raises:
         ValueError: In one line: an unknown card, weights that are not there (offline), a hash
             that differs, LoRA weights that do not fit.
     """
     with _LOADING:
-        return _load(config)
+        return _load(config) if weights or is_plug_in(config.card) else _outline(config)
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,22 +142,34 @@ def _load(config: ModelConfig) -> Backbone:
     if is_plug_in(config.card):
         made: Backbone = resolve(config.card, {}, "model.card")(config)
         return made
+    return _make(config, weights=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _outline(config: ModelConfig) -> Backbone:
+    return _make(config, weights=False)
+
+
+def _make(config: ModelConfig, weights: bool) -> Backbone:
     card, folder = find_card(config.card)
     folder = folder or _hub_folder(card, config.revision)
     check_kind(folder)
     verify_sha256(folder, card.sha256)
     device = pick_device(config.device, "model.device")
     dtype = _pick_dtype(config.dtype, device)
-    pipeline = _load_pipeline(folder, dtype)
+    pipeline = _load_pipeline(folder, dtype, weights)
     identity = {
         "id": card.hub_id or card.name,
         "revision": folder.name if card.hub_id else card.revision,
         "sha256": model_files(folder),
     }
     if config.lora is not None:
-        identity["lora"] = _merge_lora(pipeline, Path(config.lora))
-    pipeline.to(device)
-    _apply_settings(pipeline, config)
+        identity["lora"] = _check_lora(Path(config.lora))
+    if weights:
+        if config.lora is not None:
+            _merge_lora(pipeline, Path(config.lora))
+        pipeline.to(device)
+        _apply_settings(pipeline, config)
     return Backbone(pipeline, card, identity, device, dtype)
 
 
@@ -198,11 +219,15 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 @_without_progress_bars()
-def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+def _load_pipeline(folder: Path, dtype: torch.dtype, weights: bool) -> Any:
     """The pipeline in a folder, in evaluation mode, without safety checker or progress bars."""
     try:
+        text_encoder = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+        if not weights:
+            _read_headers(folder)
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
+            **({} if weights else dict.fromkeys(_NETWORKS)),
             **{_DTYPE: dtype},
             variant=only_variant(folder),
             use_safetensors=True,
@@ -217,20 +242,35 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
             f"the model folder must load as a Stable Diffusion pipeline from safetensors. Got "
             f"{folder}: {one_line(error)}"
         ) from None
-    _check_tokenizer(pipeline, folder)
+    _check_tokenizer(pipeline.tokenizer, text_encoder, folder)
     pipeline.set_progress_bar_config(disable=True)
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        module.eval().requires_grad_(False)
+    for name in _NETWORKS if weights else ():
+        getattr(pipeline, name).eval().requires_grad_(False)
     return pipeline
 
 
-def _check_tokenizer(pipeline: Any, folder: Path) -> None:
+def _read_headers(folder: Path) -> None:
+    """Find out whether there are weights to load, by the headers of their files.
+
+    Raises:
+        OSError: If a network has no safetensors file.
+        SafetensorError: If one is cut off or no such file.
+    """
+    for name in _NETWORKS:
+        files = sorted((folder / name).glob("*.safetensors"))
+        if not files:
+            raise OSError(f"no safetensors file in {folder / name}")
+        for path in files:
+            with safe_open(path, "pt"):
+                pass
+
+
+def _check_tokenizer(tokenizer: Any, encoder: CLIPTextConfig, folder: Path) -> None:
     """Refuse a tokenizer that does not tell words apart; without files transformers makes one.
 
     Raises:
         ValueError: If two letters have the same tokens, or texts may be too long for the model.
     """
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder.config
     seen: dict[tuple[int, ...], str] = {}
     for letter in string.ascii_lowercase:
         ids = tuple(tokenizer(letter, add_special_tokens=False).input_ids)
@@ -254,14 +294,19 @@ def _check_tokenizer(pipeline: Any, folder: Path) -> None:
 _LORA_LAYER = re.compile(r"lora(_A|_down|\.down|_linear_layer\.down)\b")
 
 
-def _merge_lora(pipeline: Any, path: Path) -> str:
-    """Merge LoRA weights into the pipeline; returns the file's sha256."""
+def _check_lora(path: Path) -> str:
+    """The sha256 of a file of LoRA weights that this installation can merge."""
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"model.lora must be an existing .safetensors file. Got {str(path)!r}.")
     if importlib.util.find_spec("peft") is None:
         raise ValueError(
             "model.lora needs the package peft. Got none: pip install 'synthgen[lora]'."
         )
+    return file_sha256(path)
+
+
+def _merge_lora(pipeline: Any, path: Path) -> None:
+    """Merge LoRA weights into the pipeline."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)  # it prints a line per layer
     try:
@@ -285,7 +330,6 @@ def _merge_lora(pipeline: Any, path: Path) -> str:
         )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-    return file_sha256(path)
 
 
 def _apply_settings(pipeline: Any, config: ModelConfig) -> None:

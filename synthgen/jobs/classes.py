@@ -38,7 +38,8 @@ def check_labeling(config: Config, prompts: PromptList) -> None:
     warn_of_classes(config, prompts.class_names)
     planned = min(config.planned, len(prompts))
     tokenized = [settings.text, config.generation.append_classes, LABELING_VERSION, planned]
-    check = json.dumps([tokenized, load_backbone(config.model).identity], default=str)
+    model = load_backbone(config.model, weights=False)
+    check = json.dumps([tokenized, model.identity], default=str)
     if not prompts.passed(check):  # a minute for each 100,000
         check_tokens(config, prompts[:planned])
         prompts.remember(check)
@@ -129,7 +130,7 @@ def check_tokens(config: Config, prompts: Sequence[Prompt]) -> None:
     from synthgen.diffusion.generate import drawn_text
     from synthgen.diffusion.heatmaps import check_class_tokens
 
-    tokenizer: Any = load_backbone(config.model).pipeline.tokenizer
+    tokenizer: Any = load_backbone(config.model, weights=False).pipeline.tokenizer
     texts = [drawn_text(prompt, config.generation.append_classes) for prompt in prompts]
     check_class_tokens(tokenizer, prompts, texts, config.labeling)
 

@@ -118,8 +118,14 @@ class GenerateJob(Job[Marker]):
         return self.config.planned, len(self.specs)
 
     def begin(self) -> None:
-        """Begin the dataset, or check that the one in the folder may be continued."""
-        self._check()
+        """Begin the dataset, or check that the one in the folder may be continued.
+
+        A model that cannot be loaded is said before there is a folder.
+        """
+        if self._check() is None:
+            from synthgen.diffusion.backbones import load_backbone
+
+            load_backbone(self.config.model)
         with (
             explain_disk_errors(self.storage, TEXT_BYTES, "the dataset's description"),
             self.storage.publishing(),
@@ -132,9 +138,8 @@ class GenerateJob(Job[Marker]):
         self.storage.clear_stale_staging()
 
     def rehearse(self) -> None:
-        """Make every check that a run makes before its first image, and nothing else."""
-        self._check()
-        environments_with(self.config, self._check_existing(), self.strict)
+        """Make every check that a run makes before its first image, but load no weights."""
+        environments_with(self.config, self._check(), self.strict)
         root = self.storage.local_root
         while root is not None and not root.exists():
             root = root.parent
@@ -143,13 +148,17 @@ class GenerateJob(Job[Marker]):
                 f"The output must be a writable folder. Got {root}. Choose another folder."
             )
 
-    def _check(self) -> None:
-        """All that can be wrong, before there is so much as a lock in the folder."""
+    def _check(self) -> dict[str, Any] | None:
+        """All that can be wrong, before there is so much as a lock in the folder.
+
+        Returns:
+            Identity of the dataset in the folder, None where it is empty.
+        """
         resolve(self.config.segmentation.method, SEGMENTERS, "segmentation.method")
         check_labeling(self.config, self.prompts)
         planned_samples(self.config)  # too many shards are refused before all else
-        assert self.identity.digest  # as is a model that cannot be loaded
-        self._check_existing()
+        assert self.identity.digest  # as is a model that is not there
+        return self._check_existing()
 
     def _check_existing(self) -> dict[str, Any] | None:
         """Identity of the dataset in the folder, which may be gone on with; None where empty.

@@ -59,7 +59,7 @@ class Identity:
 
     @classmethod
     def of(cls, config: Config, prompts: PromptList | None = None) -> Identity:
-        """The identity of a configuration; loads the model to hash it.
+        """The identity of a configuration; hashes the model's files and loads no weights.
 
         Args:
             config: The configuration.
@@ -94,7 +94,7 @@ class Identity:
 
 
 def config_digest(config: Config) -> str:
-    """The sha256 of what determines the bytes of a dataset; loads the model to hash it."""
+    """The sha256 of what determines the bytes of a dataset; loads no weights."""
     return Identity.of(config).digest
 
 
@@ -102,7 +102,7 @@ def model_content(config: ModelConfig) -> dict[str, Any]:
     """What of a model determines the bytes: its weights, and the defaults of its card."""
     from synthgen.diffusion.backbones import load_backbone
 
-    model = load_backbone(config)
+    model = load_backbone(config, weights=False)
     scheduler = {k: v for k, v in model.pipeline.scheduler.config.items() if k[0] != "_"}
     content = {
         "model": dict(model.identity),
@@ -116,7 +116,7 @@ def environment(config: Config) -> dict[str, Any]:
     """Versions, device and dtype: equal bytes are promised for equal ones only."""
     from synthgen.diffusion.backbones import load_backbone
 
-    model = load_backbone(config.model)
+    model = load_backbone(config.model, weights=False)
     return {
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,11 +23,14 @@ from typer.testing import CliRunner
 
 from synthgen import jobs
 from synthgen.cli import app
-from synthgen.config import Config
+from synthgen.config import Config, ModelConfig, load
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.verify import verify_dataset
+from synthgen.diffusion import backbones
 from synthgen.diffusion import generate as drawing
-from synthgen.jobs.identity import config_digest, read_config
+from synthgen.diffusion.backbones import load_backbone
+from synthgen.diffusion.schedulers import FAMILY
+from synthgen.jobs.identity import config_digest, model_content, read_config
 from synthgen.storage.publish import open_storage
 from synthgen.types import Failure, Prompt, Sample
 
@@ -140,6 +145,40 @@ def test_a_run_reads_prompts_once_and_hashes_the_model_once(
         count(module, name)
     jobs.generate(config, tmp_path / "out")
     assert calls == {"prompts_of": 1, "model_content": 1, "open_storage": 1}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY))
+def test_a_model_is_the_same_with_its_weights_and_without(
+    name: str, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under every scheduler: diffusers adds defaults and corrects outdated settings."""
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", name]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    stored = {"_class_name": name, "beta_schedule": "scaled_linear"}
+    if "clip_sample" in inspect.signature(getattr(diffusers, name)).parameters:
+        stored |= {"clip_sample": True, "steps_offset": 0}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(stored))
+    config = ModelConfig(card=str(folder))
+    whole, outline = load_backbone(config), load_backbone(config, weights=False)
+    assert (outline.pipeline.unet, outline.pipeline.vae) == (None, None)
+    expected = {k: v for k, v in whole.pipeline.scheduler.config.items() if k[0] != "_"}
+    content = model_content(config)
+    assert content["scheduler"] == json.loads(json.dumps({"class": name, **expected}))
+    assert content["model"] == dict(whole.identity)
+    assert (whole.device, whole.dtype) == (outline.device, outline.dtype)
+
+
+def test_a_finished_dataset_loads_no_weights(
+    tiny_dataset: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does its dry run, nor one of a dataset that is not begun."""
+    monkeypatch.setattr(backbones, "_load", None)
+    labeled = load(overrides=["labeling.method=clusters"])
+    jobs.GenerateJob(labeled, tiny_dataset.parent / "absent").rehearse()
+    jobs.GenerateJob(config, tiny_dataset).rehearse()
+    assert jobs.generate(config, tiny_dataset)["totals"]["samples"] == 8
 
 
 # --- equal bytes ------------------------------------------------------------------------------
