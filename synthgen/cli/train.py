@@ -35,6 +35,14 @@ Audited = Annotated[
 FoundOnly = Annotated[
     bool, typer.Option("--found-only", help="Only samples in which all classes were found.")
 ]
+Backbone = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Begin with a trained encoder (ResNet, Swin, DINOv2, mit-b0, …): its folder of "
+        "transformers, or of timm (pip install 'synthgen[timm]').",
+    ),
+]
 Where = Annotated[
     str, typer.Option("--device", help="cpu, cuda; auto: a GPU of CUDA where there is one.")
 ]
@@ -59,6 +67,7 @@ def train(
     val_labels: Annotated[str | None, typer.Option(help="The same for --val.")] = None,
     audited: Audited = None,
     found_only: FoundOnly = False,
+    backbone: Backbone = None,
     device: Where = "auto",
     overrides: Annotated[
         list[str] | None,
@@ -72,7 +81,7 @@ def train(
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Train a segmenter from scratch on a labeled dataset and measure it every epoch.
+    """Train a segmenter on a labeled dataset, from scratch or not, and measure it every epoch.
 
     Pixels of 255 are ignored. The same command goes on after a stop; OUT holds the averaged
     weights (weights.safetensors, segmenter.json), history.json and curves.png.
@@ -82,6 +91,8 @@ def train(
       synthgen train data/scenes --val scenes --out runs/ours
 
       synthgen train data/voc --labels clusters-1 --val data/voc-real --set model=deeplab
+
+      synthgen train data/voc --val data/voc-real --backbone weights/resnet-50
     """
     from synthgen.lab.downstream.labeled_images import with_names
     from synthgen.lab.downstream.report import write_curves
@@ -99,7 +110,8 @@ def train(
     overrides = overrides or []
     has_steps = any(text.strip().startswith("steps=") for text in overrides)
     refuse_unused({"--epochs": epochs}, has_steps, "with --set steps")
-    settings = load_section(TrainSettings, overrides, device=_device(device))
+    started = {"device": _device(device), "backbone": _folder(backbone)}
+    settings = load_section(TrainSettings, overrides, **started)
     asked = {
         "DIR": (data, out / "train", num, labels, audited, found_only),
         "--val": (val, out / "val", val_num, val_labels, None, False),
@@ -113,7 +125,7 @@ def train(
         "steps": max(1, round(rounds * epoch_steps([given], settings.batch))),
         "size": crop_side(given),
     }
-    settings = load_section(TrainSettings, overrides, device=settings.device, **chosen)
+    settings = load_section(TrainSettings, overrides, **started, **chosen)
     with show_training(settings.model, json_logs):
         for _ in run([given], known, out / "checkpoint", settings):
             pass  # progress is reported
@@ -153,6 +165,7 @@ def downstream(
     arms: Annotated[
         list[str] | None, typer.Option(help="synthetic, rendered, few, few+synthetic.")
     ] = None,
+    backbone: Backbone = None,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
     device: Where = "auto",
     as_json: Json = False,
@@ -182,7 +195,7 @@ def downstream(
     chosen |= {"seeds": tuple(range(seeds)), **({"arms": tuple(arms)} if arms else {})}
     chosen["synthetic"] = {"url": url, "labels": labels, "audited": audited}
     chosen["synthetic"]["found_only"] = found_only
-    chosen["training"] = {"device": _device(device)}
+    chosen["training"] = {"device": _device(device), "backbone": _folder(backbone)}
     settings = load_section(DownstreamSettings, of_training, **chosen)
     every = settings.training.validate_every or max(1, settings.training.steps // 4)
     training = settings.training.model_copy(update={"validate_every": every})
@@ -281,6 +294,21 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
     specs = jobs.plan(config)
     with show_progress(config.planned, len(specs), json_logs):
         jobs.generate(config, out)
+
+
+def _folder(backbone: Path | None) -> str | None:
+    """The encoder's folder, wherever the process goes; looked at before any image is made.
+
+    Raises:
+        ValueError: If there is no encoder in it.
+    """
+    from synthgen.lab.downstream.segmenters import build_segmenter
+
+    if backbone is None:
+        return None
+    folder = str(backbone.resolve())
+    build_segmenter("segformer", 2, folder)
+    return folder
 
 
 def _device(name: str) -> str:

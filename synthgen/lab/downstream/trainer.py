@@ -38,6 +38,9 @@ class TrainSettings(Section):
     """How a downstream network is trained."""
 
     model: str = Field("segformer", description="Row of DOWNSTREAM_MODELS or 'module:attribute'.")
+    backbone: str | None = Field(
+        None, description="Folder of a trained encoder, of transformers or timm; replaces model."
+    )
     steps: int = Field(1200, ge=1, description="Optimizer steps.")
     batch: int = Field(16, ge=MIN_BATCH, description="Samples a step.")
     lr: float = Field(3e-3, ge=0.0, description="Learning rate after warming up.")
@@ -100,7 +103,11 @@ class SegmenterTrainer(Trainer):
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
-        self.model = build_segmenter(settings.model, len(names)).to(settings.device).train()
+        self.model = (
+            build_segmenter(settings.model, len(names), settings.backbone)
+            .to(settings.device)
+            .train()
+        )
         optimizer = torch.optim.AdamW(
             self.model.parameters(), settings.lr, weight_decay=settings.weight_decay
         )
@@ -113,7 +120,7 @@ class SegmenterTrainer(Trainer):
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """A checkpoint goes on only with the data and settings that it was begun with."""
-        found = {**meta["identity"], **meta["identity"]["settings"]}
+        found = {"backbone": None, **meta["identity"], **meta["identity"]["settings"]}
         wanted = {**self.identity, **self.settings.model_dump(mode="json")}
         different = {name for name, value in wanted.items() if found.get(name) != value}
         changed = sorted(different - {"settings"})
@@ -231,7 +238,8 @@ def load_averaged(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise FileNotFoundError(f"{folder} must hold a checkpoint. Got none; train first.")
     tensors, meta = found
     identity = meta["identity"]
-    model = build_segmenter(identity["settings"]["model"], len(identity["class_names"]))
+    known, num = identity["settings"], len(identity["class_names"])
+    model = build_segmenter(known["model"], num, known.get("backbone"))
     model.load_state_dict(checkpoint.subset(tensors, "model") | checkpoint.subset(tensors, "ema"))
     return model.eval(), meta
 
