@@ -13,12 +13,12 @@ below it is left out, and its children hang below the next larger mask that hold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -37,6 +37,7 @@ from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
 from synthgen.dataset.split import assign_split, parse_split
 from synthgen.export.format import ExportSample, Instance
+from synthgen.export.paste import paste
 from synthgen.registry import EXPORTERS
 from synthgen.segmentation.masks import label_components
 from synthgen.storage.publish import Storage, open_storage
@@ -75,6 +76,11 @@ class ExportSettings(Section):
         description="Pixels, or below 1 a share of the image. A smaller object joins what it "
         "borders on, a smaller mask is left out.",
     )
+    paste: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="Chance that the objects of another sample of its shard and split are pasted "
+        "over a sample, and by the same chance those of one more; see `paste`.",
+    )
     segmentation: str | None = Field(
         None, description="How COCO's masks are written: polygon (null), rle or rle-list."
     )
@@ -86,6 +92,12 @@ class ExportSettings(Section):
             raise ValueError(
                 f"segmentation must be given with the format coco. Got {self.segmentation!r:.40} "
                 f"with {self.format}; leave it out."
+            )
+        if self.paste and (self.masks == "all" or self.format == "hf-parquet"):
+            raise ValueError(
+                f"paste must be 0 where masks without a class are written: pasted objects have "
+                f"none. Got {self.paste:g} with "
+                f"{'masks=all' if self.masks == 'all' else 'hf-parquet'}."
             )
         if not self.keep_only and self.audited is None:
             raise ValueError(
@@ -123,6 +135,11 @@ class Source:
         self._names = class_names(self.storage)
         self.labeled = self._reader is not None or self._holds_labels()
         self.overlapping = settings.masks == "all" or not self.labeled
+        if settings.paste and not self.labeled:
+            raise ValueError(
+                f"paste needs labels: objects are pasted with their classes. Got none in "
+                f"{self.storage.root}; run 'synthgen label', and name its labels."
+            )
         known = class_ids(self._names) if self.labeled else {}
         if BARE in known and self.overlapping:
             raise ValueError(
@@ -145,12 +162,31 @@ class Source:
             verdicts = read_verdicts(self.storage, audited, {shard.stem: shard.sha256})[shard.stem]
         with self.storage.open(shard.name) as stream:
             stored = ShardSamples(stream, shard)
+            chosen: list[int] = []
             for index, key in enumerate(stored.keys):
                 verdict = verdicts.get(key)
                 if verdict is not None and self.settings.keep_only and not verdict.keep:
                     left_out[verdict.reason] += 1
-                    continue
-                yield self._sample(key, stored.members(index), verdict)
+                else:
+                    chosen.append(index)
+
+            def read(index: int) -> ExportSample:
+                key = stored.keys[index]
+                return self._sample(key, stored.members(index), verdicts.get(key))
+
+            for index in chosen:
+                yield self._pasted(read(index), read, chosen)
+
+    def _pasted(
+        self, sample: ExportSample, read: Callable[[int], ExportSample], chosen: Sequence[int]
+    ) -> ExportSample:
+        """The sample with objects of others, by chance: a function of its key and the shard."""
+        rng = np.random.default_rng(int(sample.key))
+        while rng.random() < self.settings.paste:
+            other = read(chosen[int(rng.integers(len(chosen)))])
+            if other.key != sample.key and other.split == sample.split:
+                sample = paste(sample, other, rng)
+        return sample
 
     def _sample(
         self, key: str, members: Mapping[str, bytes], verdict: Verdict | None
