@@ -88,7 +88,7 @@ def test_help_shows_brackets_and_examples_that_can_be_pasted(
 @pytest.mark.parametrize(
     ("path", "defaults"),
     [
-        ("doctor", ["scenes", "8", "64", "synthgen-doctor"]),
+        ("doctor", ["scenes", "synthgen-doctor"]),
         ("study", ["scenes"]),
     ],
 )

@@ -1,1 +1,1 @@
-"""What is wrong with this machine, and what it can do: `install` looks, `machine` tries."""
+"""What is wrong with this machine (`install`), and what a card does on it (`examine`)."""

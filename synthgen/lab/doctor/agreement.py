@@ -14,13 +14,13 @@ import numpy as np
 from synthgen.auditing.color_baseline import color_baseline_masks
 from synthgen.auditing.judge import score
 from synthgen.auditing.loading import annotate, load_auditor
-from synthgen.config import TOPS
+from synthgen.config import TOPS, AuditorConfig, Config
+from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.selection import attention_layers
 from synthgen.lab.doctor.install import Finding
-from synthgen.lab.doctor.machine import Examination
 from synthgen.lab.study.paper import paper_row
 from synthgen.lab.study.settings import Setting, adapt, model_layout
-from synthgen.progress import report
+from synthgen.types import Sample, Segmentation
 
 PAPER = paper_row(7, 4)
 """All grids of the up layers, 8 components, reweighted, at 256: nearest to our defaults."""
@@ -32,20 +32,24 @@ BASELINE = "chance_"
 Metrics = Mapping[str, float]
 
 
-def compare_with_auditor(examination: Examination) -> Finding:
+def compare_with_auditor(
+    settings: AuditorConfig,
+    model: Backbone,
+    config: Config,
+    captured: Sequence[Sample],
+    segmentations: Sequence[Segmentation],
+) -> Finding:
     """Scores of every image under both settings, averaged."""
-    assert examination.auditor is not None
-    auditor = load_auditor(examination.auditor)
-    base, setting = examination.config.segmentation, _paper_setting(examination)
+    auditor = load_auditor(settings)
+    base, setting = config.segmentation, _paper_setting(model, captured[0])
     ours: list[Metrics] = []
     papers: list[Metrics] = []
-    for sample, found in zip(examination.captured, examination.segmentations, strict=True):
+    for sample, found in zip(captured, segmentations, strict=True):
         (seen,) = annotate(auditor, [sample.prompt.id], [sample.image])
         baseline = color_baseline_masks(sample.image, base, BASELINE_RESOLUTION)
         ours.append(score(found.mask_set, seen, found.ks, baseline))
         if setting is not None:
             papers.append(score(setting.segment(sample, base).mask_set, seen, found.ks))
-        report("samples", count=1)
     kind = f"{auditor.identity.get('name', '')} {auditor.identity.get('model_type', '')}".strip()
     annotations = float(np.mean([metrics["num_annotations"] for metrics in ours]))
     if not annotations:
@@ -68,7 +72,7 @@ def compare_with_auditor(examination: Examination) -> Finding:
     )
     note = (
         f"The paper's row: SD 2.1, SAM ViT-L, up layers, {PAPER.components} components, "
-        f"reweighted, clustered at {PAPER.resolution} px. Here: {examination.model.card.name}, "
+        f"reweighted, clustered at {PAPER.resolution} px. Here: {model.card.name}, "
         f"{kind}, {annotations:.1f} masks of the auditor per image."
     )
     if len(ours) < (PAPER.samples or 0):
@@ -76,9 +80,9 @@ def compare_with_auditor(examination: Examination) -> Finding:
     return Finding(text, table=tuple(rows), note=note)
 
 
-def _paper_setting(examination: Examination) -> Setting | None:
+def _paper_setting(model: Backbone, first: Sample) -> Setting | None:
     """The paper's row on this model; None if the layers it clusters were not captured."""
-    first, model = examination.captured[0], examination.model
+    assert first.features is not None
     size = (first.image.shape[0], first.image.shape[1])
     layers = attention_layers(model.pipeline.unet, model.latent_size(*size))
     wanted = {x.name for x in layers if x.name.startswith("up_blocks")}

@@ -69,9 +69,8 @@ class Finding:
         table: Header and rows of the figures behind it.
         note: Said below the table.
         picture: Name of a picture beside the page.
-        name: Of what was looked at; its caller gives it, with the time and memory that it took.
+        name: Of what was looked at; its caller gives it, with the time that it took.
         seconds: Wall time.
-        peak_bytes: Most memory in use; 0 where nothing tells.
     """
 
     text: str
@@ -81,7 +80,6 @@ class Finding:
     picture: str = ""
     name: str = ""
     seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 def reason(error: BaseException) -> str:
