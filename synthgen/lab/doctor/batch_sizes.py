@@ -28,7 +28,7 @@ from synthgen.lab.doctor.install import Finding
 from synthgen.lab.memory import peak_bytes, reset_peak
 from synthgen.types import PlannedSample
 
-LONG_CALL = 60.0  # seconds: after a call this long no larger batch is tried
+MOST_SECONDS = 60.0  # of all calls: then no larger batch is tried
 
 
 def largest_batch(
@@ -44,7 +44,7 @@ def largest_batch(
     """
     on_gpu = model.device.type == "cuda"
     rows: list[tuple[str, ...]] = [("images", "seconds per UNet call", "per image", "peak memory")]
-    largest, size, ended = 0, 1, ""
+    largest, size, spent, ended = 0, 1, 0.0, ""
     while not ended:
         resident = reset_peak(on_gpu)
         try:
@@ -55,14 +55,14 @@ def largest_batch(
             ended = "out of memory"
             rows.append((str(size), ended, "–", "–"))
             break
-        peak = peak_bytes(on_gpu)
+        peak, spent = peak_bytes(on_gpu), spent + seconds
         shown = f"{peak / 1e9:.2f} GB" if peak else "–"
         rows.append((str(size), f"{seconds:.2f}", f"{seconds / size:.2f}", shown))
         needed, free = 2 * max(peak - resident, 0), psutil.virtual_memory().available
         if 2 * size > max_batch:
             ended = f"the largest that is tried, {max_batch}"
-        elif seconds > LONG_CALL:
-            ended = f"a call that took {seconds:.0f} s"
+        elif spent > MOST_SECONDS:
+            ended = f"the time, {spent:.0f} s"
         elif not on_gpu and needed > 0.8 * free:  # the system would kill us, not refuse
             ended = f"the next would need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
         largest, size = size, 2 * size
