@@ -150,58 +150,49 @@ def downstream(
         typer.Option(
             "--set",
             "-s",
-            help="Change one setting of the dataset that is made, or of the trainings "
-            "(training.steps=600; see synthgen train); repeatable.",
+            help="Change num (images, 500), few (100), test (scenes, 500), tuning, seeds, arms, "
+            "synthetic.labels, .audited, .found_only, training.… (see synthgen train) or, of the "
+            "dataset that is made, generate.… (repeatable).",
         ),
     ] = None,
-    labels: Labels = None,
-    audited: Audited = None,
-    found_only: FoundOnly = False,
-    num: Annotated[int, typer.Option(min=1, help="N: synthetic, and rendered, images.")] = 500,
-    few: Annotated[int, typer.Option(min=1, help="Rendered images of the small arms.")] = 100,
-    test: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 500,
-    tuning: Tuning = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
-    arms: Annotated[
-        list[str] | None, typer.Option(help="synthetic, rendered, few, few+synthetic.")
-    ] = None,
-    backbone: Backbone = None,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
-    device: Where = "auto",
     as_json: Json = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """The same network and budget on synthetic images, on rendered ones, on few, and on both.
+    r"""The same network and budget on synthetic images, on rendered ones, on few, and on both.
 
     Prints mIoU on held-out rendered scenes, and the ratio of synthetic to rendered; writes
     downstream.json, .md and .png. Finished trainings are kept: run again to go on.
 
     Examples:
 
-      synthgen evaluate downstream --set labeling.refiner=none --set training.steps=600
+      synthgen evaluate downstream --set training.steps=600 --set generate.labeling.refiner=none
 
       synthgen evaluate downstream --data data/scenes --out runs/downstream
 
-      synthgen evaluate downstream --data data/scenes --labels propagate-1 --tuning --seeds 1
+      synthgen evaluate downstream --data data/scenes --set synthetic.labels=propagate-1 \
+        --set tuning=true --set seeds=[0] --set arms=[synthetic,rendered]
     """
     from synthgen.lab.downstream.experiment import DownstreamSettings, evaluate_downstream
     from synthgen.lab.downstream.report import markdown, write_downstream
 
-    of_training = [text for text in overrides or [] if text.strip().startswith("training.")]
-    of_dataset = [text for text in overrides or [] if text not in of_training]
-    refuse_unused({"--set": of_dataset}, data is not None, "with --data")
+    made = [text for text in overrides or [] if text.strip().startswith("generate.")]
+    chosen = [text for text in overrides or [] if text not in made]
+    refuse_unused({"--set generate": made}, data is not None, "with --data")
     url = data if data and scheme_of(data) else str(Path(data or out / "synthetic").resolve())
-    chosen: dict[str, Any] = {"num": num, "few": few, "test": test, "tuning": tuning}
-    chosen |= {"seeds": tuple(range(seeds)), **({"arms": tuple(arms)} if arms else {})}
-    chosen["synthetic"] = {"url": url, "labels": labels, "audited": audited}
-    chosen["synthetic"]["found_only"] = found_only
-    chosen["training"] = {"device": _device(device), "backbone": _folder(backbone)}
-    settings = load_section(DownstreamSettings, of_training, **chosen)
-    every = settings.training.validate_every or max(1, settings.training.steps // 4)
-    training = settings.training.model_copy(update={"validate_every": every})
-    settings = settings.model_copy(update={"training": training})
+    settings = load_section(
+        DownstreamSettings, chosen, synthetic={"url": url}, training={"device": "auto"}
+    )
+    training = settings.training
+    known = {
+        "device": _device(training.device, "training.device"),
+        "backbone": _folder(training.backbone),
+        "validate_every": training.validate_every or max(1, training.steps // 4),
+    }
+    settings = settings.model_copy(update={"training": training.model_copy(update=known)})
     if data is None:
-        _generate(out / "synthetic", num, of_dataset, json_logs)
+        of_dataset = [text.strip().removeprefix("generate.") for text in made]
+        _generate(out / "synthetic", settings.num, of_dataset, json_logs)
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
     written = write_downstream(out, result)
@@ -296,7 +287,7 @@ def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> Non
         jobs.generate(config, out)
 
 
-def _folder(backbone: Path | None) -> str | None:
+def _folder(backbone: Path | str | None) -> str | None:
     """The encoder's folder, wherever the process goes; looked at before any image is made.
 
     Raises:
@@ -306,12 +297,12 @@ def _folder(backbone: Path | None) -> str | None:
 
     if backbone is None:
         return None
-    folder = str(backbone.resolve())
+    folder = str(Path(backbone).resolve())
     build_segmenter("segformer", 2, folder)
     return folder
 
 
-def _device(name: str) -> str:
+def _device(name: str, setting: str = "--device") -> str:
     """The device's name; ``cuda`` for auto where there is one.
 
     Raises:
@@ -319,4 +310,4 @@ def _device(name: str) -> str:
     """
     from synthgen.devices import pick_device  # of torch, late
 
-    return str(pick_device(name, "--device", gpus=("cuda",)))
+    return str(pick_device(name, setting, gpus=("cuda",)))

@@ -128,9 +128,9 @@ def test_targets_of_push_are_refused_without_repeating_secrets(
         (["train", "DATA", "--val", "DATA", "--labels", "x"], "DIR (--labels 'x'): "),
         (["train", "scenes", "--val", "DATA", "--val-labels", "x"], "--val (--val-labels 'x'): "),
         (["evaluate", "downstream", "--data", "nosuch"], "must have a manifest"),
-        (["evaluate", "downstream", "--arms", "nosuch"], "arms"),
+        (["evaluate", "downstream", "--set", "arms=[nosuch]"], "arms"),
         (["train", "scenes", "--val", "scenes", "--device", "gpu"], "--device must be present"),
-        (["evaluate", "downstream", "--device", "gpu"], "--device must be present"),
+        (["evaluate", "downstream", "--set", "training.device=gpu"], "training.device must be"),
     ],
 )
 def test_datasets_are_looked_at_before_scenes_are_rendered(
@@ -150,7 +150,10 @@ def test_datasets_are_looked_at_before_scenes_are_rendered(
         (["train", "scenes", "--val", "scenes", "--audited", "x"], "--audited has no effect on"),
         (["train", "scenes", "--val", "scenes", "--found-only"], "--found-only has no effect on"),
         (["train", "DATA", "--val", "scenes", "--val-labels", "x"], "--val-labels has no effect"),
-        (["evaluate", "downstream", "--data", "DATA", "--set", "num=2"], "--set has no effect"),
+        (
+            ["evaluate", "downstream", "--data", "DATA", "--set", "generate.num=2"],
+            "--set generate has no effect",
+        ),
         (["export", "DATA", "out", "--set", "keep_only=false"], "without audited"),
         (["inspect", "a car", "--checkpoint", "x.pth"], "--checkpoint has no effect without"),
         (["inspect", "a car", "--sha256", "0"], "--sha256 has no effect without --auditor"),

@@ -309,12 +309,11 @@ def test_labels_of_a_scene_have_its_ids() -> None:
 
 def test_without_data_the_images_are_made_first(tmp_path: Path) -> None:
     """The command alone: one-object prompts, labeled images, trainings, the table."""
-    arguments = ["evaluate", "downstream", "--out", str(tmp_path), "--num", "4", "--few", "2"]
-    arguments += ["--test", "2", "--tuning", "--seeds", "1", "--arms", "synthetic"]
-    arguments += ["--workers", "0", "--json"]
+    arguments = ["evaluate", "downstream", "--out", str(tmp_path), "--workers", "0", "--json"]
     for setting in (
+        *("num=4", "few=2", "test=2", "tuning=true", "seeds=[0]", "arms=[synthetic]"),
         *("training.steps=2", "training.batch=2", "training.size=32"),
-        *("generation.num_inference_steps=2", "segmentation.clusters.ks=[2,5]"),
+        *("generate.generation.num_inference_steps=2", "generate.segmentation.clusters.ks=[2,5]"),
     ):
         arguments += ["--set", setting]
     result = CliRunner().invoke(app, arguments)
