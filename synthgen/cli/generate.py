@@ -105,6 +105,14 @@ def demo(
 def extend(
     out: Annotated[str, typer.Argument(metavar="DIR", help="A dataset: folder or URL.")],
     shards: Annotated[int, typer.Option(min=1, help="Whole shards to add.")] = 1,
+    balance_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Draw more of the classes that a segmenter knows least, from now on: a folder "
+            "of 'synthgen train'.",
+        ),
+    ] = None,
     engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
     workers: Workers = 1,
@@ -121,11 +129,14 @@ def extend(
 
       synthgen extend data/scenes --shards 4
 
+      synthgen extend data/scenes --shards 4 --balance-by runs/ours
+
       synthgen serve scenes --out data/scenes --extend 4 --cron "0 2 * * *"   (every night)
     """
     from synthgen import jobs
 
-    with jobs.extension(out, shards) as config:
+    weights = None if balance_by is None else jobs.weights_by_score(balance_by)
+    with jobs.extension(out, shards, weights=weights) as config:
         manifest = execute(config, out, engine, runner, workers, strict, address)
     return _ended(manifest, out)
 

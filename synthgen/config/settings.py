@@ -278,6 +278,11 @@ class Config(Section):
     extended: int = Field(
         0, ge=0, description="Whole shards behind the first num; 'synthgen extend' raises it."
     )
+    balance: dict[int, dict[str, Annotated[float, Field(gt=0.0, le=1.0)]]] = Field(
+        {},
+        description="From an extended shard on, how often each class is drawn; "
+        "'synthgen extend --balance-by' adds to it.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Run seed; see run.sample_seed.")
     model: ModelConfig = ModelConfig()
     generation: GenerationConfig = GenerationConfig()
@@ -338,7 +343,7 @@ class Config(Section):
 
         The device that was used is recorded beside the digest (`synthgen.jobs.identity`).
         """
-        settings = self.model_dump(mode="json", exclude={"num", "extended", "prompts"})
+        settings = self.model_dump(mode="json", exclude={"num", "extended", "balance", "prompts"})
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
         del settings["capture"]["memory_budget_mb"]

@@ -112,6 +112,8 @@ def config_yaml(config: Config, digest: str) -> str:
         del tree["classes"]
     if not config.extended:
         del tree["extended"]
+    if not config.balance:
+        del tree["balance"]
     head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

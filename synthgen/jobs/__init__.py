@@ -10,7 +10,7 @@ Nothing here imports torch before something is drawn or judged.
 from synthgen.jobs.audit import AuditJob, audit
 from synthgen.jobs.estimate import estimate
 from synthgen.jobs.export import ExportJob, export
-from synthgen.jobs.extend import extend, extension
+from synthgen.jobs.extend import extend, extension, weights_by_score
 from synthgen.jobs.generate import GenerateJob, as_extended, generate
 from synthgen.jobs.identity import config_digest
 from synthgen.jobs.job import Done, Job
@@ -44,4 +44,5 @@ __all__ = [
     "replay",
     "sample_seed",
     "status",
+    "weights_by_score",
 ]

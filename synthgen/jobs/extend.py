@@ -11,20 +11,23 @@ publishes a version of the manifest, which ``open_dataset(out, version=n)`` hold
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from synthgen.config import Config
+from synthgen.config import Config, load_section
 from synthgen.dataset.manifest import CONFIG, read_manifest
 from synthgen.jobs.generate import generate
 from synthgen.jobs.identity import read_config, read_identity
 from synthgen.progress import Progress, report
 from synthgen.storage.publish import Storage, dump_json, open_storage
-from synthgen.storage.untrusted import parse_object
+from synthgen.storage.untrusted import one_line, parse_object
 
 TOLD = ".synthgen/extended.json"
+
+LEAST_WEIGHT = 0.05
+"""Of a class that a segmenter knows: it must not be forgotten."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ def extend(
     config: Config | None = None,
     strict: bool = False,
     progress: Progress = report,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Add whole shards to a dataset, or finish what was begun; returns the new manifest.
 
@@ -44,14 +48,19 @@ def extend(
         config: See ``extension``.
         strict: Refuse other library versions, device or dtype.
         progress: Told about samples and shards.
+        weights: See ``extension``.
     """
-    with extension(out, shards, config) as extended:
+    with extension(out, shards, config, weights=weights) as extended:
         return generate(extended, out, strict, progress)
 
 
 @contextmanager
 def extension(
-    out: str | Path, shards: int, config: Config | None = None, until: int | None = None
+    out: str | Path,
+    shards: int,
+    config: Config | None = None,
+    until: int | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Iterator[Config]:
     """The configuration to generate with; until the block ends no other extension may begin.
 
@@ -65,9 +74,12 @@ def extension(
             says where prompts and model lie now. None: the dataset's own.
         until: Never add beyond so many extended shards, those that an earlier try of the same run
             was to reach. None: a first try.
+        weights: By class, how often it is drawn in these shards and all later ones, up to other
+            weights; see `balanced_prompt`. None: as before.
 
     Raises:
-        ValueError: If there is no dataset and no configuration, or ``num`` is another one.
+        ValueError: If there is no dataset and no configuration, ``num`` is another one, or a
+            weight is not above 0.
         RuntimeError: If another process extends the dataset right now.
     """
     if shards < 1:
@@ -76,12 +88,18 @@ def extension(
     if config is None:
         read_config(storage)  # no dataset: say so before a folder is made
     with storage.locked("extend", "extend a dataset"):
-        extended = _extended(storage, shards, config, until)
+        extended = _extended(storage, shards, config, until, weights)
         yield extended
         _tell(storage, extended.extended)
 
 
-def _extended(storage: Storage, shards: int, config: Config | None, until: int | None) -> Config:
+def _extended(
+    storage: Storage,
+    shards: int,
+    config: Config | None,
+    until: int | None,
+    weights: Mapping[str, float] | None,
+) -> Config:
     told = _told(storage)
     if config is not None and (read_identity(storage) is None or storage.read(CONFIG) is None):
         _tell(storage, -1 if told is None else told)
@@ -103,7 +121,38 @@ def _extended(storage: Storage, shards: int, config: Config | None, until: int |
     added = 0 if unfinished else shards
     if until is not None:
         added = max(0, min(added, until - existing.extended))
-    return found.model_copy(update={"extended": existing.extended + added})
+    balance = existing.balance
+    if weights and added:
+        heaviest = max(weights.values())
+        relative = {name: round(weight / heaviest, 4) for name, weight in sorted(weights.items())}
+        balance = {**balance, existing.extended: relative}
+    elif weights:
+        logger.warning("What was cut off is ended first, as it was begun; extend again after it.")
+    tree = {**found.model_dump(), "extended": existing.extended + added, "balance": balance}
+    return load_section(Config, **tree)
+
+
+def weights_by_score(run: str | Path) -> dict[str, float]:
+    """How often classes should be drawn for a segmenter: 1 - IoU, and at least `LEAST_WEIGHT`.
+
+    Args:
+        run: Folder of ``synthgen train``: its segmenter.json has the IoU of each class.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    path = Path(run) / "segmenter.json"
+    try:
+        ious = parse_object(path.read_bytes())["scores"]["class_iou"]
+        found = {name: 1.0 - float(iou) for name, iou in ious.items() if name != "background"}
+        if not found or not all(0.0 <= weight <= 1.0 for weight in found.values()):
+            raise ValueError("no IoU of 0 to 1 per class")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Classes must be balanced by a folder of 'synthgen train', which has the IoU of each "
+            f"class. Got {path}: {one_line(error, 80)}."
+        ) from None
+    return {name: max(weight, LEAST_WEIGHT) for name, weight in found.items()}
 
 
 def _told(storage: Storage) -> int | None:

@@ -84,8 +84,8 @@ def as_extended(config: Config, out: str | Path) -> Config:
     if config.extended or read_identity(storage) is None or storage.read(CONFIG) is None:
         return config
     known = read_config(storage)
-    same = known.num == config.num
-    return config.model_copy(update={"extended": known.extended}) if same else config
+    changed = {"extended": known.extended, "balance": known.balance}
+    return config.model_copy(update=changed) if known.num == config.num else config
 
 
 class GenerateJob(Job[Marker]):
@@ -183,7 +183,9 @@ class GenerateJob(Job[Marker]):
                     )
             return existing
         known = read_config(storage)
-        if known.extended and (config.num != known.num or config.extended < known.extended):
+        fewer = config.num != known.num or config.extended < known.extended
+        balance = {shard: config.balance.get(shard) for shard in known.balance}
+        if known.extended and (fewer or balance != known.balance):
             raise ValueError(
                 f"{storage.root} was extended by {known.extended} shards and must keep them. Got "
                 f"a plan of {config.num} samples and {config.extended} more shards. Go on with "

@@ -229,17 +229,22 @@ def read_config(storage: Storage) -> Config:
         raise ValueError(f"{storage.root}/{CONFIG} must be one of ours. Got: {error}") from None
 
 
+def plan_of(config: Config) -> tuple[Any, ...]:
+    """What decides which samples there are, beside what decides their bytes."""
+    return config.num, config.extended, config.balance
+
+
 def check_plan(storage: Storage, config: Config) -> None:
     """Refuse to publish under a plan that another run has replaced since ours began.
 
-    The plan is the committed intent, ``num`` and ``extended`` in config.yaml; it only ever grows,
-    so a run that was stopped for a while and goes on with an older one can be told from others.
+    The plan is the committed intent, ``num``, ``extended`` and ``balance`` in config.yaml; it only
+    ever grows, so a run that was stopped for a while and goes on with an older one can be told.
 
     Raises:
         RuntimeError: If there is another plan.
     """
     existing = read_config(storage)
-    if (existing.num, existing.extended) != (config.num, config.extended):
+    if plan_of(existing) != plan_of(config):
         raise RuntimeError(
             f"The plan of {storage.root} must stay the {config.planned} samples of this run. Got "
             f"{existing.planned}, which another run has planned since. Complete shards are kept; "

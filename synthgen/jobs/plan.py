@@ -3,15 +3,17 @@
 Sample i draws prompt i mod P as its (i div P)-th image. Its seed is a hash of the run's seed, the
 prompt's id and the image's number, so that inserting a prompt changes no other image. The first
 ``num`` samples fill shards of ``shard_size``, the last of which may be short; extensions add
-whole shards behind it. Keys are ``{shard:06d}{index:04d}``, so there are at most a million shards.
-Nothing is enumerated: the n-th shard is computed when it is asked for.
+whole shards behind it. A balanced extension, and those after it, draw prompts at random by
+weights of their classes instead (`balanced_prompt`). Keys are ``{shard:06d}{index:04d}``, so there
+are at most a million shards. Nothing is enumerated: the n-th shard is computed when it is asked
+for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, overload
 
 from synthgen.config import Config
@@ -20,6 +22,9 @@ from synthgen.types import PlannedSample, Prompt, ShardSpec
 
 MAX_SHARDS = 1_000_000
 """A shard's number has six digits, in its name and in the keys of its samples."""
+
+MAX_DRAWS = 1000
+"""After so many, the prompt drawn last is taken: none weighs a thousandth of the others."""
 
 T = TypeVar("T")
 
@@ -97,14 +102,56 @@ def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpe
     def spec(shard: int) -> ShardSpec:
         span = spans[shard]
         samples = []
+        weights = class_weights(config, shard)
         for place, index in enumerate(span):
             image_index, which = divmod(index, len(prompts))
+            if weights:  # the sample's number is no other image's of its prompt: those are earlier
+                image_index, which = index, balanced_prompt(prompts, weights, config.seed, index)
             prompt = prompts[which]
             seed = sample_seed(config.seed, prompt.id, image_index)
             samples.append(PlannedSample(f"{shard:06d}{place:04d}", prompt, image_index, seed))
         return ShardSpec(index=shard, samples=tuple(samples))
 
     return Computed(len(spans), spec)
+
+
+def class_weights(config: Config, shard: int) -> Mapping[str, float]:
+    """How often each class is drawn in a shard; empty where prompts come in their order.
+
+    >>> tree = {"num": 4, "extended": 3, "dataset": {"shard_size": 2}, "balance": {1: {"a": 1}}}
+    >>> config = Config.model_validate(tree)
+    >>> [dict(class_weights(config, shard)) for shard in range(5)]
+    [{}, {}, {}, {'a': 1.0}, {'a': 1.0}]
+    """
+    extended = shard - -(-config.num // config.dataset.shard_size)
+    begun = [first for first in config.balance if first <= extended]
+    return config.balance[max(begun)] if begun else {}
+
+
+def balanced_prompt(
+    prompts: Sequence[Prompt], weights: Mapping[str, float], seed: int, number: int
+) -> int:
+    """The prompt of a sample: each as probable as its classes weigh on average.
+
+    Drawn by rejection, so that no list is read as a whole. A class without a weight, and a prompt
+    without a class, weigh as much as the heaviest: nothing says that they are known.
+
+    Args:
+        prompts: The list.
+        weights: By class, above 0.
+        seed: Of the run.
+        number: Of the sample.
+    """
+    heaviest = max(weights.values())
+    for attempt in range(MAX_DRAWS):
+        content = json.dumps(["balance", seed, number, attempt]).encode("ascii")
+        hashed = hashlib.blake2b(content, digest_size=16).digest()
+        which = int.from_bytes(hashed[:8], "big") % len(prompts)
+        names = prompts[which].class_names
+        found = [weights.get(name, heaviest) for name in names] or [heaviest]
+        if int.from_bytes(hashed[8:], "big") / 2**64 * heaviest <= sum(found) / len(found):
+            break
+    return which
 
 
 def shard_spans(config: Config) -> Sequence[range]:

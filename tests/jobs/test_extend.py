@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,8 +22,12 @@ from synthgen.config import Config
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.manifest import publish_manifest, read_manifest
 from synthgen.dataset.verify import verify_dataset
+from synthgen.jobs.extend import LEAST_WEIGHT
+from synthgen.jobs.identity import read_config
+from synthgen.jobs.plan import balanced_prompt
 from synthgen.progress import Stopped
 from synthgen.storage.publish import open_storage
+from synthgen.types import Prompt
 
 
 @pytest.fixture
@@ -120,6 +125,60 @@ def test_the_command_extends_by_url(
     assert verify_dataset("memory://grown", deep=True) == []
     assert list(tmp_path.iterdir()) == []  # a URL never names a local folder
     store.rm("/grown", recursive=True)
+
+
+def test_a_balanced_extension_draws_what_a_segmenter_knows_least(
+    config: Config, extended: Path, tmp_path: Path
+) -> None:
+    """Cars are known, dogs are not: those are drawn, in that extension and the one after it."""
+    scores = {"class_iou": {"background": 0.9, "car": 0.99, "dog": 0.1, "sky": 0.95}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "segmenter.json").write_text(json.dumps({"scores": scores}))
+    weights = jobs.weights_by_score(tmp_path / "run")
+    assert weights == pytest.approx({"car": LEAST_WEIGHT, "dog": 0.9, "sky": 0.05})
+    out = shutil.copytree(extended, tmp_path / "out")
+    jobs.extend(out, 1, weights=weights)
+    jobs.extend(out, 1)
+    assert verify_dataset(out, deep=True) == []
+    infos = [sample["json"] for sample in open_dataset(out)]
+    plan = jobs.plan(read_config(open_storage(out)))
+    planned = [sample for shard in plan for sample in shard.samples]
+    assert [s.prompt.id for s in planned] == [info["prompt_id"] for info in infos]
+    assert [info["prompt_id"] for info in infos[:17]] == (["car", "dog", "sky"] * 6)[:17]
+    assert {info["prompt_id"] for info in infos[17:]} == {"dog", "sky"}  # sky names no class
+    assert len({(info["prompt_id"], info["image_index"]) for info in infos}) == 23
+    again = shutil.copytree(out, tmp_path / "again")  # a lost shard is made again as it was
+    for path in again.rglob("*000006*"):
+        path.unlink()
+    jobs.generate(jobs.as_extended(config, again), again)
+    assert tree_hashes(again)["data/train-000006.tar"] == tree_hashes(out)["data/train-000006.tar"]
+    forgotten = config.model_copy(update={"extended": 5})
+    with pytest.raises(ValueError, match="must keep them"):
+        jobs.generate(forgotten, out)
+
+
+def test_prompts_are_drawn_as_often_as_their_classes_weigh() -> None:
+    prompts = [Prompt(n, n, c) for n, c in {"a": ("a",), "b": ("b",), "ab": ("a", "b")}.items()]
+    drawn = Counter(balanced_prompt(prompts, {"a": 0.2, "b": 0.8}, 0, i) for i in range(6000))
+    for which, weight in enumerate((0.2, 0.8, 0.5)):
+        assert drawn[which] == pytest.approx(6000 * weight / 1.5, rel=0.08)
+    unknown = [Prompt("c", "c", ("c",)), Prompt("a", "a", ("a",)), Prompt("-", "-", ())]
+    drawn = Counter(balanced_prompt(unknown, {"a": 0.5, "b": 1.0}, 1, i) for i in range(6000))
+    assert drawn[0] == pytest.approx(2400, rel=0.08)
+    assert drawn[2] == pytest.approx(2400, rel=0.08)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"scores": {"class_iou": {"a": 2.0}}}', "[]"])
+def test_what_is_no_training_does_not_balance(
+    content: str, extended: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "segmenter.json").write_text(content)
+    before = tree_hashes(extended)
+    with pytest.raises(ValueError, match="Classes must be balanced by a folder of 'synthgen tra"):
+        jobs.weights_by_score(tmp_path)
+    command = ["extend", str(extended), "--balance-by", str(tmp_path), "--engine", "inline"]
+    assert isinstance(CliRunner().invoke(app, command).exception, ValueError)
+    assert tree_hashes(extended) == before
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
