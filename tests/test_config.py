@@ -80,6 +80,7 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
     assert missing - off == {
         "num",
         "extended",
+        "balance",
         "prompts",
         "classes",  # unless they are given, see test_classes
         "model.card",
