@@ -33,7 +33,7 @@ REASONS: Mapping[str, str] = {
     "low_agreement": "its Top-n is below the threshold",
     "not_its_image": "other samples' masks fit its image as well as its own",
     "weak_boundaries": "its masks do not end where the auditor's do",
-    "below_chance": "k-means on RGB+XY fits better than its masks",
+    "below_color_baseline": "k-means on RGB+XY fits better than its masks",
     "label_disagrees": "the auditor calls something else what one of its labels says",
 }
 """The closed vocabulary of reasons, in the order in which they are looked at."""
@@ -44,17 +44,17 @@ def metric_names(ks: Iterable[int], class_names: Iterable[str] = ()) -> tuple[st
 
     >>> [name for name in metric_names((2,)) if "5" in name]
     ... # doctest: +NORMALIZE_WHITESPACE
-    ['top_5', 'top_5_count', 'top_15', 'top_15_count', 'top_5_k2', 'chance_top_5',
-     'chance_top_15', 'others_top_5', 'others_top_15']
+    ['top_5', 'top_5_count', 'top_15', 'top_15_count', 'top_5_k2', 'color_baseline_top_5',
+     'color_baseline_top_15', 'shuffled_masks_top_5', 'shuffled_masks_top_15']
     """
     return (
         *("num_masks", "num_annotations", "coverage"),
         *(name for n in TOPS for name in (f"top_{n}", f"top_{n}_count")),
         *("hungarian", "boundary_f"),
         *(f"top_{PER_K}_k{k}" for k in ks),
-        *("chance_num_masks", "chance_hungarian"),
-        *(f"chance_top_{n}" for n in TOPS),
-        *(f"others_top_{n}" for n in TOPS),
+        *("color_baseline_num_masks", "color_baseline_hungarian"),
+        *(f"color_baseline_top_{n}" for n in TOPS),
+        *(f"shuffled_masks_top_{n}" for n in TOPS),
         *("label_mean_iou", "label_least_iou"),
         *map(label_metric, class_names),
     )
@@ -95,15 +95,19 @@ def score(
     metrics |= _per_k(iou, areas, mask_set, ks)
     if color_baseline is not None:
         against = packed_iou(packed, pack_masks(color_baseline.masks))
-        metrics |= {f"chance_{name}": value for name, value in _tops(against, areas).items()}
-        metrics["chance_hungarian"] = mean_assigned(against)
-        metrics["chance_num_masks"] = float(len(color_baseline))
+        metrics |= {
+            f"color_baseline_{name}": value for name, value in _tops(against, areas).items()
+        }
+        metrics["color_baseline_hungarian"] = mean_assigned(against)
+        metrics["color_baseline_num_masks"] = float(len(color_baseline))
     if shuffled_masks:
         largest = np.argsort(-areas, kind="stable")[: max(TOPS)]
         rows = [
             _tops(packed_iou(packed[largest], other), areas[largest]) for other in shuffled_masks
         ]
-        metrics |= {f"others_{name}": float(np.mean([r[name] for r in rows])) for name in rows[0]}
+        metrics |= {
+            f"shuffled_masks_{name}": float(np.mean([r[name] for r in rows])) for name in rows[0]
+        }
     return metrics
 
 
@@ -147,9 +151,11 @@ def judge(metrics: Mapping[str, float], config: VerdictConfig) -> Verdict:
         "too_many_masks": value["num_masks"] > config.max_masks,
         "low_coverage": value["coverage"] < config.min_coverage,
         "low_agreement": top < config.min_top_n,
-        "not_its_image": top - value[f"others_top_{config.top}"] < config.min_over_others,
+        "not_its_image": top - value[f"shuffled_masks_top_{config.top}"]
+        < config.min_over_shuffled_masks,
         "weak_boundaries": value["boundary_f"] < config.min_boundary_f,
-        "below_chance": top - value[f"chance_top_{config.top}"] < config.min_over_chance,
+        "below_color_baseline": top - value[f"color_baseline_top_{config.top}"]
+        < config.min_over_color_baseline,
         "label_disagrees": value["label_least_iou"] < config.min_label_iou,
     }
     reason = next((name for name in REASONS if failed.get(name)), "")

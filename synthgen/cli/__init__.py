@@ -61,24 +61,26 @@ def about(
     """Options of the command line itself."""
 
 
+MAKE, USE, PROVE = "Make datasets", "Judge, read and hand on datasets", "Measure"
+
 for _make in (generate.demo, generate.generate, generate.extend, generate.merge):
-    app.command()(command(_make, runs=True))
-app.command()(command(generate.plan, tells=True))
-app.command()(serve.serve)
+    app.command(rich_help_panel=MAKE)(command(_make, runs=True))
+app.command(rich_help_panel=MAKE)(command(generate.plan, tells=True))
+app.command(rich_help_panel=MAKE)(serve.serve)
+app.add_typer(config.app, name="config", rich_help_panel=MAKE)
+for _look in (verify.status, verify.verify, verify.replay, verify.gc):
+    app.command(rich_help_panel=USE)(command(_look, tells=True))
 for _judge in (audit.audit, label.label, export.export):
-    app.command()(command(_judge, runs=True, tells=True))
-for _look in (verify.verify, verify.status, verify.replay, verify.gc, export.push):
-    app.command()(command(_look, tells=True))
-app.command()(report.report)
-app.command()(report.view)
-app.command()(report.inspect)
-app.command()(command(study.study, runs=True))
-app.command()(train.train)
-app.command()(soak.soak)
-app.command()(doctor.doctor)
-app.add_typer(config.app, name="config")
-app.add_typer(train.app, name="evaluate")
-app.add_typer(bench.app, name="bench")
+    app.command(rich_help_panel=USE)(command(_judge, runs=True, tells=True))
+app.command(rich_help_panel=USE)(command(export.push, tells=True))
+for _show in (report.report, report.view, report.inspect):
+    app.command(rich_help_panel=USE)(_show)
+app.command(rich_help_panel=PROVE)(doctor.doctor)
+app.command(rich_help_panel=PROVE)(train.train)
+app.add_typer(train.app, name="evaluate", rich_help_panel=PROVE)
+app.add_typer(bench.app, name="bench", rich_help_panel=PROVE)
+app.command(rich_help_panel=PROVE)(command(study.study, runs=True))
+app.command(rich_help_panel=PROVE)(soak.soak)
 
 
 def main() -> None:

@@ -80,7 +80,9 @@ def verdict(summary: dict[str, Any], out: str | Path, max_failed: float) -> Resu
         f"  {'':<14}{'ours':>8}{'color':>8}{'others':>8}",
     ]
     for label, name in (*((f"Top-{n}", f"top_{n}") for n in TOPS), ("one-to-one", "hungarian")):
-        values = (means.get(prefix + name) for prefix in ("", "chance_", "others_"))
+        values = (
+            means.get(prefix + name) for prefix in ("", "color_baseline_", "shuffled_masks_")
+        )
         cells = "".join(f"{'-' if v is None else format(v, '.3f'):>8}" for v in values)
         lines.append(f"  {label:<14}{cells}")
     if "boundary_f" in means:

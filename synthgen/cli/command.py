@@ -22,16 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.cli.display import JsonLogs, Quiet, Tally, Verbose, logged, show_progress
-from synthgen.cli.options import Engine, say
+from synthgen.cli.options import Engine, printed, say
 from synthgen.cli.stopping import apart, end
 
 if TYPE_CHECKING:
     from synthgen.config import Config
     from synthgen.jobs import Job
 
-Json = Annotated[
-    bool, typer.Option("--json", help="The result as one JSON object on standard output.")
-]
+Json = Annotated[bool, printed("--json", help="The result as one JSON object on standard output.")]
 RUN_SETTINGS = {  # read by Prefect when it is imported, also in the runs of a schedule
     "PREFECT_LOGGING_LEVEL": "INFO",  # what the server shows of a run
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # what a terminal does

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,15 +26,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from synthgen.cli.options import printed
 from synthgen.cli.stopping import reporting
 from synthgen.progress import logger
 from synthgen.storage.redaction import redact
 from synthgen.storage.untrusted import one_line
 
 PLAIN_EVERY_SECONDS = 5.0
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results alone.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries tell.")]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object per log line.")]
+Quiet = Annotated[bool, printed("--quiet", "-q", help="Errors and results alone.")]
+Verbose = Annotated[bool, printed("--verbose", "-v", help="Also what libraries tell.")]
+JsonLogs = Annotated[bool, printed("--json-logs", help="One JSON object per log line.")]
 _console = Console(stderr=True)  # of the bar: lines are printed above it
 _quiet = _as_json = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,9 @@ class Engine(StrEnum):
     inline = "inline"
 
 
+_where = partial(typer.Option, rich_help_panel="Where it runs")
+printed = partial(typer.Option, rich_help_panel="What is printed")
+
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Dataset folder or URL.")]
 Finished = Annotated[str, typer.Argument(metavar="DIR", help="A finished dataset.")]
 Source = Annotated[
@@ -27,23 +31,28 @@ Source = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="Change one setting: section.key=value (repeatable)."),
+    typer.Option(
+        "--set",
+        "-s",
+        help="Change one setting: section.key=value (repeatable). 'synthgen config show' lists "
+        "those of datasets.",
+    ),
 ]
 Classes = Annotated[
     str | None,
     typer.Option(help="Classes to look for in captions: cat,dog or a file of names, or of ids."),
 ]
-Num = Annotated[int | None, typer.Option(help="Samples planned; failed ones count.")]
+Num = Annotated[
+    int | None, typer.Option(help="Images to make, also those that fail.", show_default="64")
+]
 FirstNum = Annotated[int | None, typer.Option(min=1, help="Whole shards until this many samples.")]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="Prefect flow, or in-process.")]
-Runner = Annotated[str, typer.Option(help="Where shards are made: threads, ray, dask.")]
-Workers = Annotated[int, typer.Option(min=1, help="Shards in flight at once.")]
+EngineOption = Annotated[Engine, _where("--engine", help="A Prefect flow, or this process alone.")]
+Runner = Annotated[str, _where(help="Where shards are made: threads, ray, dask.")]
+Workers = Annotated[int, _where(min=1, help="Shards in flight at once.")]
 Address = Annotated[
-    str | None, typer.Option(help="Cluster of ray (auto, host:port) or dask; else here.")
+    str | None, _where(help="Cluster of ray (auto, host:port) or dask; default: here.")
 ]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Refuse to go on with other library versions.")
-]
+Strict = Annotated[bool, _where("--strict", help="Refuse to go on with other library versions.")]
 ThenAudit = Annotated[
     str | None, typer.Option("--audit", help="Then audit it with this auditor: scenes-sam.")
 ]

@@ -40,7 +40,7 @@ Backbone = Annotated[
     typer.Option(
         metavar="DIR",
         help="Begin with a trained encoder (ResNet, Swin, DINOv2, mit-b0, …): its folder of "
-        "transformers, or of timm (pip install 'synthgen[timm]').",
+        "transformers, or of timm (pip install 'synthgen\\[timm]').",
     ),
 ]
 Where = Annotated[
@@ -171,7 +171,7 @@ def downstream(
       synthgen evaluate downstream --data data/scenes --out runs/downstream
 
       synthgen evaluate downstream --data data/scenes --set synthetic.labels=propagate-1 \
-        --set tuning=true --set seeds=[0] --set arms=[synthetic,rendered]
+        --set tuning=true --set seeds=[0] --set arms=\[synthetic,rendered]
     """
     from synthgen.lab.downstream.experiment import DownstreamSettings, evaluate_downstream
     from synthgen.lab.downstream.report import markdown, write_downstream

@@ -51,7 +51,7 @@ class VerdictConfig(Section):
     min_top_n: Fraction = Field(
         0.35, description="Least Top-n; shuffled masks reach 0.33 (median), true ones 0.63."
     )
-    min_over_others: float = Field(
+    min_over_shuffled_masks: float = Field(
         0.1,
         ge=-1.0,
         le=1.0,
@@ -63,11 +63,11 @@ class VerdictConfig(Section):
         description="Least boundary F with the auditor's largest masks; shuffled masks reach "
         "0.08 (median), true ones 0.41.",
     )
-    min_over_chance: float = Field(
+    min_over_color_baseline: float = Field(
         -0.25,
         ge=-1.0,
         le=1.0,
-        description="Least lead of Top-n over the chance baseline (k-means on RGB+XY); negative, "
+        description="Least lead of Top-n over the color baseline (k-means on RGB+XY); negative, "
         "for color alone explains some images (true masks: 5 % below -0.16).",
     )
     min_coverage: Fraction = Field(
@@ -88,10 +88,12 @@ class AuditConfig(Section):
 
     auditor: AuditorConfig = AuditorConfig()
     verdict: VerdictConfig = VerdictConfig()
-    chance: bool = Field(True, description="Also score k-means on RGB+XY with the same ks.")
-    chance_resolution: int = Field(
+    color_baseline: bool = Field(
+        True, description="Also score k-means on RGB+XY with the same ks."
+    )
+    color_baseline_resolution: int = Field(
         128, ge=8, description="Longer side in pixels at which RGB+XY is clustered."
     )
-    others: int = Field(
+    shuffled_masks: int = Field(
         3, ge=0, le=16, description="Other samples of the shard whose masks are compared."
     )

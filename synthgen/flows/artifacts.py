@@ -89,7 +89,7 @@ def publish_audit(summary: Mapping[str, Any]) -> None:
     lines = ["# Audit", "", f"`{summary['id']}`", ""]
     lines += ["| | ours | color and position | others' masks |", "|---|---:|---:|---:|"]
     for top in TOPS:
-        names = (f"{prefix}top_{top}" for prefix in ("", "chance_", "others_"))
+        names = (f"{prefix}top_{top}" for prefix in ("", "color_baseline_", "shuffled_masks_"))
         cells = (summary["means"].get(name) for name in names)
         shown = " | ".join("-" if cell is None else f"{cell:.3f}" for cell in cells)
         lines.append(f"| Top-{top} | {shown} |")

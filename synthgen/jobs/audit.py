@@ -129,7 +129,7 @@ class AuditJob(SideJob[AuditMarker]):
 
     def _content(self) -> dict[str, Any]:
         """All that determines the tables but the tars."""
-        compared = {"chance", "chance_resolution", "others"}
+        compared = {"color_baseline", "color_baseline_resolution", "shuffled_masks"}
         content = {
             "annotations": {
                 "auditor": dict(self.auditor.identity),
@@ -236,9 +236,11 @@ class AuditJob(SideJob[AuditMarker]):
         if mask_set is None:
             return AuditRow(key, mismatch(ks, self.known), records)
         baseline = None
-        if settings.chance:
-            baseline = color_baseline_masks(image, self.segmentation, settings.chance_resolution)
-        steps = range(1, min(settings.others, len(samples) - 1) + 1)
+        if settings.color_baseline:
+            baseline = color_baseline_masks(
+                image, self.segmentation, settings.color_baseline_resolution
+            )
+        steps = range(1, min(settings.shuffled_masks, len(samples) - 1) + 1)
         near = [samples.packed((index + step) % len(samples), size) for step in steps]
         shuffled = [packed for packed in near if packed is not None]
         metrics = score(mask_set, annotations, ks, baseline, shuffled)

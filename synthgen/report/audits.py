@@ -31,7 +31,7 @@ from synthgen.storage.seal import check_vouched, sha256_of
 from synthgen.types import Verdict
 
 _RENAMED = {"chance_": "color_baseline_", "others_": "shuffled_masks_"}
-"""How metrics of two baselines begin in the tables of datasets, and in the page."""
+"""How metrics of two baselines began in tables of before 2026-11-29, and how they do now."""
 
 
 @dataclass(frozen=True)

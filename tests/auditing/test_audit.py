@@ -40,8 +40,8 @@ from synthgen.segmentation.metrics import top_n
 from synthgen.storage.publish import open_storage
 from synthgen.types import Annotations, LabelMap, Prompt, Record
 
-QUICK = load_audit(["chance=false", "auditor.batch_size=3"])
-STRICT = load_audit(["chance=false", "auditor.batch_size=3", "verdict.min_top_n=0.99"])
+QUICK = load_audit(["color_baseline=false", "auditor.batch_size=3"])
+STRICT = load_audit(["color_baseline=false", "auditor.batch_size=3", "verdict.min_top_n=0.99"])
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def test_shuffled_masks_are_rejected_and_true_ones_kept(tmp_path: Path) -> None:
     print(good["totals"], shuffled["totals"], good["means"], shuffled["means"])
     assert good["totals"]["kept"] >= 0.8 * 24
     assert shuffled["totals"]["rejected"] >= 0.95 * 24
-    assert good["means"]["top_5"] > good["means"]["chance_top_5"]
+    assert good["means"]["top_5"] > good["means"]["color_baseline_top_5"]
     assert set(shuffled["totals"]["reasons"]) <= set(REASONS)
     assert good["id"].startswith("truth-")
     assert len(good["id"]) == len("truth-") + 8
@@ -150,8 +150,8 @@ def test_a_table_holds_every_sample_its_metrics_and_what_was_seen(world: Path) -
     assert [r["area"] for r in row["annotations"]] == found.masks.sum((1, 2)).tolist()
     assert row["top_5"] == pytest.approx(top_n(found.masks, ours, 5)[0])
     others = [top_n(found.masks, our_masks(i).masks, 5)[0] for i in (6, 4)]
-    assert row["others_top_5"] == pytest.approx(np.mean(others))
-    assert np.isnan(row["chance_top_5"])
+    assert row["shuffled_masks_top_5"] == pytest.approx(np.mean(others))
+    assert np.isnan(row["color_baseline_top_5"])
     assert set(metric_names((2, 6, 12))) < set(row)
     marker = json.loads((world / "audit/first/train-000001.json").read_text())
     assert marker["settings"]["annotations"]["auditor"]["generator"] == {"least": 0}
@@ -375,7 +375,7 @@ def test_unknown_auditors_and_settings_are_named(world: Path) -> None:
         load_audit(["verdict.min_topn=0.4"])
     with pytest.raises(ValueError, match=r"verdict\.top is not valid"):
         load_audit(["verdict.top=4"])
-    by_name = load_audit(["auditor.name=truth_world:load_truth", "chance=false"])
+    by_name = load_audit(["auditor.name=truth_world:load_truth", "color_baseline=false"])
     assert audit(world, by_name, num=1)["id"].startswith("truth-world-load-truth-")
 
 
@@ -393,7 +393,14 @@ def test_settings_of_an_audit_are_no_part_of_a_dataset() -> None:
 def test_the_command_prints_ours_beside_the_baselines_and_fails_by_exit_code(
     world: Path, tmp_path: Path
 ) -> None:
-    command = ["audit", str(world), "--auditor", "truth_world:load_truth", "-s", "chance=false"]
+    command = [
+        "audit",
+        str(world),
+        "--auditor",
+        "truth_world:load_truth",
+        "-s",
+        "color_baseline=false",
+    ]
     done = CliRunner().invoke(app, [*command, "--id", "mine", "--sa1b", str(tmp_path / "sa1b")])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "sa1b").glob("sa_*.json"))) == 7

@@ -56,13 +56,13 @@ def test_every_metric_is_that_of_the_slow_reference() -> None:
     for n in TOPS:
         assert metrics[f"top_{n}"] == pytest.approx(brute_top(seen, ours, n))
         assert metrics[f"top_{n}_count"] == min(n, 11)
-        assert metrics[f"chance_top_{n}"] == pytest.approx(brute_top(seen, theirs, n))
+        assert metrics[f"color_baseline_top_{n}"] == pytest.approx(brute_top(seen, theirs, n))
         foreign = [brute_top(seen, other, n) for other in others]
-        assert metrics[f"others_top_{n}"] == pytest.approx(np.mean(foreign))
+        assert metrics[f"shuffled_masks_top_{n}"] == pytest.approx(np.mean(foreign))
     some = seen[seen.any((1, 2))]
     assert metrics["num_annotations"] == len(some) == 11
     assert metrics["hungarian"] == pytest.approx(hungarian_iou(some, ours))
-    assert metrics["chance_hungarian"] == pytest.approx(hungarian_iou(some, theirs))
+    assert metrics["color_baseline_hungarian"] == pytest.approx(hungarian_iou(some, theirs))
     assert metrics["coverage"] == ours.any(0).mean()
     for k in KS:
         own = [m for m, members in zip(ours, mask_set.members, strict=True) if k in dict(members)]
@@ -79,8 +79,8 @@ def test_masks_of_the_whole_image_agree_with_each_other() -> None:
     assert metrics["top_1"] == metrics["hungarian"] == metrics["boundary_f"] == 1.0
     assert metrics["top_5_count"] == 1.0
     assert metrics["coverage"] == 1.0
-    assert math.isnan(metrics["chance_top_5"])
-    assert math.isnan(metrics["others_top_5"])
+    assert math.isnan(metrics["color_baseline_top_5"])
+    assert math.isnan(metrics["shuffled_masks_top_5"])
 
 
 def test_nothing_on_either_side() -> None:
@@ -103,8 +103,8 @@ GOOD = {
     "coverage": 1.0,
     "top_5": 0.7,
     "top_3": 0.2,
-    "others_top_5": 0.4,
-    "chance_top_5": 0.6,
+    "shuffled_masks_top_5": 0.4,
+    "color_baseline_top_5": 0.6,
     "boundary_f": 0.5,
 }
 
@@ -116,10 +116,10 @@ GOOD = {
         ("no_annotations", {"num_annotations": 0.0}),
         ("too_many_masks", {"num_masks": 255.0}),
         ("low_coverage", {"coverage": 0.49}),
-        ("low_agreement", {"top_5": 0.34, "others_top_5": 0.0}),
-        ("not_its_image", {"others_top_5": 0.65}),
+        ("low_agreement", {"top_5": 0.34, "shuffled_masks_top_5": 0.0}),
+        ("not_its_image", {"shuffled_masks_top_5": 0.65}),
         ("weak_boundaries", {"boundary_f": 0.1}),
-        ("below_chance", {"chance_top_5": 0.99}),
+        ("below_color_baseline", {"color_baseline_top_5": 0.99}),
     ],
 )
 def test_each_threshold_has_its_reason(reason: str, change: dict[str, float]) -> None:
@@ -130,7 +130,7 @@ def test_each_threshold_has_its_reason(reason: str, change: dict[str, float]) ->
 
 
 def test_thresholds_come_from_the_settings_and_unmeasured_metrics_reject_nothing() -> None:
-    unmeasured = {**GOOD, "others_top_5": math.nan, "chance_top_5": math.nan}
+    unmeasured = {**GOOD, "shuffled_masks_top_5": math.nan, "color_baseline_top_5": math.nan}
     assert judge(unmeasured, VerdictConfig()).keep
     assert judge(GOOD, VerdictConfig(min_top_n=0.71)).reason == "low_agreement"
     assert judge(GOOD, VerdictConfig(top=3)).reason == "low_agreement"

@@ -20,7 +20,9 @@ from synthgen.jobs import export
 from synthgen.progress import Progress, report
 
 LABELS = LabelConfig(method="clusters", presence=0.05, margin=0.001, background=0.05)
-HALVES = load_audit(["auditor.name=halves:load_halves", "auditor.batch_size=1", "chance=false"])
+HALVES = load_audit(
+    ["auditor.name=halves:load_halves", "auditor.batch_size=1", "color_baseline=false"]
+)
 
 JOBS: Mapping[str, Callable[[Path, Path, Progress], Any]] = {
     "generate": lambda world, out, told: jobs.generate(

@@ -71,7 +71,7 @@ def verdict(index: int) -> Verdict:
     metrics = {
         "top_1": 0.9,
         "top_5": 0.2 * index + 0.05,
-        "chance_top_5": 0.1,
+        "color_baseline_top_5": 0.1,
         "boundary_f": math.nan if index == 2 else 0.5,
     }
     return Verdict(index != 1, "low_agreement" if index == 1 else "", metrics)

@@ -131,7 +131,7 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     metrics = judge.score(expected.mask_set, seen, base.clusters.ks)
     assert found == {k: metrics[k] for k in found}
     assert "top_15" in found
-    assert not any(name.startswith("chance") for name in found)
+    assert not any(name.startswith("color_baseline") for name in found)
 
 
 def test_known_regions_are_found() -> None:

@@ -52,8 +52,8 @@ def test_quantiles_are_those_of_what_the_thresholds_are_about() -> None:
             "",
             {
                 "top_5": value,
-                "others_top_5": 0.25,
-                "chance_top_5": float("nan") if value > 0.8 else 0.5,
+                "shuffled_masks_top_5": 0.25,
+                "color_baseline_top_5": float("nan") if value > 0.8 else 0.5,
                 "boundary_f": 1 - value,
                 "coverage": 1.0,
             },
@@ -62,5 +62,5 @@ def test_quantiles_are_those_of_what_the_thresholds_are_about() -> None:
     ]
     found = quantiles(verdicts, VerdictConfig())
     assert found["min_top_n"]["5 %"] == pytest.approx(0.05)
-    assert found["min_over_others"]["50 %"] == pytest.approx(0.25)
-    assert found["min_over_chance"]["50 %"] == pytest.approx(-0.1)
+    assert found["min_over_shuffled_masks"]["50 %"] == pytest.approx(0.25)
+    assert found["min_over_color_baseline"]["50 %"] == pytest.approx(-0.1)

@@ -78,10 +78,10 @@ def audited(out: Path, settings: AuditConfig) -> dict[str, Any]:
         "kept": totals["kept"] / totals["samples"],
         "reasons": totals["reasons"],
         top: means.get(top),
-        f"color_baseline_{top}": means.get(f"chance_{top}"),
-        f"shuffled_masks_{top}": means.get(f"others_{top}"),
+        f"color_baseline_{top}": means.get(f"color_baseline_{top}"),
+        f"shuffled_masks_{top}": means.get(f"shuffled_masks_{top}"),
         "hungarian": means.get("hungarian"),
-        "color_baseline_hungarian": means.get("chance_hungarian"),
+        "color_baseline_hungarian": means.get("color_baseline_hungarian"),
         "quantiles": quantiles([row.verdict for row in rows], settings.verdict),
     }
 
@@ -94,9 +94,9 @@ def quantiles(
     metrics = [verdict.metrics for verdict in verdicts]
     measured = {
         "min_top_n": [m[top] for m in metrics],
-        "min_over_others": [m[top] - m[f"others_{top}"] for m in metrics],
+        "min_over_shuffled_masks": [m[top] - m[f"shuffled_masks_{top}"] for m in metrics],
         "min_boundary_f": [m["boundary_f"] for m in metrics],
-        "min_over_chance": [m[top] - m[f"chance_{top}"] for m in metrics],
+        "min_over_color_baseline": [m[top] - m[f"color_baseline_{top}"] for m in metrics],
         "min_coverage": [m["coverage"] for m in metrics],
     }
     return {

@@ -25,8 +25,8 @@ from synthgen.types import Sample, Segmentation
 PAPER = paper_row(7, 4)
 """All grids of the up layers, 8 components, reweighted, at 256: nearest to our defaults."""
 
-BASELINE_RESOLUTION = 128  # `synthgen.config.AuditConfig.chance_resolution`
-BASELINE = "chance_"
+BASELINE_RESOLUTION = 128  # `synthgen.config.AuditConfig.color_baseline_resolution`
+BASELINE = "color_baseline_"
 """Prefix of the color baseline's metrics."""
 
 Metrics = Mapping[str, float]

@@ -242,7 +242,9 @@ def score_row(
     """The metrics of one image under one setting, truth included where the scene is known."""
     segmentation = setting.segment(sample, base)
     found = score(segmentation.mask_set, seen, segmentation.ks)
-    metrics = {k: v for k, v in found.items() if not k.startswith(("chance_", "others_"))}
+    metrics = {
+        k: v for k, v in found.items() if not k.startswith(("color_baseline_", "shuffled_masks_"))
+    }
     return metrics if scene is None else {**metrics, **truth_scores(scene, segmentation)}
 
 
