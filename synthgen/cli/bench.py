@@ -33,6 +33,10 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "Masks against ground truth: per-head, head-averaged, and RGB+XY k-means.",
         {"num": 200, "sweep": False},
     ),
+    "pipeline": (
+        "Core-seconds per image behind denoising, and whether the device waits for them.",
+        {"quick": False},
+    ),
     "report": (
         "Time, peak memory and size of the report of many samples.",
         {"quick": False, "num": 1000},

@@ -20,7 +20,14 @@ from synthgen.labeling.refine import ErrorMap, Picture, Scores, Semantic
 from synthgen.segmentation.features import rgbxy_block
 from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.masks import label_components
-from synthgen.segmentation.refine import average_neighbors, neighbor_weights, shifted_views
+from synthgen.segmentation.refine import (
+    average_neighbors,
+    back_to_pixels,
+    cell_means,
+    neighbor_weights,
+    shifted_views,
+    square_cells,
+)
 from synthgen.types import IGNORE
 
 ITERATIONS = 10  # PAMR section 4
@@ -38,16 +45,23 @@ def refine_by_pamr(
 ) -> Semantic:
     """PAMR of the map's classes, or of their scores where all of them have some; largest wins.
 
-    Undecided pixels count for no class and stay undecided.
+    An image much larger than `refine.SIDE` is refined at about that side, as clusters are: its
+    neighbors then lie as far apart as in the images that everything here was tuned on. Undecided
+    pixels count for no class and stay undecided.
     """
     classes = np.setdiff1d(np.unique(semantic), [IGNORE])
     if not len(classes):
         return semantic.copy()
     scored = scores if scores is not None and all(int(cls) in scores for cls in classes) else None
     maps = np.stack([_class_map(semantic, scored, int(cls)) for cls in classes])
-    pixels = torch.from_numpy(image.astype(np.float32)).movedim(-1, 0)
-    refined = pamr(pixels, torch.from_numpy(maps))
-    winners = classes[refined.argmax(0).numpy()]
+    pixels = torch.from_numpy(image.astype(np.float32) / 255).movedim(-1, 0).contiguous()
+    factor, cells = square_cells(semantic.shape)
+    if factor == 1:
+        winners = classes[pamr(pixels, torch.from_numpy(maps)).argmax(0).numpy()]
+    else:
+        small = cell_means(pixels, cells)
+        refined = pamr(small, cell_means(torch.from_numpy(maps), cells))
+        winners = classes[back_to_pixels(refined, [len(classes)], small, pixels, factor)[0]]
     return np.where(semantic == IGNORE, np.uint8(IGNORE), winners)
 
 

@@ -21,9 +21,15 @@ from synthgen.segmentation.lloyd import Assignment, spans
 
 @dataclass(frozen=True, slots=True)
 class ImplicitEngine:
-    """Assigns pixels through upsampled score maps, one k at a time to bound the memory."""
+    """Assigns points through their upsampled scores; a point of a lattice stands for its pixels.
 
-    pixels: Interpolant
+    Args:
+        points: The pixels, or a lattice among them.
+        area: Pixels that a point stands for.
+    """
+
+    points: Interpolant
+    area: float = 1.0
 
     @classmethod
     def of(
@@ -31,9 +37,24 @@ class ImplicitEngine:
         blocks: Sequence[Float[Tensor, "batch _grid_height _grid_width _feature"]],
         size: tuple[int, int],
         kind: Interpolation = "bilinear",
+        lattice: tuple[int, int] | None = None,
     ) -> ImplicitEngine:
-        """The engine for grids of features and an image size (height, width)."""
-        return cls(Interpolant.at(blocks, size, kind=kind))
+        """The engine for grids of features and an image size (height, width).
+
+        Args:
+            blocks: Features per grid.
+            size: Of the image.
+            kind: How grids become pixels.
+            lattice: Rows and columns of evenly spaced points that stand for the pixels; None: all.
+        """
+        if lattice is None:
+            return cls(Interpolant.at(blocks, size, kind=kind))
+        down, across = (
+            (torch.arange(num, dtype=torch.float64) + 0.5) * pixels / num - 0.5
+            for num, pixels in zip(lattice, size, strict=True)
+        )
+        area = size[0] * size[1] / (lattice[0] * lattice[1])
+        return cls(Interpolant.at(blocks, size, (down, across), kind), area)
 
     def assign(
         self,
@@ -42,17 +63,12 @@ class ImplicitEngine:
         return_labels: bool = False,
     ) -> Assignment:
         """See `lloyd.Engine`."""
-        sums, counts, labels = [], [], []
-        for _, part in spans(ks):
-            vectors = centroids[:, part]
-            scores = self.pixels.project(vectors)
-            scores.sub_(0.5 * vectors.square().sum(-1)[:, None, None])
-            best = scores.argmax(-1, keepdim=True)
-            chosen = torch.zeros_like(scores).scatter_(-1, best, 1.0)
-            sums.append(self.pixels.gather(chosen))
-            counts.append(chosen.sum((1, 2), dtype=torch.float64).to(scores))
-            if return_labels:
-                labels.append(best.movedim(-1, 1).to(torch.uint8))
+        scores = self.points.project(centroids)
+        scores -= 0.5 * centroids.square().sum(-1)[:, None, None]
+        best = [scores[..., part].argmax(-1, keepdim=True) for _, part in spans(ks)]
+        offsets = torch.tensor([part.start for _, part in spans(ks)], device=scores.device)
+        chosen = scores.zero_().scatter_(-1, torch.cat(best, -1) + offsets, self.area)
+        counts = chosen.sum((1, 2), dtype=torch.float64).to(scores)
         boundary = torch.zeros(len(centroids), len(ks)).to(centroids)
-        maps = torch.cat(labels, 1) if return_labels else None
-        return Assignment(torch.cat(sums, 1), torch.cat(counts, 1), boundary, maps)
+        maps = torch.cat(best, -1).movedim(-1, 1).to(torch.uint8) if return_labels else None
+        return Assignment(self.points.gather(chosen), counts, boundary, maps)

@@ -162,22 +162,38 @@ class Interpolant:
             return torch.cat([block[:, flat] for block in self.blocks], dim=-1)
         by_grid = torch.split(self.rows[row], [height for height, _ in self.grids], dim=1)
         picked = []
-        for block, down, across in zip(self.blocks, by_grid, self.columns, strict=True):
-            weights = (down[:, :, None] * across[column][:, None, :]).flatten(1)
-            picked.append(weights @ block)
+        for block, grid, down, across in zip(
+            self.blocks, self.grids, by_grid, self.columns, strict=True
+        ):
+            parts = []  # of the two nodes down and across that weigh anything
+            for weight, node in zip(*(each.T for each in down.topk(min(2, grid[0]))), strict=True):
+                sides = across[column].topk(min(2, grid[1]))
+                for beside, other in zip(*(each.T for each in sides), strict=True):
+                    nodes = block[:, node * grid[1] + other]
+                    parts.append((weight * beside)[:, None] * nodes)
+            picked.append(functools.reduce(torch.add, parts))
         return torch.cat(picked, dim=-1)
 
-    def moments(self) -> tuple[Float[Tensor, "batch feature"], Float[Tensor, " batch"]]:
-        """Sum of the features over all positions, and sum of their squared norms.
+    def totals(self) -> Float[Tensor, "batch feature"]:
+        """Sum of the features over all positions."""
+        if self.rows is None:
+            return torch.cat([block.sum(1) for block in self.blocks], -1)
+        by_grid = torch.split(self.rows.sum(0), [height for height, _ in self.grids])
+        weights = [
+            torch.outer(down, across.sum(0)).flatten()
+            for down, across in zip(by_grid, self.columns, strict=True)
+        ]
+        return torch.cat([w @ block for w, block in zip(weights, self.blocks, strict=True)], -1)
 
-        The squares go through the Gram matrices of the axes: ``Σ_p |U_p x|²`` is the inner
-        product of x with ``(Yᵀ Y) x (Xᵀ X)``.
+    def energy(self) -> Float[Tensor, " batch"]:
+        """Sum of the squared norms of the features over all positions.
+
+        It goes through the Gram matrices of the axes: ``Σ_p |U_p x|²`` is the inner product of x
+        with ``(Yᵀ Y) x (Xᵀ X)``.
         """
         if self.rows is None:
-            totals = [block.sum(1) for block in self.blocks]
-            squares = [block.square().sum((1, 2)) for block in self.blocks]
-            return torch.cat(totals, -1), torch.stack(squares).sum(0)
-        totals, squares = [], []
+            return torch.stack([block.square().sum((1, 2)) for block in self.blocks]).sum(0)
+        squares = []
         by_grid = torch.split(self.rows, [height for height, _ in self.grids], dim=1)
         for block, grid, down, across in zip(
             self.blocks, self.grids, by_grid, self.columns, strict=True
@@ -185,5 +201,4 @@ class Interpolant:
             maps = torch.unflatten(block, 1, grid)
             smoothed = torch.unflatten(down.T @ down @ maps.flatten(2), 2, maps.shape[2:])
             squares.append((maps * (across.T @ across @ smoothed)).sum((1, 2, 3)))
-            totals.append(torch.einsum("y,x,byxf->bf", down.sum(0), across.sum(0), maps))
-        return torch.cat(totals, -1), torch.stack(squares).sum(0)
+        return torch.stack(squares).sum(0)

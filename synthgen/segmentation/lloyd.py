@@ -96,8 +96,8 @@ def lloyd(
         start: Initial centroids of all ks.
         ks: Numbers of clusters, in the order of the slots.
         max_iterations: Updates at most.
-        threshold: A k stops once the squared shift of its centroids, summed over clusters
-            and features, is at most this. One that stopped is never touched again.
+        threshold: A k stops once an update lowers its inertia by no more than this (the squared
+            shifts of its centroids times their pixels). One that stopped is never touched again.
     """
     owner = owners(ks).to(start.device)
     moving = torch.ones(len(start), len(ks), dtype=torch.bool, device=start.device)
@@ -108,13 +108,14 @@ def lloyd(
         slots = kept[owner]
         old = centroids[:, slots]
         left = tuple(k for k, one in zip(ks, kept.tolist(), strict=True) if one)
-        new = _update(old, engine.assign(old, left))
-        new = torch.where(moving[:, owner[slots], None], new, old)
-        shift = sum_by_owner((new - old).square().sum(-1), owner[slots], len(ks))
+        assigned = engine.assign(old, left)
+        new = torch.where(moving[:, owner[slots], None], _update(old, assigned), old)
+        gains = assigned.counts * (new - old).square().sum(-1)
+        gain = sum_by_owner(gains, owner[slots], len(ks))
         centroids = centroids.clone()
         centroids[:, slots] = new
         iterations += moving
-        moving = moving & (shift > threshold[:, None])
+        moving = moving & (gain > threshold[:, None])
         if not moving.any():
             break
     final = engine.assign(centroids, ks, return_labels=True)

@@ -108,12 +108,16 @@ def number_pieces(
     >>> number_pieces(np.array([[0, 0, 1], [1, 0, 1]], dtype=np.uint8)).tolist()
     [[1, 1, 2], [3, 1, 2]]
     """
-    height, width = labels.shape
-    joints = np.zeros((2 * height - 1, 2 * width - 1), dtype=bool)  # pixels, and what joins them
-    joints[::2, ::2] = True
-    joints[1::2, ::2] = labels[1:] == labels[:-1]
-    joints[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
-    numbers: Int[np.ndarray, "height width"] = scipy.ndimage.label(joints)[0][::2, ::2]
+    first = np.ones(labels.shape, dtype=bool)  # pixels that begin a run of equal ones in their row
+    first[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    runs = (np.cumsum(first) - 1).reshape(labels.shape)
+    begin = first[1:] | first[:-1]  # two runs that lie on each other do so where one begins
+    joined = begin & (labels[1:] == labels[:-1])
+    above, below = runs[:-1][joined], runs[1:][joined]
+    num = int(runs[-1, -1]) + 1
+    links = scipy.sparse.coo_array((np.ones(len(above), bool), (above, below)), (num, num))
+    _, pieces = scipy.sparse.csgraph.connected_components(links, directed=False)
+    numbers: Int[np.ndarray, "height width"] = (pieces + 1)[runs]
     return numbers
 
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
@@ -64,12 +64,10 @@ def refine_clusters(
         image: The image, at the size of the label maps.
     """
     height, width = image.shape[:2]
-    factor = max(1, round(max(height, width) / SIDE))
-    rows, columns = -(-height // factor), -(-width // factor)
-    cells = np.arange(height)[:, None] // factor * columns + np.arange(width) // factor
+    factor, cells = square_cells((height, width))
     colors = torch.from_numpy(image.astype(np.float32) / 255).movedim(-1, 0).contiguous()
-    small = _cell_means(colors, cells).view(3, rows, columns)
-    maps = _cluster_shares(labels, ks, cells).view(sum(ks), rows, columns)
+    small = cell_means(colors, cells)
+    maps = _cluster_shares(labels, ks, cells).view(sum(ks), *small.shape[1:])
     scale = CONTRAST * local_deviation(small, sorted(set(SCHEDULE))).clamp(min=LEAST_DEVIATION)
     weights = {d: neighbor_weights(small, (d,), scale) for d in set(SCHEDULE)}
     for distance in SCHEDULE:
@@ -77,7 +75,7 @@ def refine_clusters(
     if factor == 1:
         refined = _winners(maps, ks)
     else:
-        refined = _back_to_pixels(maps, ks, small, colors, factor)
+        refined = back_to_pixels(maps, ks, small, colors, factor)
     return np.stack([join_specks(label_map, SPECK * height * width) for label_map in refined])
 
 
@@ -170,19 +168,31 @@ def shifted_views(
     ]
 
 
-def _cell_means(
-    colors: Float[Tensor, "channel height width"], cells: Integer[np.ndarray, "height width"]
-) -> Float[Tensor, "channel cell"]:
-    """Mean color of the pixels of each cell."""
+def square_cells(size: tuple[int, int]) -> tuple[int, Int[np.ndarray, "height width"]]:
+    """Side of the cells in which an image has about `SIDE`, and the cell of each pixel.
+
+    >>> square_cells((128, 128))[0], square_cells((512, 384))[0]
+    (1, 4)
+    """
+    factor = max(1, round(max(size) / SIDE))
+    columns = -(-size[1] // factor)
+    return factor, np.arange(size[0])[:, None] // factor * columns + np.arange(size[1]) // factor
+
+
+def cell_means(
+    maps: Float[Tensor, "map height width"], cells: Int[np.ndarray, "height width"]
+) -> Float[Tensor, "map rows columns"]:
+    """Mean of each map over the pixels of each cell."""
     flat, count = cells.ravel(), np.bincount(cells.ravel())
-    sums = [np.bincount(flat, weights=plane.numpy().ravel()) for plane in colors]
-    return torch.from_numpy((np.stack(sums) / count).astype(np.float32))
+    sums = [np.bincount(flat, weights=plane.numpy().ravel()) for plane in maps]
+    means = torch.from_numpy((np.stack(sums) / count).astype(np.float32))
+    return torch.unflatten(means, 1, (-1, int(cells[0, -1]) + 1))
 
 
 def _cluster_shares(
     labels: UInt8[np.ndarray, "k height width"],
     ks: Sequence[int],
-    cells: Integer[np.ndarray, "height width"],
+    cells: Int[np.ndarray, "height width"],
 ) -> Float[Tensor, "cluster cell"]:
     """Share of each cell that belongs to each cluster, those of all k one behind the other."""
     flat, count = cells.ravel(), np.bincount(cells.ravel())
@@ -194,7 +204,7 @@ def _cluster_shares(
     return torch.from_numpy((stacked / count).astype(np.float32))
 
 
-def _back_to_pixels(
+def back_to_pixels(
     maps: Float[Tensor, "cluster rows columns"],
     ks: Sequence[int],
     small: Float[Tensor, "channel rows columns"],

@@ -48,7 +48,7 @@ def segment(
     interpolation: Interpolation = "bilinear",
     resolution: int | Literal["image"] = "image",
     max_iterations: int = 300,
-    tolerance: float = 1e-4,
+    tolerance: float = 2e-5,
     seed: int = 0,
     refiner: Literal["none", "affinity"] = "affinity",
     merge_iou: float = 0.9,
@@ -72,7 +72,7 @@ def segment(
         interpolation: How grids become pixels, bilinear or nearest.
         resolution: Longer side in pixels that is clustered at; image: that of the masks.
         max_iterations: Of k-means at each k.
-        tolerance: Relative shift of the centroids that ends k-means.
+        tolerance: Gain of an update, as a share of the features' variance, that ends k-means.
         seed: Of the first centroids.
         refiner: affinity: move the clusters' borders to the image's edges; none: as in BL.
         merge_iou: Masks of at least this IoU become one.
@@ -146,7 +146,7 @@ def segment_blocks(
     interpolation: Interpolation = "bilinear",
     resolution: int | Literal["image"] = "image",
     max_iterations: int = 300,
-    tolerance: float = 1e-4,
+    tolerance: float = 2e-5,
     seed: int = 0,
     refiner: str = "none",
     **masks: Any,

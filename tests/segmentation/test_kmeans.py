@@ -14,7 +14,7 @@ from synthgen.segmentation import cells
 from synthgen.segmentation.cells import corner_weights, open_cells
 from synthgen.segmentation.implicit import ImplicitEngine
 from synthgen.segmentation.interpolation import Interpolant
-from synthgen.segmentation.kmeans import cluster, cluster_batch, make_engine
+from synthgen.segmentation.kmeans import cluster, cluster_batch, lattice_size, make_engine
 from synthgen.segmentation.knots import KnotEngine
 from synthgen.segmentation.lloyd import Engine, Solution, inertia, lloyd
 from synthgen.segmentation.seeding import plus_plus, seed_centroids
@@ -42,7 +42,7 @@ def random_start(
 def solve(
     engine: Engine, start: torch.Tensor, ks: tuple[int, ...] = ALL_KS, iterations: int = 6
 ) -> Solution:
-    still = start.new_full((len(start),), 1e-24)  # engines may differ in a centroid's last bit
+    still = start.new_full((len(start),), 1e-21)  # engines may differ in a centroid's last bit
     return lloyd(engine, start, ks, iterations, still)
 
 
@@ -191,18 +191,55 @@ def test_cells_of_smooth_features_stay_closed() -> None:
 def test_cluster_is_sklearn_with_the_exact_inertia(size: tuple[int, int]) -> None:
     """On the knot grid and, where the sides do not divide, through the implicit form."""
     blocks = [block + 30 for block in random_blocks([(8, 8), (4, 4)], dtype=torch.float32)]
-    result = cluster(blocks, size, (2, 6))
+    result = cluster(blocks, size, (2, 6), tolerance=1e-8)
     full = materialize(blocks, size).flatten(0, 1).double()
     for labels, centroids, cost in zip(
         result.labels, result.centroids, result.inertia, strict=True
     ):
         own = centroids.double()[torch.from_numpy(labels).long().flatten()]
         assert cost == pytest.approx(float((full - own).square().sum()), rel=1e-5)
-    batched = [block[None] - 30 for block in blocks]
-    start = seed_centroids(Interpolant.at(batched, size), size, (2, 6), 0)[0]
-    for labels, first in zip(result.labels, torch.split(start, [2, 6]), strict=True):
-        fit = KMeans(len(first), init=first.double().numpy(), n_init=1, tol=1e-4)
-        assert np.mean(fit.fit((full - 30).numpy()).labels_ != labels.ravel()) < 0.002
+        again = KMeans(len(centroids), init=centroids.numpy() - 30, n_init=1).fit(full - 30)
+        assert again.n_iter_ <= 2  # nothing is left to be done
+        assert np.mean(again.labels_ != labels.ravel()) < 0.002
+
+
+@pytest.mark.parametrize("tolerance", [2e-5, 1e-15])
+def test_after_the_lattice_labels_are_those_of_textbook_lloyd(tolerance: float) -> None:
+    """From where the lattice left it, plain Lloyd on all pixels goes on to the same labels."""
+    blocks, size, ks = random_blocks([(4, 4), (8, 8)]), (64, 64), (3, 7)
+    blocks = [block[None] for block in blocks]
+    mean = Interpolant.at(blocks, size).totals() / (64 * 64)
+    own = torch.split(mean[:, None, None], [5, 5], dim=-1)
+    blocks = [block - part for block, part in zip(blocks, own, strict=True)]
+    full = materialize([block[0] for block in blocks], size)
+    lattice = ImplicitEngine.of(blocks, size, lattice=lattice_size(blocks, size))
+    assert lattice_size(blocks, size) == (12, 12)
+    start = seed_centroids(Interpolant.at(blocks, size), size, ks, 0)
+    still = tolerance * full.square().sum()[None]
+    coarse = lloyd(lattice, start, ks, 300, still)
+    assert (coarse.iterations > 2).any()
+    exact = lloyd(ExplicitEngine(full[None]), coarse.centroids, ks, 300, still)
+    ours = cluster([block[0] for block in blocks], size, ks, tolerance=tolerance)
+    assert np.array_equal(ours.labels, exact.final.labels[0].numpy())
+    assert ours.iterations == tuple((coarse.iterations + exact.iterations)[0].tolist())
+    again = lloyd(ExplicitEngine(full[None]), exact.centroids, ks, 1, still)
+    if tolerance < 1e-9:  # a fixed point: one update more gains nothing
+        assert again.converged.all()
+        assert torch.equal(again.final.labels, exact.final.labels)
+
+
+def test_a_lattice_of_every_pixel_is_the_image() -> None:
+    blocks, size = [block[None] for block in random_blocks([(8, 8), (4, 4)])], (24, 40)
+    start = seed_centroids(Interpolant.at(blocks, size), size, ALL_KS, 0)
+    pixels = solve(ImplicitEngine.of(blocks, size), start)
+    check_equal(solve(ImplicitEngine.of(blocks, size, lattice=size), start), pixels)
+
+
+def test_picked_pixels_are_those_of_the_features_in_full() -> None:
+    blocks, size = random_blocks([(8, 8), (1, 5)]), (16, 20)
+    row, column = torch.tensor([0, 3, 15, 3]), torch.tensor([0, 19, 7, 2])
+    picked = Interpolant.at([block[None] for block in blocks], size).pick(row, column)
+    torch.testing.assert_close(picked[0], materialize(blocks, size)[row, column])
 
 
 def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
@@ -215,20 +252,17 @@ def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
 
 
 def test_an_image_that_needs_many_updates_gets_them() -> None:
-    """The limit of earlier versions, 50, stopped it before it stood still, without a word."""
+    """A limit stops it before it stands still, and says so."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((4, 4, 3), (8, 8, 4))
     blocks, size = [torch.randn(*shape, generator=generator) for shape in shapes], (64, 64)
-    ours = cluster(blocks, size, (20,))
-    assert 50 < ours.iterations[0] < 300
+    ours = cluster(blocks, size, (20,), tolerance=1e-9)
+    assert 25 < ours.iterations[0] < 300
     assert ours.converged
-    stopped = cluster(blocks, size, (20,), max_iterations=50)
+    stopped = cluster(blocks, size, (20,), tolerance=1e-9, max_iterations=8)
     assert not stopped.converged
+    assert 8 < stopped.iterations[0] <= 16  # on the lattice, and on the pixels
     assert not np.array_equal(stopped.labels, ours.labels)
-    full = materialize(blocks, size).flatten(0, 1).numpy()
-    again = KMeans(20, init=ours.centroids[0].numpy(), n_init=1, tol=1e-4).fit(full)
-    assert again.n_iter_ <= 2  # nothing is left to be done
-    assert np.mean(again.labels_ != ours.labels[0].ravel()) < 0.002
 
 
 def test_a_batch_gives_what_each_image_gives_alone() -> None:

@@ -153,7 +153,7 @@ def test_pixels_weigh_the_cells_around_them() -> None:
     shares[:, :, 40:60] = np.array([0.2, 0.7, 0.1], np.float32)[:, None, None]  # one winner
     small = image.reshape(6, 2, 128, 2, 3).mean((1, 3))
     colors, cells = (torch.from_numpy(a).movedim(-1, 0).contiguous() for a in (image, small))
-    found = refine._back_to_pixels(torch.from_numpy(shares), (3,), cells, colors, 2)[0]
+    found = refine.back_to_pixels(torch.from_numpy(shares), (3,), cells, colors, 2)[0]
     scores = slow_upsampling(shares, small, image)
     clear = np.diff(np.sort(scores, 0)[-2:], axis=0)[0] > 1e-5
     assert clear.mean() > 0.95
