@@ -3,7 +3,8 @@
     label_image = class attention → labeler (registry.LABELERS) → keep_present → decide → refiner
 
 A labeler scores, `decide` chooses: background and absence are rows and tests there, nothing is
-painted. Every label has its share as a score; classes without a pixel are listed.
+painted. Specks that a refiner leaves join what is around them. Every label has its share as a
+score; classes without a pixel are listed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from synthgen.labeling.scores import (
 )
 from synthgen.registry import LABELERS, resolve
 from synthgen.segmentation.features import head_blocks, upsampling_error
+from synthgen.segmentation.refine import SPECK, join_specks
 from synthgen.types import IGNORE, Heatmaps, LabelMap, MaskSet, Recorded, Segmentation, SelfMap
 
 
@@ -159,6 +161,7 @@ def label_image(
         return decided
     planes = dict(enumerate(decision_scores(scores.pixels)))
     semantic = refine(refiner, decided.semantic, image, planes, uncertainty)
+    semantic = join_specks(semantic, SPECK * semantic.size)
     return _relabeled(decided, semantic, scores)
 
 

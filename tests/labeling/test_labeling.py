@@ -396,6 +396,24 @@ def test_a_refiner_changes_the_map_and_what_is_found() -> None:
     assert 1 in found.mask_labels
 
 
+def test_specks_that_a_refiner_leaves_join_what_is_around_them() -> None:
+    """Two of 64 x 64 pixels are a speck (.0005), three are not."""
+    heat = planted({"cat": quadrants(16) == 0}, quadrants(16) != 0)
+    config = LabelConfig(method="argmax", **PLAIN | {"refiner": "test_labeling:speckle"})
+    found = label_sample(planted_segmentation(), heat, None, config, BLANK)
+    assert found.semantic[5, 5:9].tolist() == [1, 1, 1, 1]
+    assert found.semantic[9, 5:10].tolist() == [1, 0, 0, 0, 1]
+
+
+def speckle(
+    semantic: np.ndarray, image: np.ndarray, scores: object = None, uncertainty: object = None
+) -> np.ndarray:
+    """Two pixels, and three, of the background within the cat."""
+    specks = semantic.copy()
+    specks[5, 6:8] = specks[9, 6:9] = 0
+    return specks
+
+
 def test_a_refiner_sees_no_class_that_was_not_there() -> None:
     """Three classes share the lower half of a cat's place; none of them passes the test."""
     cat, low = quadrants(16) == 0, np.arange(16)[:, None] >= 4
