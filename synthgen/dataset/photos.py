@@ -1,4 +1,4 @@
-"""Images that users bring, as they see them: upright, in 8 bits, opaque, the first frame.
+"""Images that users bring, as they see them: upright, in 8 bits of sRGB, opaque, the first frame.
 
 A file is untrusted. Its bytes and its pixels are counted before a pixel is decoded, and only the
 formats below are tried, whatever its name says. Images of a dataset are read by `records`, bit for
@@ -7,12 +7,13 @@ bit as they are stored: their masks know nothing of orientations.
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from synthgen.dataset.records import open_image, readable_image
 from synthgen.storage.untrusted import one_line
@@ -44,7 +45,10 @@ def read_photo(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def decode_photo(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of an image's bytes; transparent ones are white, EXIF's orientation is applied.
+    """The pixels of an image's bytes, in sRGB if it has a color profile.
+
+    Transparent pixels are white, EXIF's orientation is applied. A profile that cannot be used
+    is said in one warning, and the pixels are taken for sRGB, as most viewers do.
 
     Raises:
         ValueError: In one line, as `read_photo` does.
@@ -55,6 +59,7 @@ def decode_photo(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         with readable_image():
             if image.mode == "F":
                 raise ValueError("floating point")
+            profile = image.info.get("icc_profile")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits; Pillow would clip them at 255
                 gray = np.asarray(image)
@@ -62,7 +67,37 @@ def decode_photo(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
                     raise ValueError(f"more than 16 bits ({gray.min()} to {gray.max()})")
                 eight = (gray.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF
                 image = Image.fromarray(eight.astype(np.uint8))
+            alpha = None
             if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
+                image = image.convert("LA" if image.mode in ("L", "LA") else "RGBA")
+                alpha = image.getchannel("A")
+                image = image.convert(image.mode[:-1])
+            elif image.mode not in ("L", "CMYK"):
+                image = image.convert("RGB")
+            image, unusable = _in_srgb(image, profile)
+            if alpha is not None:
+                white = Image.new("RGB", image.size, "white")
+                image = Image.composite(image, white, alpha)
+            pixels = np.array(image)
+    if unusable:
+        warnings.warn(
+            f"A color profile must be one of its image's colors; pixels are taken for sRGB "
+            f"without it. Got {unusable}.",
+            stacklevel=2,
+        )
+    return pixels
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
+    """An L, RGB or CMYK image in sRGB by its ICC profile, and why that profile was of no use."""
+    unusable = ""
+    if profile:
+        try:
+            embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            srgb = ImageCms.createProfile("sRGB")
+            found = ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB")
+            if found is not None:
+                return found, ""
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+            unusable = one_line(error, 80).rstrip(".")
+    return image.convert("RGB"), unusable

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from synthgen.dataset.photos import decode_photo, read_photo
 from synthgen.report.inspection import read_image
@@ -93,6 +95,68 @@ def test_other_kinds_look_as_in_a_viewer() -> None:
         assert np.abs(decode_photo(data).astype(int) - UPRIGHT).max() < 40
     bits = decode_photo(stored(Image.fromarray(UPRIGHT[..., 2] > 100), "PNG"))
     assert {*np.unique(bits)} == {0, 255}
+
+
+def made_profile(gray: bool = False) -> bytes:
+    """sRGB with red and green exchanged; or a gray one whose values are linear light."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if not gray:
+        for old, new in ((b"rXYZ", b"xxxx"), (b"gXYZ", b"rXYZ"), (b"xxxx", b"gXYZ")):
+            data = data.replace(old, new, 1)
+        return data
+    data = data[:16] + b"GRAY" + data[20:].replace(b"rTRC", b"kTRC", 1)
+    (place,) = struct.unpack_from(">I", data, data.index(b"kTRC") + 4)
+    return data[:place] + b"curv" + bytes(8) + data[place + 12 :]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colors_are_those_of_the_embedded_profile(kind: str) -> None:
+    options = {"quality": 100} if kind in ("JPEG", "WEBP") else {}
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    turned = Image.fromarray(np.ascontiguousarray(UPRIGHT[::-1, ::-1]))
+    data = stored(turned, kind, icc_profile=made_profile(), exif=exif, **options)
+    expected = UPRIGHT[..., [1, 0, 2]].astype(int)
+    assert np.abs(decode_photo(data) - expected).mean() < 8  # rounded twice, and JPEG
+
+
+def test_profiles_of_gray_transparent_and_palette_images() -> None:
+    linear = np.full((8, 8), 55, dtype=np.uint8)  # .2158, which is 128 in sRGB
+    alpha = np.full((8, 8), 255, dtype=np.uint8)
+    alpha[:4] = 0
+    both = Image.merge("LA", (Image.fromarray(linear), Image.fromarray(alpha)))
+    deep = Image.fromarray((linear * np.uint16(257)).astype(np.uint16))
+    for image in (Image.fromarray(linear), both, deep):
+        found = decode_photo(stored(image, "PNG", icc_profile=made_profile(gray=True)))
+        assert np.abs(found[4:].astype(int) - 128).max() <= 1
+        assert (found[:4] == 255).all() == (image is both)
+    palette = Image.fromarray(UPRIGHT).quantize(8)
+    found = decode_photo(stored(palette, "PNG", icc_profile=made_profile()))
+    assert np.abs(found.astype(int) - UPRIGHT[..., [1, 0, 2]]).mean() < 8
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found = decode_photo(stored(Image.fromarray(UPRIGHT), "PNG", icc_profile=srgb))
+    assert np.abs(found.astype(int) - UPRIGHT).max() <= 1
+
+
+def test_a_profile_that_is_of_no_use_is_said_once_and_refuses_nothing() -> None:
+    whole, image = made_profile(), Image.fromarray(UPRIGHT)
+    rng = np.random.default_rng(0)
+    for profile in (b"no profile", whole[:200], made_profile(gray=True), rng.bytes(3000)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("default")
+            found = decode_photo(stored(image, "PNG", icc_profile=profile))
+        np.testing.assert_array_equal(found, UPRIGHT)
+        (one,) = said
+        assert "A color profile must be one of its image's colors" in str(one.message)
+        assert "\n" not in str(one.message)
+    for _ in range(100):  # whatever the library makes of it, an image comes out
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(damaged), 4):
+            damaged[place] = rng.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = decode_photo(stored(image, "PNG", icc_profile=bytes(damaged)))
+        assert found.shape == UPRIGHT.shape
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
