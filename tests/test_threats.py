@@ -38,6 +38,7 @@ import yaml
 from made_export import add_audit, make_dataset
 from made_records import encode_many, make_record
 from made_report import write_made
+from resident import memory_below
 from tiny_run import rewrite
 
 from synthgen.cli import report, verify
@@ -118,20 +119,6 @@ def sources() -> dict[Path, str]:
 
 
 # --- kilobytes that stand for gigabytes ----------------------------------------------------------
-
-
-@contextmanager
-def memory_below(num_bytes: int) -> Iterator[None]:
-    """The process's highest resident memory inside the block, over that before it."""
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    yield
-    assert _status("VmHWM") - before < num_bytes
-
-
-def _status(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024
 
 
 def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:

@@ -9,15 +9,17 @@ whole image.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from synthgen.dataset.audits import parse_table, read_verdicts, table_name
 from synthgen.dataset.listed import listed_shards
-from synthgen.dataset.masks import ShardSamples
+from synthgen.dataset.masks import ShardSamples, stride
 from synthgen.dataset.records import IMAGE_OPTIONS, bbox_xywh, decode_image, encode_image
-from synthgen.dataset.rle import decode_masks, encode_masks
+from synthgen.dataset.rle import MAX_PIXELS, decode_masks, encode_masks, iterate_masks
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.storage.local import make_folder, write_file
 from synthgen.storage.publish import explain_disk_errors, open_storage
 from synthgen.types import Annotations
@@ -25,27 +27,51 @@ from synthgen.types import Annotations
 NO_POINT = (-1.0, -1.0)
 
 
-def to_records(annotations: Annotations) -> list[dict[str, Any]]:
-    """One SA-1B-shaped record per mask, ids from 1; empty masks are left out."""
-    height, width = annotations.masks.shape[1:]
-    kept = [i for i, mask in enumerate(annotations.masks) if mask.any()]
-    if not kept:
-        return []
-    rles = encode_masks(annotations.masks[kept])
-    return [
-        {
-            "id": number,
-            "area": int(annotations.masks[i].sum()),
-            "bbox": [float(side) for side in bbox_xywh(annotations.masks[i])],
-            "segmentation": rle,
-            "predicted_iou": float(annotations.predicted_iou[i]),
-            "stability_score": float(annotations.stability_score[i]),
-            "point_coords": _points(annotations.points_xy[i]),
-            "crop_box": [0.0, 0.0, float(width), float(height)],
-            "label": str(annotations.labels[i]),
-        }
-        for number, (i, rle) in enumerate(zip(kept, rles, strict=True), start=1)
-    ]
+def to_records(
+    annotations: Annotations, size: tuple[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """One SA-1B-shaped record per mask, ids from 1; empty masks are left out.
+
+    Args:
+        annotations: What an auditor saw.
+        size: Height and width of the image, if the auditor saw it reduced by a whole number:
+            masks are enlarged to it, one at a time.
+    """
+    height, width = size or annotations.masks.shape[1:]
+    step = -(-height // annotations.masks.shape[1])
+    records: list[dict[str, Any]] = []
+    for i, small in enumerate(annotations.masks):
+        if not small.any():
+            continue
+        mask = small.repeat(step, 0).repeat(step, 1)[:height, :width]
+        records.append(
+            {
+                "id": len(records) + 1,
+                "area": int(mask.sum()),
+                "bbox": [float(side) for side in bbox_xywh(mask)],
+                "segmentation": encode_masks(mask[None])[0],
+                "predicted_iou": float(annotations.predicted_iou[i]),
+                "stability_score": float(annotations.stability_score[i]),
+                "point_coords": _points(annotations.points_xy[i], step),
+                "crop_box": [0.0, 0.0, float(width), float(height)],
+                "label": str(annotations.labels[i]),
+            }
+        )
+    return records
+
+
+def packed_records(records: Sequence[Mapping[str, Any]], height: int, width: int) -> PackedMasks:
+    """The masks of an image's records, which are not trusted, at every `stride`-th pixel.
+
+    Raises:
+        ValueError: If a mask does not have the image's size, or a record is none.
+    """
+    step = stride(height, width)
+    with _believed():
+        rles = [record["segmentation"] for record in records]
+        masks = iterate_masks(rles, height, width, most=8 * MAX_PIXELS)
+        every = (mask[::step, ::step] for mask in masks)
+        return PackedMasks.of(every, -(-height // step), -(-width // step))
 
 
 def from_records(records: Sequence[Mapping[str, Any]], height: int, width: int) -> Annotations:
@@ -54,7 +80,7 @@ def from_records(records: Sequence[Mapping[str, Any]], height: int, width: int) 
     Raises:
         ValueError: If a mask does not have the image's size, or a record is none.
     """
-    try:
+    with _believed():
         points = [record["point_coords"] for record in records]
         return Annotations(
             masks=decode_masks([record["segmentation"] for record in records], height, width),
@@ -63,6 +89,12 @@ def from_records(records: Sequence[Mapping[str, Any]], height: int, width: int) 
             points_xy=tuple((float(p[0][0]), float(p[0][1])) if p else NO_POINT for p in points),
             labels=tuple(str(record.get("label", "")) for record in records),
         )
+
+
+@contextmanager
+def _believed() -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"An annotation must be an SA-1B record. Got {error!r:.80}.") from None
 
@@ -125,6 +157,6 @@ def _write_sa1b(
     write_file(folder / f"sa_{key}.json", text.encode("utf-8"))
 
 
-def _points(point_xy: tuple[float, float]) -> list[list[float]]:
+def _points(point_xy: tuple[float, float], step: int) -> list[list[float]]:
     """The prompting point as SA-1B writes it; none where there was none."""
-    return [] if tuple(point_xy) == NO_POINT else [[float(point_xy[0]), float(point_xy[1])]]
+    return [] if tuple(point_xy) == NO_POINT else [[float(step * side) for side in point_xy]]

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Float, Int, UInt64
 
 from synthgen.auditing.label_agreement import label_metric
 from synthgen.config import TOPS, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, mean_assigned, mean_best
-from synthgen.segmentation.packed import pack_masks, packed_areas, packed_iou
-from synthgen.types import Annotations, MaskSet, Verdict
+from synthgen.segmentation.packed import PackedMasks, packed_areas, packed_iou
+from synthgen.types import Verdict
 
 PER_K = 5
 """The n of the Top-n of the masks of each k alone, and the references of the boundary F."""
@@ -61,40 +62,41 @@ def metric_names(ks: Iterable[int], class_names: Iterable[str] = ()) -> tuple[st
 
 
 def score(
-    mask_set: MaskSet,
-    annotations: Annotations,
+    masks: PackedMasks,
+    members: Sequence[Sequence[tuple[int, int]]],
+    seen: PackedMasks,
     ks: Sequence[int],
-    color_baseline: MaskSet | None = None,
+    color_baseline: PackedMasks | None = None,
     shuffled_masks: Sequence[UInt64[np.ndarray, "_other word"]] = (),
 ) -> dict[str, float]:
     """The metrics of one sample; NaN where one has no meaning or was not asked for.
 
     Args:
-        mask_set: The sample's masks.
-        annotations: The auditor's masks of the same image.
+        masks: The sample's masks.
+        members: Per mask the (k, cluster) that were merged into it.
+        seen: The auditor's masks of the same image.
         ks: Cluster counts; the masks of each alone are scored too (``top_5_k10``).
         color_baseline: Masks of k-means on color and position.
         shuffled_masks: Packed masks of other samples of the same size; their Top-n is averaged.
     """
     metrics = dict.fromkeys(metric_names(ks), math.nan)
-    packed = pack_masks(annotations.masks)
-    areas = packed_areas(packed)
-    packed, seen = packed[areas > 0], annotations.masks[areas > 0]
-    areas = areas[areas > 0]
-    iou = packed_iou(packed, pack_masks(mask_set.masks))
+    areas = packed_areas(seen.bits)
+    seen = replace(seen, bits=seen.bits[areas > 0])
+    packed, areas = seen.bits, areas[areas > 0]
+    iou = packed_iou(packed, masks.bits)
     metrics |= {
-        "num_masks": float(len(mask_set)),
-        "num_annotations": float(len(packed)),
-        "coverage": float(mask_set.masks.any(0).mean()),
+        "num_masks": float(len(masks)),
+        "num_annotations": float(len(seen)),
+        "coverage": float(masks.union(range(len(masks))).mean()),
         "hungarian": mean_assigned(iou),
-        "boundary_f": mean_boundary_f(seen, mask_set.masks, iou, areas),
+        "boundary_f": mean_boundary_f(seen, masks, iou, areas),
     }
     for n in TOPS:
         metrics[f"top_{n}"], count = mean_best(iou, areas, n)
         metrics[f"top_{n}_count"] = float(count)
-    metrics |= _per_k(iou, areas, mask_set, ks)
+    metrics |= _per_k(iou, areas, members, ks)
     if color_baseline is not None:
-        against = packed_iou(packed, pack_masks(color_baseline.masks))
+        against = packed_iou(packed, color_baseline.bits)
         metrics |= {
             f"color_baseline_{name}": value for name, value in _tops(against, areas).items()
         }
@@ -112,8 +114,8 @@ def score(
 
 
 def mean_boundary_f(
-    references: Bool[np.ndarray, "reference height width"],
-    masks: Bool[np.ndarray, "mask height width"],
+    references: PackedMasks,
+    masks: PackedMasks,
     iou: Float[np.ndarray, "reference mask"],
     areas: Int[np.ndarray, " reference"],
 ) -> float:
@@ -126,11 +128,12 @@ def mean_boundary_f(
         return math.nan
     if not len(masks):
         return 0.0
-    tolerance = max(1.0, 0.0075 * math.hypot(*masks.shape[1:]))
+    tolerance = max(1.0, 0.0075 * math.hypot(masks.height, masks.width))
     largest = np.argsort(-areas, kind="stable")[:PER_K]
     best = iou[largest].argmax(1)
     values = [
-        boundary_f(references[i], masks[j], tolerance) for i, j in zip(largest, best, strict=True)
+        boundary_f(references[i], masks[j], tolerance)
+        for i, j in zip(largest.tolist(), best.tolist(), strict=True)
     ]
     return float(np.mean(values))
 
@@ -176,11 +179,11 @@ def _tops(
 def _per_k(
     iou: Float[np.ndarray, "reference mask"],
     areas: Int[np.ndarray, " reference"],
-    mask_set: MaskSet,
+    members: Sequence[Sequence[tuple[int, int]]],
     ks: Sequence[int],
 ) -> dict[str, float]:
     """Top-5 of the masks that a cluster of each k was merged into; 0 where there are none."""
-    counts = [{k for k, _ in members} for members in mask_set.members]
+    counts = [{k for k, _ in pairs} for pairs in members]
     columns = {k: [i for i, found in enumerate(counts) if k in found] for k in ks}
     return {
         f"top_{PER_K}_k{k}": mean_best(iou[:, own], areas, PER_K)[0] for k, own in columns.items()

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthgen.prompts.mentions import find_mentions, spoken
-from synthgen.types import IGNORE, Annotations
+from synthgen.segmentation.packed import PackedMasks
+from synthgen.types import IGNORE
 
 LEAST_SHARE = 0.002
 """Of the image: what neither side has more of is too small to be compared."""
@@ -56,7 +57,8 @@ def label_agreement(
     semantic: UInt8[np.ndarray, "height width"],
     ids: Mapping[str, int],
     prompted: Sequence[str],
-    annotations: Annotations,
+    seen: PackedMasks,
+    labels: Sequence[str],
     known: Mapping[str, frozenset[str]],
 ) -> dict[str, float]:
     """IoU of each prompted class that is compared, and their mean and least value.
@@ -65,7 +67,8 @@ def label_agreement(
         semantic: The sample's labels.
         ids: Ids of classes.json by name.
         prompted: The classes of its prompt.
-        annotations: What the auditor sees in its image, with names.
+        seen: The masks that the auditor sees in its image.
+        labels: What it calls them.
         known: See `known_classes`.
     """
     decided = semantic != IGNORE
@@ -74,8 +77,8 @@ def label_agreement(
         if name not in known or name not in ids:
             continue
         ours = semantic == ids[name]
-        rows = [row for row, label in enumerate(annotations.labels) if label in known[name]]
-        theirs = annotations.masks[rows].any(0) & decided
+        rows = [row for row, label in enumerate(labels) if label in known[name]]
+        theirs = seen.union(rows) & decided
         union = int((ours | theirs).sum())
         if union >= LEAST_SHARE * semantic.size:
             metrics[label_metric(name)] = float((ours & theirs).sum()) / union

@@ -5,21 +5,36 @@ Everything read here is untrusted; a tar is audited only if it is the one that t
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import UInt8
 
 from synthgen.config import SegmentationConfig, parse
 from synthgen.dataset.listed import ListedShard
 from synthgen.dataset.manifest import CONFIG
 from synthgen.dataset.records import decode_sample, parse_sample
-from synthgen.dataset.rle import decode_masks
+from synthgen.dataset.rle import iterate_masks
 from synthgen.dataset.shards import read_span, scan, spans
-from synthgen.segmentation.packed import pack_masks
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.storage.publish import Storage, sha256_file
-from synthgen.types import ByteStream, MaskSet
+from synthgen.types import ByteStream
+
+MAX_COMPARED = 2**20
+"""Pixels at which an audit looks at an image and its masks; of larger ones it takes every n-th."""
+
+Members = tuple[tuple[tuple[int, int], ...], ...]
+
+
+def stride(height: int, width: int) -> int:
+    """Every how many pixels a mask is compared, per axis.
+
+    >>> stride(1024, 1024), stride(1024, 1025), stride(8192, 8192)
+    (1, 2, 8)
+    """
+    return max(1, math.ceil(math.sqrt(height * width / MAX_COMPARED)))
 
 
 def segmentation_settings(storage: Storage) -> SegmentationConfig:
@@ -43,12 +58,13 @@ class ShardSamples:
     Args:
         stream: Its open tar.
         shard: What the manifest says of it.
+        kept: Samples whose masks stay in memory.
 
     Raises:
         ValueError: If the tar is not the one that the manifest lists.
     """
 
-    def __init__(self, stream: ByteStream, shard: ListedShard) -> None:
+    def __init__(self, stream: ByteStream, shard: ListedShard, kept: int = 1) -> None:
         size = stream.seek(0, 2)
         stream.seek(0)
         if size != shard.num_bytes or sha256_file(stream) != shard.sha256:
@@ -60,7 +76,7 @@ class ShardSamples:
         self._stream = stream
         self._spans = list(spans(scan(stream)))
         self.keys = tuple(span.key for span in self._spans)
-        self.packed = lru_cache(maxsize=32)(self._packed)
+        self.packed = lru_cache(maxsize=kept)(self._packed)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -83,8 +99,10 @@ class ShardSamples:
             return None
         return sample["semantic"], tuple(sample["json"]["classes"])
 
-    def mask_set(self, index: int, size: tuple[int, int]) -> MaskSet | None:
-        """A sample's masks, None where they are not all of ``size`` (height, width).
+    def _packed(self, index: int, size: tuple[int, int]) -> tuple[PackedMasks, Members] | None:
+        """A sample's masks at every `stride`-th pixel and the (k, cluster) pairs of each.
+
+        None where they are not all of ``size`` (height, width).
 
         Raises:
             ValueError: If its json is not one of ours.
@@ -95,19 +113,13 @@ class ShardSamples:
             sizes = [(info["height"], info["width"]), *(tuple(rle["size"]) for rle in rles)]
             if any(found != size for found in sizes):
                 return None
-            return MaskSet(
-                decode_masks(rles, *size),
-                tuple(tuple((int(k), int(c)) for k, c in item["members"]) for item in segments),
-                np.array([int(item["parent"]) - 1 for item in segments], dtype=np.int64),
-            )
+            members = (tuple((int(k), int(c)) for k, c in item["members"]) for item in segments)
+            step = stride(*size)
+            masks = (mask[::step, ::step] for mask in iterate_masks(rles, *size))
+            return PackedMasks.of(masks, *(-(-side // step) for side in size)), tuple(members)
         except (KeyError, TypeError, ValueError) as error:
             key = self.keys[index]
             raise ValueError(f"Sample {key} must be readable. Got {error!r:.120}.") from None
-
-    def _packed(self, index: int, size: tuple[int, int]) -> UInt64[np.ndarray, "mask word"] | None:
-        """The packed masks of a sample, None where they are not all of ``size``."""
-        mask_set = self.mask_set(index, size)
-        return None if mask_set is None else pack_masks(mask_set.masks)
 
     def _decoded(self, index: int) -> dict[str, Any]:
         return decode_sample(self.keys[index], self.members(index), masks=False)

@@ -277,7 +277,8 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
     if mode == "L" and image.mode != "L":
         raise ValueError(f"mask.png must be 8-bit gray (L). Got mode {image.mode}.")
     with readable_image():
-        return np.array(image.convert(mode))  # writable, as torch wants it
+        image = image if image.mode == mode else image.convert(mode)  # which copies in any case
+        return np.array(image)  # writable, as torch wants it
 
 
 def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:

@@ -16,7 +16,10 @@ from pycocotools import mask as coco
 from synthgen.storage.untrusted import quote
 
 MAX_PIXELS = 2**30
-"""Pixels of all masks that are decoded at once, a byte each: 254 masks of 2048 x 2048."""
+"""Pixels of all masks of a sample: 254 of 2048 x 2048, or 16 of the largest image."""
+
+MAX_DECODED = 2**28
+"""Pixels of masks that are decoded at once, a byte each: 254 of 1024 x 1024."""
 
 
 def encode_masks(masks: Bool[np.ndarray, "mask height width"]) -> list[dict[str, Any]]:
@@ -25,10 +28,10 @@ def encode_masks(masks: Bool[np.ndarray, "mask height width"]) -> list[dict[str,
     >>> encode_masks(np.ones((1, 4, 4), dtype=bool))
     [{'size': [4, 4], 'counts': '0`0'}]
     """
-    columns = np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
+    encoded = (coco.encode(np.asfortranarray(mask.view(np.uint8))) for mask in masks)
     return [
         {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco.encode(columns)
+        for rle in encoded
     ]
 
 
@@ -39,9 +42,9 @@ def decode_masks(
 
     Raises:
         ValueError: If an encoding has another size or its runs do not fill it, or all of them
-            have more than ``MAX_PIXELS`` pixels.
+            have more than ``MAX_DECODED`` pixels.
     """
-    each = iterate_masks(rles, height, width)
+    each = iterate_masks(rles, height, width, MAX_DECODED)
     masks = np.zeros((len(rles), height, width), dtype=bool)
     for index, mask in enumerate(each):
         masks[index] = mask
@@ -49,10 +52,10 @@ def decode_masks(
 
 
 def iterate_masks(
-    rles: Sequence[Mapping[str, Any]], height: int, width: int
+    rles: Sequence[Mapping[str, Any]], height: int, width: int, most: int = MAX_PIXELS
 ) -> Iterator[Bool[np.ndarray, "height width"]]:
     """The masks of `decode_masks`, one at a time in memory; all are checked before the first."""
-    checked = _checked(rles, height, width)
+    checked = _checked(rles, height, width, most)
     return (coco.decode(rle).view(bool) for rle in checked)
 
 
@@ -78,11 +81,13 @@ def mask_ious(
     return found
 
 
-def _checked(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> list[dict[str, Any]]:
-    if len(rles) * height * width > MAX_PIXELS:
+def _checked(
+    rles: Sequence[Mapping[str, Any]], height: int, width: int, most: int = MAX_PIXELS
+) -> list[dict[str, Any]]:
+    if len(rles) * height * width > most:
         raise ValueError(
-            f"Masks must have at most {MAX_PIXELS} pixels in all. Got {len(rles)} of "
-            f"{height} x {width}."
+            f"Masks must have at most {most} pixels in all. Got {len(rles)} of "
+            f"{height} x {width}; open_dataset(masks=False) leaves them out."
         )
     for rle in rles:
         if list(rle["size"]) != [height, width]:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from synthgen.auditing.annotations import from_records, to_records
+from synthgen.auditing.annotations import packed_records, to_records
 from synthgen.auditing.auditor import Auditor
 from synthgen.auditing.judge import judge, metric_names, mismatch, score
 from synthgen.auditing.label_agreement import known_classes, label_agreement, label_metric
@@ -42,13 +43,14 @@ from synthgen.dataset.audits import (
 )
 from synthgen.dataset.labels import class_ids, class_names
 from synthgen.dataset.manifest import read_manifest
-from synthgen.dataset.masks import ShardSamples, segmentation_settings
+from synthgen.dataset.masks import ShardSamples, segmentation_settings, stride
 from synthgen.jobs.job import Done, SideJob
 from synthgen.progress import Progress, report
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.storage.redaction import redact_tree
 from synthgen.storage.seal import sha256_of
 
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2  # images of more than 2^20 pixels are compared at every n-th
 """Raised whenever a change of ours changes the metrics."""
 
 _BYTES_PER_SAMPLE = 100_000  # 100 masks of a few hundred bytes each, generously
@@ -156,7 +158,7 @@ class AuditJob(SideJob[AuditMarker]):
         source, seen = self._seen_before(shard)
         seconds: defaultdict[str, float] = defaultdict(float)
         with self.storage.open(self.listed[shard].name) as stream:
-            samples = ShardSamples(stream, self.listed[shard])
+            samples = ShardSamples(stream, self.listed[shard], self.settings.shuffled_masks + 1)
             rows = list(self._rows(samples, seen, seconds, progress))
         table = table_bytes(rows, metric_names(self.segmentation.clusters.ks, self.known))
         self.storage.publish_bytes(table, table_name(self.result_id, shard))
@@ -202,21 +204,18 @@ class AuditJob(SideJob[AuditMarker]):
         size = self.settings.auditor.batch_size
         for start in range(0, len(samples), size):
             batch = range(start, min(start + size, len(samples)))
-            images = [samples.image(index) for index in batch]
+            images, sizes = zip(*(_reduced(samples.image(index)) for index in batch), strict=True)
             keys = [samples.keys[index] for index in batch]
             started = time.perf_counter()
             if seen is None:
-                found = annotate(self.auditor, keys, images)
-                pairs = [(to_records(item), item) for item in found]
+                found = zip(annotate(self.auditor, keys, images), sizes, strict=True)
+                records = [to_records(item, size) for item, size in found]
             else:
-                pairs = [
-                    ([dict(r) for r in seen[key]], from_records(seen[key], *image.shape[:2]))
-                    for key, image in zip(keys, images, strict=True)
-                ]
+                records = [[dict(record) for record in seen[key]] for key in keys]
             judged = time.perf_counter()
             seconds["annotate"] += judged - started
-            for index, image, (records, masks) in zip(batch, images, pairs, strict=True):
-                yield self._judge(samples, index, image, records, masks)
+            for index, image, size, own in zip(batch, images, sizes, records, strict=True):
+                yield self._judge(samples, index, image, size, own)
             seconds["judge"] += time.perf_counter() - judged
             progress("samples", count=len(batch))
 
@@ -225,30 +224,34 @@ class AuditJob(SideJob[AuditMarker]):
         samples: ShardSamples,
         index: int,
         image: UInt8[np.ndarray, "height width 3"],
+        size: tuple[int, int],
         records: Records,
-        annotations: Any,
     ) -> AuditRow:
         from synthgen.auditing.color_baseline import color_baseline_masks  # torch
 
-        settings, size = self.settings, (image.shape[0], image.shape[1])
+        settings, step = self.settings, stride(*size)
         ks, key = self.segmentation.clusters.ks, samples.keys[index]
-        mask_set = samples.mask_set(index, size)
-        if mask_set is None:
+        own = samples.packed(index, size)
+        if own is None:
             return AuditRow(key, mismatch(ks, self.known), records)
         baseline = None
         if settings.color_baseline:
-            baseline = color_baseline_masks(
+            found = color_baseline_masks(
                 image, self.segmentation, settings.color_baseline_resolution
             )
+            baseline = PackedMasks.of(found.masks, *image.shape[:2])
         steps = range(1, min(settings.shuffled_masks, len(samples) - 1) + 1)
         near = [samples.packed((index + step) % len(samples), size) for step in steps]
-        shuffled = [packed for packed in near if packed is not None]
-        metrics = score(mask_set, annotations, ks, baseline, shuffled)
+        shuffled = [other[0].bits for other in near if other is not None]
+        seen = packed_records(records, *size)
+        metrics = score(*own, seen, ks, baseline, shuffled)
         metrics |= dict.fromkeys(map(label_metric, self.known), math.nan)
         labels = samples.labels(index) if self.known else None
         if labels is not None and labels[0].shape == size:
+            semantic = labels[0][::step, ::step]
+            names = [str(record.get("label", "")) for record in records]
             metrics |= label_agreement(
-                labels[0], self.class_ids, labels[1], annotations, self.known
+                semantic, self.class_ids, labels[1], seen, names, self.known
             )
         return AuditRow(key, judge(metrics, settings.verdict), records)
 
@@ -261,3 +264,12 @@ class AuditJob(SideJob[AuditMarker]):
         manifest = read_manifest(self.storage)
         dataset = manifest["config"] if manifest else ""
         return summarize(self.storage, self.result_id, markers, dataset)
+
+
+def _reduced(
+    image: UInt8[np.ndarray, "height width 3"],
+) -> tuple[UInt8[np.ndarray, "small_height small_width 3"], tuple[int, int]]:
+    """An image as an audit looks at it, and the size that it has."""
+    size = (image.shape[0], image.shape[1])
+    step = stride(*size)
+    return image if step == 1 else np.array(Image.fromarray(image).reduce(step)), size

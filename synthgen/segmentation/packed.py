@@ -8,11 +8,50 @@ unpacked masks in blocks takes 59 ms, boolean ``&`` and ``|`` per pair 1,240 ms
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 WORDS = 4096
 """Words per block: 43 masks x 4,096 words are 1.4 MB, which stays in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMasks:
+    """Masks of one image, an eighth of their size: 254 of 2048 x 2048 are 133 MB."""
+
+    # as `pack_masks` packs them
+    bits: UInt64[np.ndarray, "mask word"]
+    height: int
+    width: int
+
+    @classmethod
+    def of(
+        cls, masks: Iterable[Bool[np.ndarray, "height width"]], height: int, width: int
+    ) -> PackedMasks:
+        """Pack masks one after the other, so that no two need be in memory."""
+        rows = [pack_masks(mask[None]) for mask in masks]
+        empty = np.zeros((0, -(-height * width // 64)), dtype=np.uint64)
+        return cls(np.concatenate(rows) if rows else empty, height, width)
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __getitem__(self, index: int) -> Bool[np.ndarray, "height width"]:
+        """One mask, unpacked.
+
+        >>> PackedMasks.of([np.eye(2, dtype=bool)], 2, 2)[0].tolist()
+        [[True, False], [False, True]]
+        """
+        return self.union([index])
+
+    def union(self, rows: Iterable[int]) -> Bool[np.ndarray, "height width"]:
+        """The pixels that any of these masks holds."""
+        bits = np.bitwise_or.reduce(self.bits[[*rows]], axis=0, initial=np.uint64(0))
+        flat = np.unpackbits(bits.view(np.uint8), count=self.height * self.width)
+        return flat.view(bool).reshape(self.height, self.width)
 
 
 def pack_masks(masks: Bool[np.ndarray, "mask height width"]) -> UInt64[np.ndarray, "mask word"]:

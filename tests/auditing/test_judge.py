@@ -13,8 +13,7 @@ from synthgen.auditing.judge import REASONS, judge, metric_names, mismatch, scor
 from synthgen.auditing.label_agreement import known_classes, label_agreement
 from synthgen.config import TOPS, SegmentationConfig, VerdictConfig
 from synthgen.segmentation.metrics import boundary_f, hungarian_iou
-from synthgen.segmentation.packed import pack_masks
-from synthgen.types import Annotations, MaskSet
+from synthgen.segmentation.packed import PackedMasks, pack_masks
 
 KS = (2, 5)
 
@@ -24,16 +23,15 @@ def random_masks(num: int, seed: int, size: tuple[int, int] = (24, 31)) -> np.nd
     return rng.random((num, *size)) < rng.uniform(0.1, 0.9, (num, 1, 1))
 
 
-def as_masks(masks: np.ndarray) -> MaskSet:
+def packed(masks: np.ndarray) -> PackedMasks:
+    return PackedMasks.of(masks, *masks.shape[1:])
+
+
+def with_members(masks: np.ndarray) -> tuple[PackedMasks, tuple[tuple[tuple[int, int], ...], ...]]:
     """Masks of k = 2 and k = 5 in turn; every third one of both."""
     both = ((2, 0), (5, 1))
     members = tuple(both if i % 3 == 2 else (both[i % 3],) for i in range(len(masks)))
-    return MaskSet(masks, members, np.full(len(masks), -1))
-
-
-def as_annotations(masks: np.ndarray) -> Annotations:
-    num = len(masks)
-    return Annotations(masks, (1.0,) * num, (1.0,) * num, ((-1.0, -1.0),) * num, ("",) * num)
+    return packed(masks), members
 
 
 def brute_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,9 +47,9 @@ def test_every_metric_is_that_of_the_slow_reference() -> None:
     seen, ours, theirs = random_masks(12, 0), random_masks(9, 1), random_masks(7, 2)
     seen[3], seen[5], ours[2] = False, True, True  # empty, and of the whole image
     others = [random_masks(4, seed) for seed in (3, 4)]
-    mask_set = as_masks(ours)
-    packed = [pack_masks(other) for other in others]
-    metrics = score(mask_set, as_annotations(seen), KS, as_masks(theirs), packed)
+    masks, members = with_members(ours)
+    bits = [pack_masks(other) for other in others]
+    metrics = score(masks, members, packed(seen), KS, packed(theirs), bits)
     assert tuple(metrics) == metric_names(KS)
     for n in TOPS:
         assert metrics[f"top_{n}"] == pytest.approx(brute_top(seen, ours, n))
@@ -65,7 +63,7 @@ def test_every_metric_is_that_of_the_slow_reference() -> None:
     assert metrics["color_baseline_hungarian"] == pytest.approx(hungarian_iou(some, theirs))
     assert metrics["coverage"] == ours.any(0).mean()
     for k in KS:
-        own = [m for m, members in zip(ours, mask_set.members, strict=True) if k in dict(members)]
+        own = [mask for mask, pairs in zip(ours, members, strict=True) if k in dict(pairs)]
         assert metrics[f"top_5_k{k}"] == pytest.approx(brute_top(seen, np.stack(own), 5))
     largest = sorted(some, key=lambda mask: -mask.sum())[:5]
     best = [max(ours, key=lambda mask: brute_iou(a, mask)) for a in largest]
@@ -75,7 +73,7 @@ def test_every_metric_is_that_of_the_slow_reference() -> None:
 
 def test_masks_of_the_whole_image_agree_with_each_other() -> None:
     full = np.ones((1, 6, 8), dtype=bool)
-    metrics = score(as_masks(full), as_annotations(full), KS)
+    metrics = score(*with_members(full), packed(full), KS)
     assert metrics["top_1"] == metrics["hungarian"] == metrics["boundary_f"] == 1.0
     assert metrics["top_5_count"] == 1.0
     assert metrics["coverage"] == 1.0
@@ -85,15 +83,15 @@ def test_masks_of_the_whole_image_agree_with_each_other() -> None:
 
 def test_nothing_on_either_side() -> None:
     none, some = np.zeros((0, 6, 8), dtype=bool), random_masks(3, 5, (6, 8))
-    without = score(as_masks(none), as_annotations(some), KS)
+    without = score(*with_members(none), packed(some), KS)
     assert without["top_5"] == without["hungarian"] == without["boundary_f"] == 0.0
     assert without["coverage"] == 0.0
     assert judge(without, VerdictConfig()).reason == "no_masks"
-    unseen = score(as_masks(some), as_annotations(none), KS)
+    unseen = score(*with_members(some), packed(none), KS)
     assert all(math.isnan(unseen[name]) for name in ("top_5", "hungarian", "boundary_f"))
     assert unseen["top_5_count"] == 0.0
     assert judge(unseen, VerdictConfig()).reason == "no_annotations"
-    empty = score(as_masks(some), as_annotations(np.zeros((2, 6, 8), dtype=bool)), KS)
+    empty = score(*with_members(some), packed(np.zeros((2, 6, 8), dtype=bool)), KS)
     assert judge(empty, VerdictConfig()).reason == "no_annotations"
 
 
@@ -152,13 +150,12 @@ def test_the_chance_baseline_segments_by_color_and_position() -> None:
 # --- labels ------------------------------------------------------------------------------------
 
 
-def seen(*parts: tuple[str, slice]) -> Annotations:
+def seen(*parts: tuple[str, slice]) -> tuple[PackedMasks, list[str]]:
     """An auditor's masks of an image of 10 x 10: columns, each with a name."""
     masks = np.zeros((len(parts), 10, 10), dtype=bool)
     for mask, (_, columns) in zip(masks, parts, strict=True):
         mask[:, columns] = True
-    ones = (1.0,) * len(parts)
-    return Annotations(masks, ones, ones, ((-1.0, -1.0),) * len(parts), tuple(n for n, _ in parts))
+    return packed(masks), [name for name, _ in parts]
 
 
 def labels_of(**columns: slice) -> UInt8[np.ndarray, "10 10"]:
@@ -178,7 +175,7 @@ def test_labels_are_compared_class_by_class() -> None:
         ("car, auto, automobile", slice(0, 4)), ("dog", slice(4, 8)), ("sky", slice(8, 10))
     )
     right = label_agreement(
-        labels_of(car=slice(0, 3), dog=slice(4, 8)), IDS, ["car", "dog", "tree"], image, KNOWN
+        labels_of(car=slice(0, 3), dog=slice(4, 8)), IDS, ["car", "dog", "tree"], *image, KNOWN
     )
     assert right == {
         "label_iou of car": 0.75,
@@ -188,7 +185,7 @@ def test_labels_are_compared_class_by_class() -> None:
     }
     assert judge({"num_masks": 1.0, **right}, VerdictConfig()).keep
     both_as_car = labels_of(car=slice(0, 8))  # the dog was missed, and painted as another
-    wrong = label_agreement(both_as_car, IDS, ["car", "dog"], image, KNOWN)
+    wrong = label_agreement(both_as_car, IDS, ["car", "dog"], *image, KNOWN)
     assert wrong["label_iou of car"] == 0.5
     assert wrong["label_iou of dog"] == 0.0
     verdict = judge({"num_masks": 1.0, **wrong}, VerdictConfig())
@@ -198,8 +195,8 @@ def test_labels_are_compared_class_by_class() -> None:
 
 def test_what_nobody_can_compare_is_not_judged() -> None:
     image = seen(("dog", slice(4, 8)))
-    assert label_agreement(labels_of(car=slice(0, 3)), IDS, ["tree"], image, KNOWN) == {}
-    assert label_agreement(labels_of(), IDS, ["car"], image, KNOWN) == {}  # neither has one
-    undecided = label_agreement(labels_of(undecided=slice(4, 8)), IDS, ["dog"], image, KNOWN)
+    assert label_agreement(labels_of(car=slice(0, 3)), IDS, ["tree"], *image, KNOWN) == {}
+    assert label_agreement(labels_of(), IDS, ["car"], *image, KNOWN) == {}  # neither has one
+    undecided = label_agreement(labels_of(undecided=slice(4, 8)), IDS, ["dog"], *image, KNOWN)
     assert undecided == {}
     assert judge({"num_masks": 1.0}, VerdictConfig()).keep

@@ -37,6 +37,7 @@ from synthgen.lab.study.settings import Layout, Setting, StudyName, model_layout
 from synthgen.lab.study.study import Study, score_row
 from synthgen.lab.world.render import render
 from synthgen.progress import report
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.segmentation.segment import segment_sample
 from synthgen.types import (
     Annotations,
@@ -128,7 +129,8 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     only = {name for name, grid in grids.items() if grid == (8, 8)}
     features = HeadFeatures({n: renamed[n] for n in only}, {n: grids[n] for n in only})
     expected = segment_sample(replace(sample, features=features), SegmentationConfig(**tree))
-    metrics = judge.score(expected.mask_set, seen, base.clusters.ks)
+    ours, theirs = (PackedMasks.of(x.masks, 32, 32) for x in (expected.mask_set, seen))
+    metrics = judge.score(ours, expected.mask_set.members, theirs, base.clusters.ks)
     assert found == {k: metrics[k] for k in found}
     assert "top_15" in found
     assert not any(name.startswith("color_baseline") for name in found)

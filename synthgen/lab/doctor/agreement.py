@@ -20,6 +20,7 @@ from synthgen.diffusion.selection import attention_layers
 from synthgen.lab.doctor.install import Finding
 from synthgen.lab.study.paper import paper_row
 from synthgen.lab.study.settings import Setting, adapt, model_layout
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.types import Sample, Segmentation
 
 PAPER = paper_row(7, 4)
@@ -46,10 +47,15 @@ def compare_with_auditor(
     papers: list[Metrics] = []
     for sample, found in zip(captured, segmentations, strict=True):
         (seen,) = annotate(auditor, [sample.prompt.id], [sample.image])
-        baseline = color_baseline_masks(sample.image, base, BASELINE_RESOLUTION)
-        ours.append(score(found.mask_set, seen, found.ks, baseline))
+        size, members = sample.image.shape[:2], found.mask_set.members
+        theirs = PackedMasks.of(seen.masks, *size)
+        color = color_baseline_masks(sample.image, base, BASELINE_RESOLUTION)
+        masks, baseline = (PackedMasks.of(x.masks, *size) for x in (found.mask_set, color))
+        ours.append(score(masks, members, theirs, found.ks, baseline))
         if setting is not None:
-            papers.append(score(setting.segment(sample, base).mask_set, seen, found.ks))
+            other = setting.segment(sample, base).mask_set
+            masks = PackedMasks.of(other.masks, *size)
+            papers.append(score(masks, other.members, theirs, found.ks))
     kind = f"{auditor.identity.get('name', '')} {auditor.identity.get('model_type', '')}".strip()
     annotations = float(np.mean([metrics["num_annotations"] for metrics in ours]))
     if not annotations:

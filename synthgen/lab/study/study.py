@@ -52,6 +52,7 @@ from synthgen.lab.study.settings import (
 )
 from synthgen.lab.world.render import Scene, render
 from synthgen.progress import Progress, report
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.storage.redaction import redact_tree
 from synthgen.types import Annotations, Failure, Sample
 
@@ -241,7 +242,9 @@ def score_row(
 ) -> Metrics:
     """The metrics of one image under one setting, truth included where the scene is known."""
     segmentation = setting.segment(sample, base)
-    found = score(segmentation.mask_set, seen, segmentation.ks)
+    ours, size = segmentation.mask_set, sample.image.shape[:2]
+    masks, theirs = (PackedMasks.of(x.masks, *size) for x in (ours, seen))
+    found = score(masks, ours.members, theirs, segmentation.ks)
     metrics = {
         k: v for k, v in found.items() if not k.startswith(("color_baseline_", "shuffled_masks_"))
     }

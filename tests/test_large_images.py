@@ -1,0 +1,77 @@
+"""Kilobytes that stand for gigabytes: images and masks of the largest size, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from resident import memory_below
+
+from synthgen import jobs
+from synthgen.config import load_audit
+from synthgen.dataset.audits import parse_table, table_name
+from synthgen.dataset.loader import open_dataset
+from synthgen.lab.bench.made_dataset import make_sample, write_dataset
+from synthgen.storage.publish import open_storage
+from synthgen.types import Annotations, MaskSet
+
+MEGABYTE = 2**20
+
+
+def write_huge(root: Path, side: int, num: int, num_masks: int) -> None:
+    """A finished dataset of one-colored images; a hundred times as many bytes in memory."""
+    small = make_sample(0, "a cat", (64, 64))
+    masks = np.zeros((num_masks, side, side), dtype=bool)
+    for index, mask in enumerate(masks):
+        mask[: side - index] = True
+    mask_set = MaskSet(masks, (((2, 0),),) * num_masks, np.arange(-1, num_masks - 1))
+    image = np.full((side, side, 3), 7, dtype=np.uint8)
+    record = replace(small.record, image=image, mask_set=mask_set)
+    write_dataset(root, [replace(small, record=record, preview=False)], num)
+
+
+class Thirds:
+    """An auditor that sees nested parts of what it is shown, and keeps sizes."""
+
+    def __init__(self) -> None:
+        self.identity = {"name": "thirds"}
+        self.shown: list[tuple[int, ...]] = []
+
+    def annotate(self, images: Sequence[np.ndarray]) -> list[Annotations]:
+        self.shown += [image.shape[:2] for image in images]
+        found = [np.tri(3, image.shape[0], dtype=bool)[:, :, None] for image in images]
+        masks = [
+            np.repeat(part, image.shape[1], 2) for part, image in zip(found, images, strict=True)
+        ]
+        ones = (1.0,) * 3
+        return [Annotations(m, ones, ones, ((2.0, 1.0),) * 3, ("",) * 3) for m in masks]
+
+
+def test_an_audit_looks_at_large_images_reduced_and_holds_bits(tmp_path: Path) -> None:
+    """Two images of 3072 x 3072 with 15 masks, 140 MB of booleans each, and as many of colors."""
+    write_huge(tmp_path / "d", 3072, 2, 15)
+    auditor = Thirds()
+    settings = load_audit(["color_baseline_resolution=16"])
+    with memory_below(200 * MEGABYTE):
+        summary = jobs.audit(tmp_path / "d", settings, "large", auditor)
+    assert auditor.shown == [(1024, 1024)] * 2
+    assert summary["means"]["num_masks"] == 15
+    table = open_storage(tmp_path / "d").read(table_name("large", "train-000000"))
+    for row in parse_table(table or b""):
+        assert [record["area"] for record in row.annotations] == [9_216, 18_432, 27_648]
+        assert [record["segmentation"]["size"] for record in row.annotations] == [[3072] * 2] * 3
+        assert row.annotations[0]["bbox"] == [0, 0, 3072, 3]
+        assert row.annotations[0]["point_coords"] == [[6.0, 3.0]]
+        assert row.verdict.metrics["coverage"] == 1.0
+
+
+def test_a_small_tar_of_large_samples_is_bounded(tmp_path: Path) -> None:
+    """8192 x 8192: 16 masks of a sample would be a gigabyte, and a loop holds two samples."""
+    write_huge(tmp_path / "d", 8192, 1, 5)
+    with memory_below(900 * MEGABYTE), pytest.raises(ValueError, match=r"masks=False"):
+        next(iter(open_dataset(tmp_path / "d")))
+    with memory_below(900 * MEGABYTE):
+        assert next(iter(open_dataset(tmp_path / "d", masks=False)))["mask"].max() == 5
