@@ -3,6 +3,8 @@
 Good: what the embedded model draws and `segment` finds. Broken: the same images, each with the
 masks of another one, as an index that slipped by one would leave them. The shares that an audit
 rejects of each are what thresholds are set on; quantiles of what they are about are printed too.
+
+Labels are judged where the truth is known, on rendered tuning scenes: see `label_thresholds`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,17 @@ from typing import Any
 import numpy as np
 
 from synthgen import jobs
-from synthgen.config import AuditConfig, VerdictConfig, load, load_audit
+from synthgen.auditing.label_agreement import known_classes, label_agreement
+from synthgen.auditing.loading import annotate, load_auditor
+from synthgen.config import (
+    AuditConfig,
+    AuditorConfig,
+    LabelConfig,
+    ModelConfig,
+    VerdictConfig,
+    load,
+    load_audit,
+)
 from synthgen.dataset.audits import parse_table, table_name
 from synthgen.dataset.manifest import (
     build_manifest,
@@ -31,12 +43,22 @@ from synthgen.dataset.manifest import (
     tar_name,
 )
 from synthgen.dataset.shards import read_span, scan, spans, whole_tar
+from synthgen.diffusion.backbones import load_backbone
+from synthgen.embedded.vocabulary import TUNING_SEEDS
 from synthgen.jobs.audit import audit
+from synthgen.lab.downstream.labeled_images import SCENE_CLASSES
+from synthgen.lab.downstream.labels import labeled, recorded
+from synthgen.lab.world.render import render
+from synthgen.segmentation.packed import PackedMasks
 from synthgen.storage.publish import Storage, open_storage, sha256_file
 from synthgen.types import Verdict
 
 SEED = 11
 QUANTILES = (5, 50, 95)
+LABEL_THRESHOLDS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
+RIGHT = 0.5
+"""IoU of the worst class with the truth from which labels of a scene count as right."""
+
 _SWAPPED = ("segments", "num_segments")
 
 Members = dict[str, bytes]
@@ -51,7 +73,8 @@ def bench_verdicts(num: int = 64, auditor: str = "scenes-sam") -> dict[str, Any]
 
     Returns:
         For each dataset the kept share, reasons, mean Top-n of our masks, of the color
-        baseline and of shuffled masks, and quantiles of what the thresholds are about.
+        baseline and of shuffled masks, and quantiles of what the thresholds are about; under
+        ``labels`` those of `label_thresholds`.
     """
     settings = load_audit([f"auditor.name={auditor}"])
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +87,55 @@ def bench_verdicts(num: int = 64, auditor: str = "scenes-sam") -> dict[str, Any]
         for name, out in {"good": good, "broken": broken}.items():
             print(f"verdicts: auditing the {name} dataset", file=sys.stderr, flush=True)
             result[name] = audited(out, settings)
+    result["labels"] = label_thresholds(num)
     return result
+
+
+def label_thresholds(num: int = 64, auditor: str = "scenes-m2f") -> dict[str, Any]:
+    """What each value of ``min_label_iou`` keeps of right labels and of wrong ones.
+
+    Of a scene's labels the worst class counts, as in an audit. Looked at are the true maps, what
+    the default labeler finds (right or wrong by the truth), and the true maps of scenes of several
+    classes whose names went round by one.
+
+    Args:
+        num: Rendered tuning scenes.
+        auditor: Row of AUDITORS that names classes.
+
+    Returns:
+        Per kind of labels their number and the share that each threshold keeps.
+    """
+    seer, backbone = load_auditor(AuditorConfig(name=auditor)), load_backbone(ModelConfig())
+    settings, found = LabelConfig(), dict[str, list[float]]()
+    known = known_classes(SCENE_CLASSES[1:], tuple(getattr(seer, "class_names", ())))
+    ids = {name: number for number, name in enumerate(SCENE_CLASSES)}
+    for seed in TUNING_SEEDS[:num]:
+        scene = render(seed)
+        (seen,) = annotate(seer, [str(seed)], [scene.image])
+        masks = PackedMasks.of(seen.masks, *scene.image.shape[:2])
+        (sample,) = recorded(backbone, [scene], settings)
+        names = sample.prompt.class_names
+        made = labeled(sample, settings, [settings.method], [settings.refiner])
+        (labels,) = made.values()
+        own = [ids[name] for name in names]
+        exact = [
+            float(((labels == i) & (scene.semantic == i)).sum())
+            / int(((labels == i) | (scene.semantic == i)).sum())
+            for i in own
+        ]
+        maps = {"true": scene.semantic, "right" if min(exact) >= RIGHT else "wrong": labels}
+        if len(own) > 1:
+            table = np.arange(256, dtype=np.uint8)
+            table[own] = np.roll(own, 1)
+            maps["exchanged"] = table[scene.semantic]
+        for kind, semantic in maps.items():
+            metrics = label_agreement(semantic, ids, names, masks, seen.labels, known)
+            found.setdefault(kind, []).append(metrics.get("label_least_iou", np.nan))
+    return {
+        kind: {"num": len(values)}
+        | {f"kept at {t}": float(np.mean(~(np.array(values) < t))) for t in LABEL_THRESHOLDS}
+        for kind, values in sorted(found.items())
+    }
 
 
 def audited(out: Path, settings: AuditConfig) -> dict[str, Any]:
