@@ -209,13 +209,13 @@ class AuditJob(SideJob[AuditMarker]):
             started = time.perf_counter()
             if seen is None:
                 found = zip(annotate(self.auditor, keys, images), sizes, strict=True)
-                records = [to_records(item, size) for item, size in found]
+                records = [to_records(item, whole) for item, whole in found]
             else:
                 records = [[dict(record) for record in seen[key]] for key in keys]
             judged = time.perf_counter()
             seconds["annotate"] += judged - started
-            for index, image, size, own in zip(batch, images, sizes, records, strict=True):
-                yield self._judge(samples, index, image, size, own)
+            for index, image, whole, own in zip(batch, images, sizes, records, strict=True):
+                yield self._judge(samples, index, image, whole, own)
             seconds["judge"] += time.perf_counter() - judged
             progress("samples", count=len(batch))
 
