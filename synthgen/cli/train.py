@@ -150,9 +150,10 @@ def downstream(
         typer.Option(
             "--set",
             "-s",
-            help="Change num (images, 500), few (100), test (scenes, 500), tuning, seeds, arms, "
-            "synthetic.labels, .audited, .found_only, training.… (see synthgen train) or, of the "
-            "dataset that is made, generate.… (repeatable).",
+            help="Change num (images, 500), times (synthetic per rendered, 1), few (100), "
+            "test (scenes, 500), tuning, seeds, arms, synthetic.labels, .audited, .found_only, "
+            "training.… (see synthgen train) or, of the dataset that is made, generate.… "
+            "(repeatable).",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at once; 0: in-process.")] = 2,
@@ -192,7 +193,7 @@ def downstream(
     settings = settings.model_copy(update={"training": training.model_copy(update=known)})
     if data is None:
         of_dataset = [text.strip().removeprefix("generate.") for text in made]
-        _generate(out / "synthetic", settings.num, of_dataset, json_logs)
+        _generate(out / "synthetic", settings.num * settings.times, of_dataset, json_logs)
     with show_training("run", json_logs):
         result = evaluate_downstream(out, settings, workers)
     written = write_downstream(out, result)
@@ -271,15 +272,14 @@ def _images(
 def _generate(out: Path, num: int, overrides: list[str], json_logs: bool) -> None:
     """The labeled dataset that this comparison makes for itself, or finishes.
 
-    Its prompts name one object each: the embedded model draws those, but of longer prompts only
-    half of the objects, and labels are asked for what was prompted.
+    Half of its prompts name one object, the others two to four.
     """
     from synthgen import jobs
     from synthgen.lab.world.prompt_list import jsonl, scene_prompts
 
     prompts = out.with_name("prompts.jsonl")
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    prompts.write_text(jsonl(scene_prompts(num, seed=PROMPT_SEED, object_counts={1: 1})), "utf-8")
+    prompts.write_text(jsonl(scene_prompts(num, seed=PROMPT_SEED)), "utf-8")
     made = [f"num={num}", "labeling.method=clusters", f"prompts={prompts}"]
     config = load(overrides=[*made, *overrides])
     specs = jobs.plan(config)

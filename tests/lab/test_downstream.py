@@ -213,27 +213,27 @@ def test_the_comparison_is_of_means_over_seeds() -> None:
         return [{"miou": v, "object_miou": v - 0.1, "class_iou": {"cat": v}} for v in values]
 
     finals = {
-        "synthetic": rows(0.40, 0.44),
+        "synthetic": rows(0.43, 0.47),
         "rendered": rows(0.50, 0.50),
         "few": rows(0.30, 0.34),
         "few+synthetic": rows(0.45, 0.47),
     }
     assert set(finals) == set(ARMS)
     result = compare(finals)
-    assert result["arms"]["synthetic"]["miou"]["mean"] == pytest.approx(0.42)
-    assert result["arms"]["synthetic"]["miou"]["sd"] == pytest.approx(np.std([0.4, 0.44], ddof=1))
-    assert result["ratio"] == pytest.approx(0.84)
-    assert result["object_ratio"] == pytest.approx(0.32 / 0.40)
+    assert result["arms"]["synthetic"]["miou"]["mean"] == pytest.approx(0.45)
+    assert result["arms"]["synthetic"]["miou"]["sd"] == pytest.approx(np.std([0.43, 0.47], ddof=1))
+    assert result["ratio"] == pytest.approx(0.90)
+    assert result["object_ratio"] == pytest.approx(0.35 / 0.40)
     assert result["gain"] == pytest.approx(0.14)
     assert result["ratio_bar_met"]
     assert result["gain_bar_met"]
-    assert not compare({**finals, "synthetic": rows(0.38)})["ratio_bar_met"]
+    assert not compare({**finals, "synthetic": rows(0.43)})["ratio_bar_met"]
     training = {"model": "segformer", "steps": 7, "batch": 2}
-    settings = {"num": 500, "few": 100, "test": 9, "seeds": [0, 1], "tuning": False}
+    settings = {"num": 250, "times": 2, "few": 100, "test": 9, "seeds": [0, 1], "tuning": False}
     page = markdown({"settings": {**settings, "training": training}, **result})
-    assert "| 500 synthetic, our labels | 0.420 ± 0.028 | 0.320 ± 0.028 | 0.400, 0.440 |" in page
-    assert "Ratio synthetic / rendered: 0.840 (without background 0.800); bar 0.80: met." in page
-    assert "| cat | 0.42 | 0.50 | 0.32 | 0.46 |" in page
+    assert "| 500 synthetic, our labels | 0.450 ± 0.028 | 0.350 ± 0.028 | 0.430, 0.470 |" in page
+    assert "Ratio synthetic / rendered: 0.900 (without background 0.875); bar 0.88: met." in page
+    assert "| cat | 0.45 | 0.50 | 0.32 | 0.46 |" in page
 
 
 def test_settings_that_make_no_sense_are_one_line() -> None:

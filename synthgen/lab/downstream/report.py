@@ -62,10 +62,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     settings, class_iou = result["settings"], result["class_iou"]
     training, num, few = settings["training"], settings["num"], settings["few"]
     names = {
-        "synthetic": f"{num} synthetic, our labels",
+        "synthetic": f"{num * settings['times']} synthetic, our labels",
         "rendered": f"{num} rendered, exact truth",
         "few": f"{few} rendered",
-        "few+synthetic": f"{few} rendered + {num} synthetic",
+        "few+synthetic": f"{few} rendered + {num * settings['times']} synthetic",
     }
     rows = [
         [
