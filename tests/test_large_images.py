@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_dataset import make_sample, write_dataset
 from resident import memory_below
 
 from synthgen import jobs
 from synthgen.config import load_audit
 from synthgen.dataset.audits import parse_table, table_name
 from synthgen.dataset.loader import open_dataset
-from synthgen.lab.bench.made_dataset import make_sample, write_dataset
 from synthgen.storage.publish import open_storage
 from synthgen.types import Annotations, MaskSet
 

@@ -27,7 +27,15 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "scenes": (
         "Quality of the embedded model: VAE, classes and colors of generated images.",
-        {"num": 200},
+        {"num": 200, "weights": None, "record": False},
+    ),
+    "m2f": (
+        "Quality of the embedded Mask2Former: IoU of classes on scenes nothing was fitted on.",
+        {"num": 200, "weights": None, "record": False},
+    ),
+    "sam": (
+        "Quality of the embedded SAM in automatic mode: best IoU of objects and parts.",
+        {"num": 200, "weights": None, "record": False},
     ),
     "quality": (
         "Masks against ground truth: per-head, head-averaged, and RGB+XY k-means.",
@@ -36,10 +44,6 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pipeline": (
         "Core-seconds per image behind denoising, and whether the device waits for them.",
         {"quick": False},
-    ),
-    "report": (
-        "Time, peak memory and size of the report of many samples.",
-        {"quick": False, "num": 1000},
     ),
     "audit": (
         "Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair.",
@@ -63,6 +67,12 @@ OPTIONS: Mapping[str, Any] = {
     "sweep": Annotated[
         bool, typer.Option("--sweep", help="Also other ways to record and cluster.")
     ],
+    "weights": Annotated[
+        Path | None, typer.Option(help="Folder of exported weights.", show_default="those shipped")
+    ],
+    "record": Annotated[
+        bool, typer.Option("--record", help="Write the figures into the card of the weights.")
+    ],
     "auditor": Annotated[str, typer.Option(help="Who looks at the masks.")],
     "directory": Annotated[
         str, typer.Argument(metavar="DIR", help="A dataset whose shards were measured.")
@@ -79,9 +89,15 @@ OPTIONS: Mapping[str, Any] = {
 def _command(name: str, defaults: Mapping[str, Any]) -> Callable[..., None]:
     """A command whose options are those of ``bench_NAME``, which is imported when it runs."""
 
-    def run(as_json: bool, **given: Any) -> None:
-        module = importlib.import_module(f"synthgen.lab.bench.{name}")
-        result = getattr(module, f"bench_{name}")(**given)
+    def run(as_json: bool, record: bool = False, **given: Any) -> None:
+        bench = getattr(importlib.import_module(f"synthgen.lab.bench.{name}"), f"bench_{name}")
+        chosen = {option: value for option, value in given.items() if value is not None}
+        result = bench(**chosen)
+        if record:
+            from synthgen.embedded.card import record_quality
+
+            shipped = inspect.signature(bench).parameters["weights"].default
+            record_quality({"num": given["num"], **result}, given["weights"] or shipped)
         typer.echo(json.dumps(result) if as_json else "\n".join(_lines(result)))
 
     parameters = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_dataset import make_sample, write_dataset
 from made_labels import CLASS_IDS, make_labeled, write_side_labels
 from PIL import Image
 from tiny_run import vouch_again
@@ -25,7 +26,6 @@ from synthgen.dataset.records import (
 )
 from synthgen.dataset.verify import verify_dataset
 from synthgen.dataset.verify_samples import verify_sample
-from synthgen.lab.bench.made_dataset import make_sample, write_dataset
 from synthgen.labeling.instances import find_instances
 from synthgen.types import LabelMap
 

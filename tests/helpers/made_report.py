@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from made_dataset import DIGEST, make_sample, write_dataset
 from made_labels import make_labels
 from tiny_run import vouch_again
 
@@ -25,7 +26,6 @@ from synthgen.dataset.audits import (
 from synthgen.dataset.listed import listed_shards
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.metadata import Row
-from synthgen.lab.bench.made_dataset import DIGEST, make_sample, write_dataset
 from synthgen.storage.publish import dump_json, open_storage
 from synthgen.types import Verdict
 

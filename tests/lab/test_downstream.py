@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_children import note, refuse, wait_for_the_end
+from made_dataset import MadeSample, make_sample, write_dataset
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,7 +23,6 @@ from synthgen.cli import app
 from synthgen.config import LabelConfig, ModelConfig, load_section
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS
-from synthgen.lab.bench.made_dataset import MadeSample, make_sample, write_dataset
 from synthgen.lab.downstream.experiment import DownstreamSettings, SyntheticData, compare
 from synthgen.lab.downstream.experiment import evaluate_downstream as evaluate
 from synthgen.lab.downstream.jobs import Job, run_jobs

@@ -11,7 +11,7 @@ import torch
 
 from synthgen.embedded.mask2former import LABELS, build_processor, load_m2f, m2f_weights_dir
 from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
-from synthgen.lab.bench.embedded_m2f import bench_m2f
+from synthgen.lab.bench.m2f import bench_m2f
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.latents import image_to_unit

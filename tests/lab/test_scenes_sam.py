@@ -23,7 +23,7 @@ from synthgen.embedded.sam import (
     load_folder,
 )
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, VALIDATION_SEEDS
-from synthgen.lab.bench.embedded_sam import best_ious, evaluate_sam
+from synthgen.lab.bench.sam import bench_sam, best_ious
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.export import export_sam
 from synthgen.lab.train.sam import (
@@ -217,7 +217,7 @@ def test_exported_weights_load_and_are_measured(corpus: TruthCorpus, tmp_path: P
     for name, mean in checkpoint.subset(found[0], "ema_sam").items():
         assert torch.equal(sam.state_dict()[name], mean.half().float())
     loose = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    figures = evaluate_sam(list(VALIDATION_SEEDS[:2]), folder, loose, workers=0)
+    figures = bench_sam(2, folder, workers=0, parameters=loose)
     assert 0 <= figures["object_iou"] <= 1
     assert figures["masks_per_image"] > 0
     assert set(AUTOMATIC_DEFAULTS) >= set(loose)

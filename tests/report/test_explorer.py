@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_dataset import KS, make_sample, write_dataset
 from made_report import (
     EMOJI,
     FAILURE,
@@ -24,7 +25,6 @@ from made_report import (
 from pycocotools import mask as coco
 
 from synthgen.dataset.loader import open_dataset
-from synthgen.lab.bench.made_dataset import KS, make_sample, write_dataset
 from synthgen.report.page import write_report
 from synthgen.report.serve import make_server
 

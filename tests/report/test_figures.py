@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_dataset import KS, make_sample
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from synthgen.config import CaptureConfig, Config, load
-from synthgen.lab.bench.made_dataset import KS, make_sample
 from synthgen.report import figures
 from synthgen.report.inspection import inspect_sample, read_image, segmented_features
 from synthgen.types import HeadFeatures

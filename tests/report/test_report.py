@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_dataset import make_sample, write_dataset
 from made_labels import write_side_labels
 from made_report import (
     CLASS_IDS,
@@ -32,8 +33,8 @@ from tiny_run import rewrite, vouch_again
 from synthgen.dataset.loader import open_dataset
 from synthgen.dataset.records import encode_image
 from synthgen.dataset.verify import verify_dataset
-from synthgen.lab.bench.made_dataset import make_sample, write_dataset
-from synthgen.lab.bench.report import bench_report
+from synthgen.lab.memory import peak_bytes
+from synthgen.lab.processes import in_processes
 from synthgen.report.audits import Audit, existing_audits
 from synthgen.report.overview import count_bins
 from synthgen.report.page import render_report, write_report
@@ -324,8 +325,18 @@ def test_broken_datasets_and_wishes_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_bench_report_measures_a_process_of_its_own() -> None:
-    result = bench_report(quick=True)
-    assert result["samples"] == result["shown"] == 20
-    assert result["peak_mb"] >= result["imports_mb"] > 50
-    assert 0 < result["page_mb"] < 15
+def measure(folder: Path) -> tuple[float, float]:
+    """Resident memory in MB at most, and size of the page in MB; in a process of its own."""
+    page = write_report(folder / "made", num=60, out=folder / "index.html")
+    return peak_bytes() / 1e6, page.stat().st_size / 1e6
+
+
+@pytest.mark.slow
+def test_the_report_of_a_thousand_samples_fits_into_a_gigabyte(tmp_path: Path) -> None:
+    """Sixty of 512 x 512 pixels on the page, with 43 clusters each and previews: 780 and 12.5."""
+    samples = [make_sample(seed, f"sample {seed}", (512, 512)) for seed in range(4)]
+    write_dataset(tmp_path / "made", samples, 1000)
+    ((memory, size),) = in_processes(measure, [(tmp_path,)], workers=1)
+    print(f"{memory:.0f} MB of memory, {size:.1f} MB page")
+    assert memory < 1000
+    assert size < 15

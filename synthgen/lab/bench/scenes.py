@@ -18,7 +18,6 @@ from torch import Tensor
 from synthgen.embedded.card import SHIPPED, read_card, weights_dir
 from synthgen.embedded.mask2former import load_m2f, m2f_weights_dir, predict_scores
 from synthgen.embedded.vocabulary import CLASSES, COLORS, VALIDATION_SEEDS
-from synthgen.lab.bench.recording import figures_parser, show_figures
 from synthgen.lab.processes import in_processes
 from synthgen.lab.train.classifier import classify, load_classifier, single_object_accuracy
 from synthgen.lab.train.latents import image_to_unit
@@ -136,12 +135,12 @@ def detect(
     return float(np.mean(whole)), float(np.mean(present)), float(np.mean(bound or [False]))
 
 
-def bench_scenes(num: int = 200, folder: Path = SHIPPED, workers: int = 2) -> dict[str, float]:
+def bench_scenes(num: int = 200, weights: Path = SHIPPED, workers: int = 2) -> dict[str, float]:
     """Quality of the embedded world on held-out seeds.
 
     Args:
         num: Images to generate from prompts of one, of two and of three objects each.
-        folder: Pipeline folder.
+        weights: Pipeline folder.
         workers: Processes that generate.
 
     Returns:
@@ -149,7 +148,7 @@ def bench_scenes(num: int = 200, folder: Path = SHIPPED, workers: int = 2) -> di
         object, `classifier_accuracy` on rendered ones; for each number of objects, what `detect`
         says of generated images and, as ceiling, of rendered ones.
     """
-    card = read_card(weights_dir(folder))
+    card = read_card(weights_dir(weights))
     steps, scale = card["num_inference_steps"], card["guidance_scale"]
     figures: dict[str, float] = {}
     for number in (3, 2, 1):
@@ -157,7 +156,7 @@ def bench_scenes(num: int = 200, folder: Path = SHIPPED, workers: int = 2) -> di
         prompts = [scene.caption for scene in scenes]
         share = -(-len(prompts) // workers)
         jobs = [
-            (folder, prompts[first : first + share], steps, scale, first)
+            (weights, prompts[first : first + share], steps, scale, first)
             for first in range(0, len(prompts), share)
         ]
         images = torch.from_numpy(np.concatenate(in_processes(_generate_part, jobs, workers)))
@@ -165,23 +164,13 @@ def bench_scenes(num: int = 200, folder: Path = SHIPPED, workers: int = 2) -> di
         for kind, shown in (("", images), ("rendered_", rendered_images)):
             seen = zip(("all", "each", "color"), detect(shown, prompts), strict=True)
             figures |= {f"{kind}{name}_of_{number}": share for name, share in seen}
-    class_accuracy, color_accuracy = prompt_accuracy(images, prompts, folder)
+    class_accuracy, color_accuracy = prompt_accuracy(images, prompts, weights)
     rendered = render_corpus(NUM_RENDERED, 1.0, VALIDATION_SEEDS.start)
-    classifier_accuracy, _ = single_object_accuracy(load_classifier(folder), rendered)
+    classifier_accuracy, _ = single_object_accuracy(load_classifier(weights), rendered)
     figures |= {
         "class_accuracy": class_accuracy,
         "color_accuracy": color_accuracy,
         "classifier_accuracy": classifier_accuracy,
     }
-    psnr = round(reconstruction_psnr(load_pipeline(folder)), 3)
+    psnr = round(reconstruction_psnr(load_pipeline(weights)), 3)
     return {"vae_psnr": psnr, **{name: round(share, 4) for name, share in figures.items()}}
-
-
-def main() -> None:
-    """Measure the weights, print the figures as JSON, and write them into the card if asked to."""
-    args = figures_parser("Quality of the embedded weights.", SHIPPED).parse_args()
-    show_figures(args, bench_scenes(args.num, args.weights, args.workers))
-
-
-if __name__ == "__main__":
-    main()

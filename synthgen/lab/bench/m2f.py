@@ -2,8 +2,6 @@
 
 Intersections and unions are summed over all scenes, as in VOC, then averaged over classes. `miou`
 is the mean of the twelve object classes; the background, which is easy, is reported by itself.
-
-    python -m synthgen.lab.bench.embedded_m2f --num 200 --record
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from synthgen.embedded.mask2former import (
     predict_scores,
 )
 from synthgen.embedded.vocabulary import VALIDATION_SEEDS
-from synthgen.lab.bench.recording import figures_parser, show_figures
 from synthgen.lab.downstream.scoring import summarize
 from synthgen.lab.processes import in_processes
 from synthgen.lab.world.render import render
@@ -47,13 +44,13 @@ def _count_part(folder: Path, seeds: Sequence[int]) -> Int[np.ndarray, "cls cls"
 
 
 def bench_m2f(
-    num: int = 200, folder: Path = SHIPPED_M2F, workers: int = 2, first: int = VALIDATION_SEEDS[0]
+    num: int = 200, weights: Path = SHIPPED_M2F, workers: int = 2, first: int = VALIDATION_SEEDS[0]
 ) -> dict[str, float]:
     """Quality of the embedded Mask2Former.
 
     Args:
         num: Validation scenes.
-        folder: Weights.
+        weights: Their folder.
         workers: Processes; 0 measures in this one.
         first: Seed of the first scene.
 
@@ -62,7 +59,7 @@ def bench_m2f(
     """
     seeds = range(first, first + num)
     jobs = [
-        (m2f_weights_dir(folder), seeds[rank :: max(1, workers)]) for rank in range(workers or 1)
+        (m2f_weights_dir(weights), seeds[rank :: max(1, workers)]) for rank in range(workers or 1)
     ]
     scores = summarize(np.sum(in_processes(_count_part, jobs, workers), axis=0), LABELS)
     background, *objects = (scores.class_iou[name] for name in LABELS if name in scores.class_iou)
@@ -73,13 +70,3 @@ def bench_m2f(
         "pixel_accuracy": scores.pixel_accuracy,
     }
     return {name: round(value, 4) for name, value in figures.items()}
-
-
-def main() -> None:
-    """Measure the weights, print the figures as JSON, and write them into the card."""
-    args = figures_parser("Quality of the embedded Mask2Former.", SHIPPED_M2F).parse_args()
-    show_figures(args, bench_m2f(args.num, args.weights, args.workers))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ than 20 visible pixels, a disc of five across: less than a cell of the 16x16 poi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from synthgen.embedded.sam import AUTOMATIC_DEFAULTS, SHIPPED_SAM, load_folder
 from synthgen.embedded.vocabulary import TUNING_SEEDS, VALIDATION_SEEDS
-from synthgen.lab.bench.recording import figures_parser, show_figures
 from synthgen.lab.processes import in_processes
 from synthgen.lab.world.render import render
 from synthgen.lab.world.truth import true_objects, true_parts
@@ -54,25 +52,28 @@ def _evaluate_part(
     return rows
 
 
-def evaluate_sam(
-    seeds: list[int],
-    folder: Path = SHIPPED_SAM,
-    parameters: Mapping[str, Any] | None = None,
+def bench_sam(
+    num: int = 200,
+    weights: Path = SHIPPED_SAM,
     workers: int = 2,
+    parameters: Mapping[str, Any] | None = None,
+    tuning: bool = False,
 ) -> dict[str, float]:
-    """Figures of automatic mode on scenes of the given seeds.
+    """Figures of automatic mode.
 
     Args:
-        seeds: One scene each.
-        folder: Weights.
-        parameters: Of the generator, over `AUTOMATIC_DEFAULTS`.
+        num: Validation scenes.
+        weights: Their folder.
         workers: Processes; 0 evaluates in this one.
+        parameters: Of the generator, over `AUTOMATIC_DEFAULTS`.
+        tuning: Tuning scenes instead, to choose parameters by.
 
     Returns:
         `object_iou` and `part_iou`, means over all objects and parts; `masks_per_image`.
     """
+    seeds = list((TUNING_SEEDS if tuning else VALIDATION_SEEDS)[:num])
     settings: dict[str, Any] = {**AUTOMATIC_DEFAULTS, **(parameters or {})}
-    jobs = [(folder, settings, seeds[first :: max(1, workers)]) for first in range(workers or 1)]
+    jobs = [(weights, settings, seeds[first :: max(1, workers)]) for first in range(workers or 1)]
     results = in_processes(_evaluate_part, jobs, workers)
     rows = [row for part in results for row in part]
     return {
@@ -80,20 +81,3 @@ def evaluate_sam(
         "part_iou": round(float(np.mean([iou for row in rows for iou in row[1]])), 4),
         "masks_per_image": round(float(np.mean([row[2] for row in rows])), 2),
     }
-
-
-def main() -> None:
-    """Measure the weights, print the figures as JSON, and write them into the card if asked to."""
-    parser = figures_parser("Quality of scenes-sam in automatic mode.", SHIPPED_SAM)
-    parser.add_argument("--tuning", action="store_true", help="scenes to choose settings on")
-    parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=NUMBER")
-    args = parser.parse_args()
-    if args.record and (args.tuning or args.set):
-        parser.error("--record needs validation scenes and the default parameters")
-    seeds = list((TUNING_SEEDS if args.tuning else VALIDATION_SEEDS)[: args.num])
-    parameters = {name: json.loads(value) for name, value in (s.split("=", 1) for s in args.set)}
-    show_figures(args, evaluate_sam(seeds, args.weights, parameters, args.workers))
-
-
-if __name__ == "__main__":
-    main()
