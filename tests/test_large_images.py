@@ -12,9 +12,11 @@ from made_dataset import make_sample, write_dataset
 from resident import memory_below
 
 from synthgen import jobs
+from synthgen.auditing.annotations import packed_records, to_records
 from synthgen.config import load_audit
 from synthgen.dataset.audits import parse_table, table_name
 from synthgen.dataset.loader import open_dataset
+from synthgen.dataset.masks import stride
 from synthgen.storage.publish import open_storage
 from synthgen.types import Annotations, MaskSet
 
@@ -66,6 +68,17 @@ def test_an_audit_looks_at_large_images_reduced_and_holds_bits(tmp_path: Path) -
         assert row.annotations[0]["bbox"] == [0, 0, 3072, 3]
         assert row.annotations[0]["point_coords"] == [[6.0, 3.0]]
         assert row.verdict.metrics["coverage"] == 1.0
+
+
+@pytest.mark.parametrize("size", [(1, 2**21), (9, 2**20), (1500, 1501)])
+def test_masks_that_were_seen_reduced_have_the_size_of_their_image(size: tuple[int, int]) -> None:
+    step = stride(*size)
+    small = np.zeros([-(-side // step) for side in size], dtype=bool)
+    small[:, ::3] = True
+    seen = Annotations(small[None], (1.0,), (1.0,), ((-1.0, -1.0),), ("",))
+    (record,) = to_records(seen, size)
+    assert tuple(record["segmentation"]["size"]) == size
+    np.testing.assert_array_equal(packed_records([record], *size)[0], small)
 
 
 def test_a_small_tar_of_large_samples_is_bounded(tmp_path: Path) -> None:

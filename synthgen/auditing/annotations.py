@@ -34,11 +34,11 @@ def to_records(
 
     Args:
         annotations: What an auditor saw.
-        size: Height and width of the image, if the auditor saw it reduced by a whole number:
-            masks are enlarged to it, one at a time.
+        size: Height and width of the image, if the auditor saw it reduced by `stride`: masks are
+            enlarged to it, one at a time.
     """
     height, width = size or annotations.masks.shape[1:]
-    step = -(-height // annotations.masks.shape[1])
+    step = 1 if size is None else stride(height, width)
     records: list[dict[str, Any]] = []
     for i, small in enumerate(annotations.masks):
         if not small.any():
