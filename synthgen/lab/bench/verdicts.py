@@ -106,7 +106,7 @@ def label_thresholds(num: int = 64, auditor: str = "scenes-m2f") -> dict[str, An
         Per kind of labels their number and the share that each threshold keeps.
     """
     seer, backbone = load_auditor(AuditorConfig(name=auditor)), load_backbone(ModelConfig())
-    settings, found = LabelConfig(), dict[str, list[float]]()
+    settings, found = LabelConfig(method="clusters"), dict[str, list[float]]()
     known = known_classes(SCENE_CLASSES[1:], tuple(getattr(seer, "class_names", ())))
     ids = {name: number for number, name in enumerate(SCENE_CLASSES)}
     for seed in TUNING_SEEDS[:num]:
