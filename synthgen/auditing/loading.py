@@ -62,6 +62,11 @@ class _Turns:
     def identity(self) -> Mapping[str, Any]:
         return self._auditor.identity
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes that it knows; none of an auditor that names nothing."""
+        return tuple(getattr(self._auditor, "class_names", ()))
+
     def annotate(
         self, images: Sequence[UInt8[np.ndarray, "_height _width 3"]]
     ) -> list[Annotations]:

@@ -13,6 +13,7 @@ from contracts import check_auditor
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
+from synthgen.auditing.loading import load_auditor
 from synthgen.auditing.mask2former import (
     annotate_scores,
     load_mask2former,
@@ -20,6 +21,7 @@ from synthgen.auditing.mask2former import (
 )
 from synthgen.config import AuditorConfig
 from synthgen.embedded.mask2former import LABELS, class_scores, load_m2f
+from synthgen.embedded.vocabulary import CLASSES
 from synthgen.lab.train.export import export_m2f
 from synthgen.lab.train.m2f import M2fTrainer
 from synthgen.lab.train.trainer import Settings
@@ -182,3 +184,9 @@ def test_a_checkpoint_out_of_reach_is_one_clear_line(
     with pytest.raises(ValueError, match=message) as caught:
         load_mask2former(AuditorConfig(name="mask2former", **settings))
     assert "\n" not in str(caught.value)
+
+
+def test_an_auditor_loaded_by_name_says_which_classes_it_knows() -> None:
+    """Else no audit of the command line would judge a label."""
+    assert set(CLASSES) <= set(load_auditor(AuditorConfig(name="scenes-m2f")).class_names)
+    assert load_auditor(AuditorConfig(name="halves:load_halves")).class_names == ()
