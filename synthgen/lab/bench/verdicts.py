@@ -94,9 +94,9 @@ def bench_verdicts(num: int = 64, auditor: str = "scenes-sam") -> dict[str, Any]
 def label_thresholds(num: int = 64, auditor: str = "scenes-m2f") -> dict[str, Any]:
     """What each value of ``min_label_iou`` keeps of right labels and of wrong ones.
 
-    Of a scene's labels the worst class counts, as in an audit. Looked at are the true maps, what the
-    labeler `clusters` finds (right or wrong by the truth), and the true maps of scenes of several
-    classes whose names went round by one.
+    Of a scene's labels the worst class counts, as in an audit. Looked at are the true maps, what
+    the labeler `clusters` finds (right or wrong by the truth), and the true maps of scenes of
+    several classes whose names went round by one.
 
     Args:
         num: Rendered tuning scenes.
