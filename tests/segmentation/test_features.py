@@ -142,7 +142,7 @@ def test_interpolant_equals_the_features_in_full(size: tuple[int, int]) -> None:
     torch.testing.assert_close(pixels.gather(weights)[0], expected)
     row, column = torch.tensor([0, 3, 6]), torch.tensor([8, 0, 5])
     torch.testing.assert_close(pixels.pick(row, column)[0], full[row, column])
-    total, energy = pixels.moments()
+    total, energy = pixels.totals(), pixels.energy()
     torch.testing.assert_close(total[0], full.sum((0, 1)))
     torch.testing.assert_close(energy[0], full.square().sum())
 

@@ -235,13 +235,6 @@ def test_a_lattice_of_every_pixel_is_the_image() -> None:
     check_equal(solve(ImplicitEngine.of(blocks, size, lattice=size), start), pixels)
 
 
-def test_picked_pixels_are_those_of_the_features_in_full() -> None:
-    blocks, size = random_blocks([(8, 8), (1, 5)]), (16, 20)
-    row, column = torch.tensor([0, 3, 15, 3]), torch.tensor([0, 19, 7, 2])
-    picked = Interpolant.at([block[None] for block in blocks], size).pick(row, column)
-    torch.testing.assert_close(picked[0], materialize(blocks, size)[row, column])
-
-
 def test_converged_labels_are_a_fixed_point_of_sklearn() -> None:
     blocks, size = random_blocks([(8, 8)]), (32, 32)
     result = cluster(blocks, size, (5,), tolerance=0.0, max_iterations=500)
