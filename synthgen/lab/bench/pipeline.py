@@ -1,6 +1,6 @@
-"""What masks, labels and tars cost beside the images, and whether the device ever waits for them.
+"""What masks, labels and tars cost beside the images.
 
-(a) Core-seconds per image of 512 x 512 behind denoising, by stage, on one thread: features of
+Core-seconds per image of 512 x 512 behind denoising, by stage, on one thread: features of
 SD 2.1's size (105 heads of 64 numbers on grids of 16, 32 and 64), smooth and as rough as captured
 ones, on photographs, with two classes. Process time, so that another load falls on nobody.
 """
