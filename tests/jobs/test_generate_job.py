@@ -337,7 +337,7 @@ def test_samples_whose_clusters_did_not_stand_still_are_counted(
     (marker,) = markers(tmp_path / "out")
     assert (marker["counts"], marker["unconverged"]) == ({"ok": 2, "failed": 0}, 2)
     rows = pq.read_table(tmp_path / "out" / "metadata").to_pylist()
-    assert [(row["iterations"], row["converged"]) for row in rows] == [(1, False)] * 2
+    assert [(row["iterations"], row["converged"]) for row in rows] == [(2, False)] * 2
     assert jobs.status(tmp_path / "out").unconverged == 2
     assert CliRunner().invoke(app, ["status", str(tmp_path / "out")]).stdout.count("unconverged")
 
