@@ -179,7 +179,7 @@ def test_options_without_effect_are_refused(
         (["report", "x", "--num", "0"], "--num"),
         (["bench", "scenes", "--num", "0"], "--num"),
         (["bench", "quality", "--num", "0"], "--num"),
-        (["bench", "report", "--num", "0"], "--num"),
+        (["bench", "m2f", "--num", "0"], "--num"),
         (["bench", "capture", "--num-pairs", "8"], "--num-pairs"),
     ],
 )

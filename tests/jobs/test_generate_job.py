@@ -171,14 +171,15 @@ def test_a_model_is_the_same_with_its_weights_and_without(
 
 
 def test_a_finished_dataset_loads_no_weights(
-    tiny_dataset: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    tiny_dataset: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither does its dry run, nor one of a dataset that is not begun."""
+    out = shutil.copytree(tiny_dataset, tmp_path / "out")  # whose config.yaml is written again
     monkeypatch.setattr(backbones, "_load", None)
     labeled = load(overrides=["labeling.method=clusters"])
-    jobs.GenerateJob(labeled, tiny_dataset.parent / "absent").rehearse()
-    jobs.GenerateJob(config, tiny_dataset).rehearse()
-    assert jobs.generate(config, tiny_dataset)["totals"]["samples"] == 8
+    jobs.GenerateJob(labeled, tmp_path / "absent").rehearse()
+    jobs.GenerateJob(config, out).rehearse()
+    assert jobs.generate(config, out)["totals"]["samples"] == 8
 
 
 # --- equal bytes ------------------------------------------------------------------------------
