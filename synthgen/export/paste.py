@@ -83,6 +83,7 @@ def blend(image: _Image, other: _Image, shown: Bool[np.ndarray, "height width"])
     [56, 56, 57, 75, 100]
     """
     around = ndimage.binary_dilation(shown, iterations=3) & ~shown
+    around &= other.any(axis=-1)  # black beyond the edges of the other image
     gain = np.ones(3)
     if around.any():
         here, there = (each[around].mean(axis=0) + 1.0 for each in (image, other))
