@@ -88,6 +88,7 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
         "model.lora",
         "model.device",
         "capture.device",
+        "generation.workers",
         "capture.memory_budget_mb",
     }
 

@@ -95,6 +95,13 @@ class GenerationConfig(Section):
     scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
     negative_prompt: str = ""
     batch_size: int = Field(4, ge=1, le=256, description="Images per UNet call; shapes the plan.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Threads that make masks, labels and files while the next batch is drawn; "
+        "0: none; null: by the cores that drawing leaves free. Bytes do not depend on it.",
+    )
     append_classes: bool = Field(
         False, description="Draw from 'caption; class, class' as Dataset Diffusion and BL do."
     )
@@ -348,7 +355,7 @@ class Config(Section):
         settings = self.model_dump(mode="json", exclude={"num", "extended", "balance", "prompts"})
         del settings["model"]["card"], settings["model"]["revision"], settings["model"]["lora"]
         del settings["model"]["device"], settings["capture"]["device"]
-        del settings["capture"]["memory_budget_mb"]
+        del settings["capture"]["memory_budget_mb"], settings["generation"]["workers"]
         for key, value in RETIRED.items():
             *sections, leaf = key.split(".")
             functools.reduce(operator.getitem, sections, settings)[leaf] = value

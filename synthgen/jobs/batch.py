@@ -7,8 +7,10 @@ looks at a dataset does not import it.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +24,11 @@ from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record, sample_json
 from synthgen.dataset.shards import whole_tar
+from synthgen.devices import free_cores, one_thread
 from synthgen.diffusion import generate as drawing
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.jobs.identity import environment
-from synthgen.jobs.plan import batches
+from synthgen.jobs.plan import MAX_WORKERS, batches, samples_in_flight
 from synthgen.jobs.shard import Staged
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import reads_uncertainty
@@ -33,7 +36,15 @@ from synthgen.progress import Progress
 from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment_sample
 from synthgen.storage.redaction import redact
-from synthgen.types import Failure, LabelMap, PlannedSample, Record, Sample, Segmentation
+from synthgen.types import (
+    Failure,
+    HeadFeatures,
+    LabelMap,
+    PlannedSample,
+    Record,
+    Sample,
+    Segmentation,
+)
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _MAX_MESSAGE = 300
@@ -48,14 +59,12 @@ class Made:
         members: Its tar members by suffix; None where it failed.
         info: The content of its json.
         previews: Its preview members by suffix.
-        seconds_write: Time to encode it.
     """
 
     row: Row
     members: Mapping[str, bytes] | None
     info: Mapping[str, Any] = field(default_factory=dict)
     previews: Mapping[str, bytes] = field(default_factory=dict)
-    seconds_write: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,12 @@ class Recipe:
     def model(self) -> Backbone:
         """The model, loaded once per process."""
         return load_backbone(self.config.model)
+
+    @property
+    def workers(self) -> int:
+        """Threads that finish samples while others are drawn."""
+        asked = self.config.generation.workers
+        return min(MAX_WORKERS, free_cores(self.model.device)) if asked is None else asked
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
@@ -104,19 +119,27 @@ class Recipe:
 def draft(
     recipe: Recipe, samples: Sequence[PlannedSample], folder: Path, progress: Progress
 ) -> tuple[Staged, Mapping[str, float]]:
-    """The samples of a shard in a staging folder, and the wall time of each stage.
+    """The samples of a shard in a staging folder, and where its wall time went.
+
+    Of ``seconds``, ``generate`` is drawing, ``segment`` waiting for masks and labels (nothing,
+    where they keep up with the device), ``write`` putting files into the tar.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: See ``make_batch``.
+        torch.OutOfMemoryError, MemoryError: See ``make_batches``.
     """
     tar_path, previews_path = folder / "shard.tar", folder / "previews.tar"
     rows: list[Row] = []
-    seconds: defaultdict[str, float] = defaultdict(float)
-    has_previews = False
-    with whole_tar(tar_path) as tar, whole_tar(previews_path) as previews:
-        for number, batch in enumerate(batches(samples, recipe.batch_size)):
-            for made in make_batch(recipe, batch, number):
-                started = time.perf_counter()
+    seconds = dict.fromkeys(("generate", "segment", "write"), 0.0)
+    has_previews, begun = False, time.perf_counter()
+    numbered = enumerate(batches(samples, recipe.batch_size))
+    with (
+        whole_tar(tar_path) as tar,
+        whole_tar(previews_path) as previews,
+        closing(make_batches(recipe, numbered)) as finished,
+    ):
+        for batch in finished:
+            started = time.perf_counter()
+            for made in batch:
                 if made.members is not None:
                     tar.write(made.row.key, made.members)
                 if made.previews:
@@ -124,9 +147,10 @@ def draft(
                     has_previews = True
                 rows.append(made.row)
                 seconds["generate"] += made.row.seconds_generate
-                seconds["segment"] += made.row.seconds_segment
-                seconds["write"] += made.seconds_write + time.perf_counter() - started
+            seconds["write"] += time.perf_counter() - started
             progress("samples", count=len(batch))
+    wall = time.perf_counter() - begun
+    seconds["segment"] = max(0.0, wall - seconds["generate"] - seconds["write"])
     return Staged(tar_path, previews_path if has_previews else None, rows), seconds
 
 
@@ -135,24 +159,52 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> Iterator[Made]:
-    """Denoise the samples of a batch together, then segment and encode one after the other.
+def make_batches(
+    recipe: Recipe, numbered: Iterable[tuple[int, Sequence[PlannedSample]]]
+) -> Generator[list[Made], None, None]:
+    """What becomes of batches, in their order: drawn one after the other, finished by workers.
+
+    The device draws a batch while threads segment, label and encode the samples of those before
+    it. At most ``plan.samples_in_flight`` of them are held at once.
 
     Args:
-        recipe: What the shard's samples have in common.
-        batch: Planned samples.
-        number: Number of the batch within its shard.
+        recipe: What the samples have in common.
+        numbered: Batches with their numbers within their shard.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: If the batch is too large for the device; where
+        torch.OutOfMemoryError, MemoryError: If a batch is too large for the device; where
             batches have one sample, the sample fails instead.
     """
-    started = time.perf_counter()
-    outcomes = _denoise(recipe, batch)
-    share = (time.perf_counter() - started) / len(batch)
-    for planned, outcome in zip(batch, outcomes, strict=True):
-        made = _finish(recipe, planned, outcome, number)
-        yield replace(made, row=replace(made.row, seconds_generate=round(share, 4)))
+    workers = recipe.workers
+    room = samples_in_flight(workers, recipe.batch_size) - recipe.batch_size
+    waiting: deque[list[Future[Made]]] = deque()
+    pool = ThreadPoolExecutor(workers, "finish") if workers else None
+    try:
+        for number, batch in numbered:
+            while sum(map(len, waiting)) > room:
+                yield [future.result() for future in waiting.popleft()]
+            started = time.perf_counter()
+            outcomes = _denoise(recipe, batch)
+            share = round((time.perf_counter() - started) / len(batch), 4)
+            each = [
+                (recipe, planned, outcome, number, share)
+                for planned, outcome in zip(batch, outcomes, strict=True)
+            ]
+            del outcomes  # features are held by what is to be finished alone
+            if pool is None:
+                yield [_finish(*arguments) for arguments in each]
+            else:
+                waiting.append([pool.submit(_finish, *arguments) for arguments in each])
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def make_batch(recipe: Recipe, batch: Sequence[PlannedSample], number: int) -> list[Made]:
+    """What becomes of one batch; see ``make_batches``."""
+    return next(make_batches(recipe, [(number, batch)]))
 
 
 def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
@@ -170,10 +222,39 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
         for outcome in outcomes:
             if isinstance(outcome, Failure) and outcome.reason == "out_of_memory":
                 raise MemoryError(outcome.message)
-    return outcomes
+    return [_on_cpu(outcome) for outcome in outcomes]
+
+
+def _on_cpu(outcome: Sample | Failure) -> Sample | Failure:
+    """A sample whose tensors are where threads work on them; on a GPU every step of k-means would
+    wait for what the next batch has put into the device's queue."""
+    if isinstance(outcome, Failure):
+        return outcome
+    features, heatmaps, self_map = outcome.features, outcome.heatmaps, outcome.self_map
+    values = {name: value.cpu() for name, value in features.values.items()}
+    if heatmaps is not None:
+        background = None if heatmaps.background is None else heatmaps.background.cpu()
+        heatmaps = replace(heatmaps, values=heatmaps.values.cpu(), background=background)
+    if self_map is not None:
+        self_map = replace(self_map, values=self_map.values.cpu())
+    return replace(
+        outcome,
+        features=HeadFeatures(values, features.grids),
+        heatmaps=heatmaps,
+        self_map=self_map,
+    )
 
 
 def _finish(
+    recipe: Recipe, planned: PlannedSample, outcome: Sample | Failure, number: int, share: float
+) -> Made:
+    """Masks, labels and files of a sample, on one thread: sums depend on how they are split."""
+    with one_thread():
+        made = _finished(recipe, planned, outcome, number)
+    return replace(made, row=replace(made.row, seconds_generate=share))
+
+
+def _finished(
     recipe: Recipe, planned: PlannedSample, outcome: Sample | Failure, number: int
 ) -> Made:
     if isinstance(outcome, Failure):
@@ -209,7 +290,7 @@ def _finish(
         seconds_segment=round(segmented - started, 4),
         labels=None if labels is None else count_labels(labels),
     )
-    return Made(row, members, info, previews, time.perf_counter() - segmented)
+    return Made(row, members, info, previews)
 
 
 def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:

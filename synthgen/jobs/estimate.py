@@ -17,7 +17,7 @@ from synthgen.config import Config
 from synthgen.dataset.manifest import read_markers
 from synthgen.diffusion.cards import find_card
 from synthgen.jobs.classes import warn_of_classes
-from synthgen.jobs.plan import prompts_of, shard_spans
+from synthgen.jobs.plan import MAX_WORKERS, prompts_of, samples_in_flight, shard_spans
 from synthgen.storage.publish import open_storage
 
 # Measured on the embedded model, 128 x 128 px, 41 masks per image, 2026-11-21.
@@ -59,10 +59,14 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
         out: A dataset that was begun; its complete shards are then the basis.
 
     Returns:
-        ``shards``, ``samples``, ``bytes``, ``seconds`` (None where there is no basis) and
-        ``basis``.
+        ``shards``, ``samples``, ``memory`` (at most, in bytes, of captures that are held at once),
+        ``bytes``, ``seconds`` (None where there is no basis) and ``basis``.
     """
-    counts = {"shards": len(shard_spans(config)), "samples": config.planned}
+    counts = {
+        "shards": len(shard_spans(config)),
+        "samples": config.planned,
+        "memory": bytes_in_flight(config),
+    }
     prompts = prompts_of(config)  # one that cannot be read is said before, not by the run
     warn_of_classes(config, prompts.class_names)
     markers = read_markers(open_storage(out), newest=BASIS) if out else []
@@ -82,6 +86,13 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
     seconds = SECONDS_PER_STEP * steps + SECONDS_PER_IMAGE
     basis = f"the embedded model at 128 x 128 px and {steps} steps on one core of a CPU"
     return counts | _scaled(config.planned, num_bytes, seconds, basis)
+
+
+def bytes_in_flight(config: Config) -> int:
+    """Most bytes of captures that wait for their masks: a batch's are bounded by its budget."""
+    asked, batch = config.generation.workers, config.generation.batch_size
+    most = samples_in_flight(MAX_WORKERS if asked is None else asked, batch)
+    return int(config.capture.memory_budget_mb * 1e6 * most / batch)
 
 
 def _scaled(num: int, num_bytes: float, seconds: float | None, basis: str) -> dict[str, Any]:

@@ -61,6 +61,6 @@ def cluster_means(
         counts = np.maximum(np.bincount(pieces.ravel()), 1)
         for row, plane in enumerate(maps):
             sums = np.bincount(pieces.ravel(), weights=plane.ravel())
-            total[row] += np.log(k) * (sums / counts)[pieces]
+            total[row] += (np.log(k) * (sums / counts))[pieces]
     means: Float[np.ndarray, "row height width"] = total / np.log(ks).sum()
     return means

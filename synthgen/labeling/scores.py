@@ -204,6 +204,7 @@ def mask_means(
     """LS eq. 3: mean of every map over the pixels of every mask, for all pairs in one product."""
     masks = segmentation.masks
     flat = masks.reshape(len(masks), maps[0].size)  # there may be no mask
-    sums = flat.astype(np.float32) @ maps.reshape(len(maps), -1).T.astype(np.float32)
+    values = torch.from_numpy(np.ascontiguousarray(maps)).flatten(1).float()
+    sums = (torch.from_numpy(flat).float() @ values.T).numpy()
     means: Float[np.ndarray, "mask row"] = sums / np.maximum(flat.sum(1), 1)[:, None]
     return means

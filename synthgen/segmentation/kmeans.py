@@ -91,7 +91,7 @@ def cluster_batch(
     Raises:
         ValueError: For features that are not finite.
     """
-    if not all(bool(block.isfinite().all()) for block in blocks):
+    if not all(bool(block.sum(dtype=torch.float64).isfinite()) for block in blocks):
         raise ValueError("Features must be finite. Got NaN or infinity: reject the sample.")
     ks = tuple(ks)
     blocks, mean, energy = _center(blocks, size, interpolation)

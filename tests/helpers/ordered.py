@@ -22,7 +22,12 @@ from synthgen.types import Failure, Prompt, Sample
 
 OVERRIDES = (
     *("model.card=ordered:load_ordered", "num=40", "dataset.shard_size=4"),
-    *("dataset.preview_every=8", "generation.batch_size=2", "segmentation.clusters.ks=[2,3]"),
+    *(
+        "dataset.preview_every=8",
+        "generation.batch_size=2",
+        "generation.workers=2",
+        "segmentation.clusters.ks=[2,3]",
+    ),
     *("segmentation.clusters.max_iterations=8", "segmentation.features.components=2"),
 )
 

@@ -1,0 +1,136 @@
+"""Samples are finished by threads while others are drawn: the same bytes, bounded, stoppable."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ordered import ordered_config
+
+from synthgen import jobs
+from synthgen.config import Config
+from synthgen.devices import free_cores, one_thread
+from synthgen.jobs.batch import Recipe, draft, make_batches
+from synthgen.jobs.estimate import bytes_in_flight
+from synthgen.jobs.plan import batches, plan, samples_in_flight
+from synthgen.types import HeadFeatures
+
+
+def with_workers(config: Config, workers: int | None) -> Config:
+    generation = config.generation.model_copy(update={"workers": workers})
+    return config.model_copy(update={"generation": generation})
+
+
+def finishing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("finish")]
+
+
+def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    config = ordered_config(tmp_path, "num=11", "dataset.shard_size=6")
+    found = []
+    for workers in (0, 1, 2):
+        out = tmp_path / f"out{workers}"
+        jobs.generate(with_workers(config, workers), out)
+        tars = sorted(out.glob("*/*.tar"))
+        assert len(tars) == 4  # samples and previews of two shards
+        found.append([hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars])
+    assert found[0] == found[1] == found[2]
+    jobs.GenerateJob(with_workers(config, 1), tmp_path / "out0").begin()  # the same dataset
+
+
+def test_no_more_samples_are_held_than_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the workers are, and however many."""
+    config = with_workers(ordered_config(tmp_path, "num=12", "dataset.shard_size=12"), 3)
+    recipe = Recipe(config, "0" * 64, config.generation.batch_size)
+    alive: weakref.WeakSet[HeadFeatures] = weakref.WeakSet()
+    most, draw = 0, recipe.model.draw
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal most
+        drawn = draw(*arguments)
+        alive.update(sample.features for sample in drawn)
+        most = max(most, len(alive))
+        return drawn
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return segment(*arguments)
+
+    segment = jobs.batch.segment_sample
+    monkeypatch.setattr(jobs.batch, "segment_sample", slow)
+    recipe.__dict__["model"] = replace(recipe.model, draw=counted)
+    made = [
+        one
+        for batch in make_batches(recipe, enumerate(batches(plan(config)[0].samples, 2)))
+        for one in batch
+    ]
+    assert [one.row.key for one in made] == [s.key for s in plan(config)[0].samples]
+    assert 2 < most <= samples_in_flight(3, 2) == 5
+    assert bytes_in_flight(config) == pytest.approx(2048e6 * 5 / 2)
+
+
+class Cut(BaseException):
+    """Raised by a report, as a stop is."""
+
+
+def test_what_stops_a_shard_leaves_no_thread(tmp_path: Path) -> None:
+    config = with_workers(ordered_config(tmp_path, "num=12", "dataset.shard_size=12"), 2)
+    recipe = Recipe(config, "0" * 64, config.generation.batch_size)
+
+    def cut(event: str, **fields: Any) -> None:
+        raise Cut
+
+    with pytest.raises(Cut):
+        draft(recipe, plan(config)[0].samples, tmp_path, cut)
+    assert finishing() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_worker_without_memory_sends_the_shard_to_batches_of_one(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_workers(ordered_config(tmp_path, "num=4"), workers)
+    segment, left = jobs.batch.segment_sample, [None]
+
+    def full(*arguments: Any) -> Any:
+        if left:
+            left.pop()
+            raise MemoryError("no memory left")
+        return segment(*arguments)
+
+    monkeypatch.setattr(jobs.batch, "segment_sample", full)
+    marker = jobs.generate(config, tmp_path / "out")
+    assert marker["totals"]["samples"] == 4
+    made = jobs.GenerateJob(config, tmp_path / "out").existing("train-000000")
+    assert made is not None
+    assert made.batch_size == 1
+    assert finishing() == []
+
+
+def test_one_thread_is_of_one_thread() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    try:
+        torch.set_num_threads(3)
+
+        def work() -> None:
+            with one_thread():
+                seen.append(torch.get_num_threads())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert seen == [1]
+        assert torch.get_num_threads() == 3
+        assert free_cores(torch.device("cuda")) >= free_cores(torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
