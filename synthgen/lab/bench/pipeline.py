@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from synthgen.config import Config, load
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import encode_record, sample_json
 from synthgen.dataset.shards import whole_tar
+from synthgen.devices import one_thread
 from synthgen.jobs.shard import Staged, publish_shard
 from synthgen.lab.bench.kmeans import ROUGH, SMOOTH, made_blocks
 from synthgen.labeling.label import label_sample
@@ -176,14 +176,3 @@ def _publication(ends: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         published = time.process_time()
     num = len(ends)
     return {"write": (written - begin) / num, "publish": (published - written) / num}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
