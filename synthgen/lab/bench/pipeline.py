@@ -6,8 +6,8 @@ ones, on photographs, with two classes. Process time, so that another load falls
 
 (b) A stand-in for the device sleeps t seconds per image and gives such features: its throughput
 within the engine as a share of its throughput alone, in a long shard (what is left to be finished
-when the last batch is drawn is told apart, as ``tail``). Wall time, which needs cores that are free;
-so the same is simulated from (a) for any number of workers.
+when the last batch is drawn is told apart, as ``tail``). Wall time, which needs cores that are
+free; so the same is simulated from (a) for any number of workers.
 
 (c) The embedded model: images per second of the engine, with masks and labels, as a share of
 diffusers drawing the same prompts in the same batches, one after the other in the same process.
