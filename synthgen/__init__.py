@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from synthgen.dataset.loader import open_dataset
     from synthgen.diffusion.attention import record
     from synthgen.diffusion.generate import load_model
+    from synthgen.diffusion.invert import record_image
     from synthgen.jobs.from_prompts import generate
     from synthgen.labeling.label import label
     from synthgen.segmentation.segment import segment
@@ -31,6 +32,7 @@ __all__ = [
     "load_model",
     "open_dataset",
     "record",
+    "record_image",
     "segment",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load_model": "diffusion.generate",
     "open_dataset": "dataset.loader",
     "record": "diffusion.attention",
+    "record_image": "diffusion.invert",
     "segment": "segmentation.segment",
 }
 """Where each name lives; imported when it is asked for: ``import synthgen`` stays light."""

@@ -42,18 +42,33 @@ class ByteStream(AbstractContextManager["ByteStream"], Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Photo:
+    """An image that is given, not drawn.
+
+    Args:
+        name: Where it is, relative to the folder or file that was named. Untrusted.
+        sha256: Of its file; empty where that could not be read.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One line of a prompt file: what to draw, and which classes it is meant to show.
 
     Args:
         id: Stable identifier; part of the seed of every image of this prompt.
-        text: Caption given to the text encoder. Untrusted.
+        text: Caption given to the text encoder; may be empty where there is a photo. Untrusted.
         class_names: Classes to look for in the image; may be absent from ``text``.
+        photo: The image that it is about, which is then annotated; None: it is drawn.
     """
 
     id: str
     text: str
     class_names: tuple[str, ...] = ()
+    photo: Photo | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -288,8 +303,10 @@ class Failure:
     prompt: Prompt
     seed: int
     # one of a closed vocabulary: ``nan_latents``, ``black_image`` (or all of any other
-    # color), ``out_of_memory``, ``prompt_rejected``, ``error``
-    reason: Literal["nan_latents", "black_image", "out_of_memory", "prompt_rejected", "error"]
+    # color), ``bad_photo``, ``out_of_memory``, ``prompt_rejected``, ``error``
+    reason: Literal[
+        "nan_latents", "black_image", "bad_photo", "out_of_memory", "prompt_rejected", "error"
+    ]
     message: str  # one line for people
 
 

@@ -15,38 +15,29 @@ from __future__ import annotations
 import io
 import json
 import re
-import struct
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
+from synthgen.storage.images import open_image, readable_image
 from synthgen.storage.untrusted import check_shape, one_line, parse_object, quote
 from synthgen.types import BACKGROUND, IGNORE, LabelMap, MaskSet, Record
 
 KEY = re.compile(r"[0-9]{10,20}")
 MAX_ID = 254
-MAX_PIXELS = 8192 * 8192
-"""Larger images are refused by the readers before a pixel is decoded (decompression bombs)."""
-
 IMAGE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},  # 0: 4:4:4
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
 }
-_IMAGE_ERRORS = (  # what Pillow raises on damaged files, beside its own
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 _Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -279,35 +270,6 @@ def decode_image(data: bytes, mode: str = "RGB") -> UInt8[np.ndarray, "height wi
     with readable_image():
         image = image if image.mode == mode else image.convert(mode)  # which copies in any case
         return np.array(image)  # writable, as torch wants it
-
-
-def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """An untrusted image of one of Pillow's formats, measured and not decoded yet.
-
-    Raises:
-        ValueError: If it is none, or larger than ``MAX_PIXELS``.
-    """
-    with readable_image():
-        try:
-            image = Image.open(io.BytesIO(data), formats=formats)
-        except UnidentifiedImageError:  # whose message names a stream of ours
-            raise ValueError(f"nothing that can be read as {', '.join(formats)}") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"An image must have at most {MAX_PIXELS} pixels. Got {image.width} x {image.height}."
-        )
-    return image
-
-
-@contextmanager
-def readable_image() -> Iterator[None]:
-    """Turn whatever Pillow raises on a damaged image into one line."""
-    try:
-        yield
-    except _IMAGE_ERRORS as error:
-        raise ValueError(
-            f"An image must be readable. Got {one_line(error).rstrip('.')}."
-        ) from None
 
 
 def decode_sample(key: str, members: Mapping[str, bytes], masks: bool = True) -> dict[str, Any]:

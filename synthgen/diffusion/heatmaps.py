@@ -86,7 +86,7 @@ def attributed_text(prompt: Prompt, text: str, source: Source) -> str:
     >>> attributed_text(Prompt("0", "a busy street", ("car",)), "a busy street", "caption")
     'a busy street; car'
     """
-    if source == "classes":
+    if source == "classes" or not text:
         return attribution_text(prompt.class_names)
     unnamed = set(prompt.class_names) - set(mentioned_classes(text, prompt.class_names))
     if source == "prompt" or not unnamed:

@@ -1,22 +1,30 @@
-"""Features of given images: image-to-image at low strength, or one UNet call at a timestep.
+"""Features of given images: image-to-image at low strength, or UNet calls at one timestep.
 
 BL's zero-shot segmentation of real images adds little noise (strength .05) and denoises two
 steps, with an empty prompt or a caption. The single call (`timestep`) noises the latent mean to t
-and reads the UNet once, as LS and DiffSeg do; it shows quality over timesteps. The sample's
-image is the given one: masks describe those pixels, so nothing is decoded.
+and reads the UNet once, as LS and DiffSeg do; several noises, a call each, are averaged. The
+sample's image is the given one: masks describe those pixels, so nothing is decoded. An image of
+any size is seen by the model at about the model's own (`fitted_size`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
+from synthgen.diffusion.attention import record
 from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.cards import Card
 from synthgen.diffusion.generate import (
     Denoising,
     drawn_text,
@@ -26,13 +34,122 @@ from synthgen.diffusion.generate import (
     samples_or_failures,
     with_scheduler,
 )
+from synthgen.diffusion.recording import Recording
 from synthgen.diffusion.schedulers import (
     ImageToImage,
     make_scheduler,
     sample_generators,
     set_steps,
 )
+from synthgen.storage.images import read_photo
 from synthgen.types import Failure, Prompt, Sample
+
+STEPS = 40
+"""Of the whole schedule, of which a strength of .05 leaves two (BL section 5)."""
+
+
+def record_image(
+    pipe: Any,
+    image: Any,
+    prompt: str = "",
+    *,
+    strength: float = 0.05,
+    num_inference_steps: int = STEPS,
+    timestep: int | None = None,
+    noises: int = 1,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Recording:
+    """Record the attention of an image that you have, for `segment` and `label`.
+
+    Args:
+        pipe: A Stable Diffusion 1 or 2 pipeline of diffusers.
+        image: A file's path, an image of PIL, or an RGB array; of any size. Masks have its size.
+        prompt: What it shows; `label` finds the classes that it names.
+        strength: Share of the schedule that is noised and denoised (BL: .05).
+        num_inference_steps: Steps of the full schedule; ``strength`` of them are made (BL: 2).
+        timestep: If given, the image is noised to this timestep (0 to 999; LS and SLiMe: 100) and
+            the UNet called once instead.
+        noises: At a timestep: calls with so much different noise are averaged.
+        size: Height and width whose area the model sees it at; None: the model's own.
+        seed: Of the noise.
+        settings: Of `record`: layers, grids, self_grid, …
+
+    Raises:
+        ValueError: In one line, for an image that cannot be read, or another kind of pipeline.
+
+    >>> import numpy as np, synthgen
+    >>> pipe, photo = synthgen.load_model(), np.zeros((90, 160, 3), dtype=np.uint8)
+    >>> photo[30:60, 40:90] = 255, 0, 0
+    >>> recording = synthgen.record_image(pipe, photo, "a red car")
+    >>> synthgen.segment(recording)  # doctest: +ELLIPSIS
+    Segmentation of ... masks of 90 x 160 pixels
+    """
+    parts = [getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "tokenizer")]
+    if None in parts or hasattr(pipe, "text_encoder_2"):
+        raise ValueError(
+            "pipe must be a Stable Diffusion 1 or 2 pipeline of diffusers. Got "
+            f"{type(pipe).__name__}."
+        )
+    backbone = Backbone(pipe, Card(name="given"), {}, pipe.device, pipe.dtype)
+    pixels = _pixels(image)
+    fitted = fit_image(pixels, fitted_size(pixels.shape[:2], backbone, size))
+    how: dict[str, Any] = {"strength": strength, "timestep": timestep, "noises": noises}
+    denoising = _denoising(
+        backbone, fitted[None], [prompt], [seed], GenerationConfig(), num_inference_steps, **how
+    )
+    if timestep is not None:
+        settings = {**settings, "calls": noises, "map_calls": noises}
+    known: dict[str, Any] = {"num_calls": denoising.num_calls, "guided": denoising.guided}
+    with torch.no_grad(), record(pipe, **settings, **known) as recording:
+        denoising.run()
+    recording.images, recording.size = (pixels,), (pixels.shape[0], pixels.shape[1])
+    return recording
+
+
+def fitted_size(
+    size: tuple[int, ...], backbone: Backbone, area_of: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Height and width at which the model sees an image: its shape, the model's area.
+
+    Sides are rounded to what goes through the model. Shapes beyond what that area holds are
+    widened to one step.
+
+    Args:
+        size: (height, width) of the image.
+        backbone: The model.
+        area_of: (height, width) of another area; None: the model's own.
+    """
+    (height, width), step = area_of or backbone.native_size, backbone.size_step
+    scale = math.sqrt(height * width / (size[0] * size[1]))
+    most = max(1, height * width // step**2)  # steps of the longer side when the other has one
+    rows, columns = (min(most, max(1, round(side * scale / step))) * step for side in size)
+    return rows, columns
+
+
+def fit_image(
+    image: UInt8[np.ndarray, "_height _width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image at another size."""
+    if image.shape[:2] == size:
+        return image
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def _pixels(image: Any) -> UInt8[np.ndarray, "height width 3"]:
+    """A notebook user's image as an RGB array."""
+    if isinstance(image, str | Path):
+        return read_photo(Path(image))
+    if isinstance(image, Image.Image):
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    found = np.asarray(image)
+    if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
+        raise ValueError(
+            "image must be a path, an image of PIL, or an array of uint8 of shape (height, width, "
+            f"3). Got {type(image).__name__}, {found.dtype} of shape {found.shape}."
+        )
+    return np.array(found)  # writable, as torch wants it
 
 
 def invert(
@@ -43,9 +160,10 @@ def invert(
     generation: GenerationConfig,
     capture: CaptureConfig,
     strength: float = 0.05,
-    num_inference_steps: int = 40,
+    num_inference_steps: int = STEPS,
     timestep: int | None = None,
     labeling: LabelConfig | None = None,
+    noises: int = 1,
 ) -> list[Sample | Failure]:
     """Record attention of given images in one UNet batch.
 
@@ -61,6 +179,7 @@ def invert(
         num_inference_steps: Steps of the full schedule; ``strength`` of them are made (BL: 2).
         timestep: If given, one UNet call without guidance at this timestep (0 to 999) instead.
         labeling: What labels are made from is recorded too.
+        noises: At a timestep: so many calls, each with noise of its own, are averaged.
 
     Raises:
         ValueError: For counts, sizes or a strength that do not fit.
@@ -73,19 +192,65 @@ def invert(
     if not prompts:
         return []
     backbone.latent_size(*images.shape[1:3])  # refuses what does not go through the model
-    image01 = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     texts = [drawn_text(prompt, generation.append_classes) for prompt in prompts]
-    if timestep is None:
-        denoising = _image_to_image(
-            backbone, image01, texts, seeds, generation, strength, num_inference_steps
-        )
-    else:
-        denoising = _single_call(backbone, image01, texts, seeds, timestep)
+    how: dict[str, Any] = {"strength": strength, "timestep": timestep, "noises": noises}
+    denoising = _denoising(backbone, images, texts, seeds, generation, num_inference_steps, **how)
+    if timestep is not None:
+        capture = capture.model_copy(update={"calls": noises})
+        labeling = labeling and labeling.model_copy(update={"calls": noises})
     with backbone.lock, torch.no_grad():
         recording, latents = run_recorded(backbone, denoising, prompts, texts, capture, labeling)
     finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
     given = [image if fine else None for image, fine in zip(images, finite, strict=True)]
     return samples_or_failures(recording, prompts, seeds, given)
+
+
+def invert_any(
+    backbone: Backbone,
+    images: Sequence[UInt8[np.ndarray, "_height _width 3"]],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    generation: GenerationConfig,
+    *settings: Any,
+    **more: Any,
+) -> list[Sample | Failure]:
+    """`invert` of images of any size, those that the model sees at one size in one batch."""
+    area_of = backbone.native_size
+    area_of = generation.height or area_of[0], generation.width or area_of[1]
+    sizes = [fitted_size(image.shape[:2], backbone, area_of) for image in images]
+    found: dict[int, Sample | Failure] = {}
+    for size in dict.fromkeys(sizes):
+        own = [index for index, other in enumerate(sizes) if other == size]
+        batch = np.stack([fit_image(images[index], size) for index in own])
+        given = ([prompts[index] for index in own], [seeds[index] for index in own])
+        made = invert(backbone, batch, *given, generation, *settings, **more)
+        for index, one in zip(own, made, strict=True):
+            whole = replace(one, image=images[index]) if isinstance(one, Sample) else one
+            found[index] = whole
+    return [found[index] for index in range(len(images))]
+
+
+def _denoising(
+    backbone: Backbone,
+    images: UInt8[np.ndarray, "batch height width 3"],
+    texts: list[str],
+    seeds: Sequence[int],
+    generation: GenerationConfig,
+    num_inference_steps: int,
+    *,
+    strength: float,
+    timestep: int | None,
+    noises: int,
+) -> Denoising:
+    """The run on given images; see `invert`."""
+    image01 = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    if timestep is not None:
+        return _single_call(backbone, image01, texts, seeds, timestep, noises)
+    if noises != 1:
+        raise ValueError(f"noises must be 1 without a timestep. Got {noises}.")
+    return _image_to_image(
+        backbone, image01, texts, seeds, generation, strength, num_inference_steps
+    )
 
 
 def _image_to_image(
@@ -134,25 +299,31 @@ def _single_call(
     texts: list[str],
     seeds: Sequence[int],
     timestep: int,
+    noises: int,
 ) -> Denoising:
-    """One prediction at t: latent mean, noised by the schedule of the weights."""
+    """Predictions at t: the latent mean, noised by the schedule of the weights, anew for each."""
     pipeline = backbone.pipeline
     total = pipeline.scheduler.config.num_train_timesteps
     if not 0 <= timestep < total:
         raise ValueError(f"timestep must be from 0 to {total - 1}. Got {timestep}.")
+    if noises < 1:
+        raise ValueError(f"noises must be at least 1. Got {noises}.")
 
     def run() -> Tensor:
         pixels = (2 * image01 - 1).to(backbone.device, backbone.dtype)
         means = [pipeline.vae.encode(row).latent_dist.mean for row in pixels.chunk(len(pixels))]
         latents = torch.cat(means) * pipeline.vae.config.scaling_factor
         size = (latents.shape[2], latents.shape[3])
-        noise = initial_noise(backbone, sample_generators(seeds), size)
         t = torch.full((len(latents),), timestep, device=backbone.device)
-        noisy = make_scheduler(backbone, "ddim").add_noise(latents, noise, t)
+        scheduler, generators = make_scheduler(backbone, "ddim"), sample_generators(seeds)
         states, _ = pipeline.encode_prompt(
             texts, backbone.device, 1, do_classifier_free_guidance=False
         )
-        prediction: Tensor = pipeline.unet(noisy, t, states, return_dict=False)[0]
+        prediction: Tensor = latents
+        for _ in range(noises):
+            noise = initial_noise(backbone, generators, size)
+            noisy = scheduler.add_noise(latents, noise, t)
+            prediction = pipeline.unet(noisy, t, states, return_dict=False)[0]
         return prediction
 
-    return Denoising(run, num_calls=1, guided=False)
+    return Denoising(run, num_calls=noises, guided=False)

@@ -1,6 +1,6 @@
 """Look inside one image: draw it from a prompt or invert it, and write the paper's figures.
 
-An image is fitted to the size that the model was trained at; `dataset.photos` reads it.
+An image is fitted to the size that the model was trained at; `storage.images` reads it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from synthgen.config import AuditorConfig, CaptureConfig, Config
-from synthgen.dataset.photos import SUFFIXES, read_photo
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.diffusion.generate import generate, is_one_color
 from synthgen.diffusion.invert import invert
@@ -22,6 +21,7 @@ from synthgen.registry import AUDITORS, resolve
 from synthgen.report import figures
 from synthgen.segmentation.features import feature_blocks
 from synthgen.segmentation.segment import segment_sample
+from synthgen.storage.images import SUFFIXES, read_photo
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
 OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")

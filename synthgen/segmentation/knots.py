@@ -45,6 +45,19 @@ def knot_spacing(grids: Sequence[int], size: int) -> int | None:
     return math.gcd(*(size // (2 * grid) for grid in grids))
 
 
+def knot_size(grids: Sequence[int], size: int) -> int:
+    """The least number of pixels, not below ``size``, whose breaks all fall between pixels.
+
+    A side that is small against its grids, and one of a grid as fine as its pixels, stays as it
+    is: without knots it costs little, or there is nothing to gain.
+
+    >>> knot_size((16, 32, 64), 500), knot_size((16, 32, 64), 512), knot_size((64,), 100)
+    (512, 512, 100)
+    """
+    step = 2 * math.lcm(*grids)
+    return size if step > size else -(-size // step) * step
+
+
 @dataclass(frozen=True, slots=True)
 class KnotEngine:
     """Assigns pixels through the scores at the knots.

@@ -20,6 +20,7 @@ from synthgen.registry import SEGMENTERS, resolve
 from synthgen.segmentation.features import head_blocks, rgbxy_block
 from synthgen.segmentation.interpolation import Interpolation
 from synthgen.segmentation.kmeans import KS, cluster
+from synthgen.segmentation.knots import knot_size
 from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.refine import refine_clusters
 from synthgen.types import HeadFeatures, Recorded, Sample, Segmentation
@@ -151,10 +152,20 @@ def segment_blocks(
     refiner: str = "none",
     **masks: Any,
 ) -> Segmentation:
-    """Clusters and masks of any features on grids, smallest grid first; see `segment`."""
+    """Clusters and masks of any features on grids, smallest grid first; see `segment`.
+
+    Where the grids do not divide a size, as of photographs, pixels of the least larger size that
+    they do divide are clustered, and each pixel of the image takes its nearest one's cluster.
+    """
+    at = label_size(size, resolution)
+    if interpolation == "bilinear" and resolution == "image":
+        rows, columns = (
+            knot_size([block.shape[axis] for block in blocks], at[axis]) for axis in (0, 1)
+        )
+        at = rows, columns
     clustering = cluster(
         blocks,
-        label_size(size, resolution),
+        at,
         ks,
         max_iterations=max_iterations,
         tolerance=tolerance,

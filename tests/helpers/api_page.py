@@ -12,7 +12,7 @@ import synthgen
 
 PAGE = Path(__file__).parents[2] / "synthgen/API.md"
 ORDER = (
-    *("record", "segment", "label", "load_model", "generate", "open_dataset"),
+    *("record", "record_image", "segment", "label", "load_model", "generate", "open_dataset"),
     *("Prompt", "MaskSet", "LabelMap"),
 )
 HEAD = """# API

@@ -16,7 +16,7 @@ from synthgen.segmentation.features import head_blocks
 from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.metrics import adjusted_rand, class_iou
-from synthgen.segmentation.segment import segment_sample
+from synthgen.segmentation.segment import segment_blocks, segment_sample
 from synthgen.types import HeadFeatures, Sample, Segmentation
 
 
@@ -95,3 +95,14 @@ def test_both_interpolations_find_the_planted_regions(interpolation: str) -> Non
     )
     labels = segment_sample(planted_sample(), config).labels[0]
     assert adjusted_rand(quadrants(64), labels) > 0.85
+
+
+def test_sizes_that_grids_do_not_divide_are_clustered_at_the_next_that_they_do() -> None:
+    rng = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(side, side + 2, 3, generator=rng).cumsum(0) for side in (4, 8)]
+    found = segment_blocks(blocks, (61, 90), ks=(2, 5), min_area=0.0)
+    whole = cluster(blocks, (64, 120), (2, 5)).labels
+    rows, columns = np.arange(61) * 64 // 61, np.arange(90) * 120 // 90
+    assert np.array_equal(found.labels, whole[:, rows[:, None], columns])
+    exact = cluster(blocks, (61, 90), (2, 5)).labels
+    assert adjusted_rand(found.labels[0], exact[0]) > 0.9

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from synthgen.dataset.photos import decode_photo, read_photo
 from synthgen.report.inspection import read_image
+from synthgen.storage.images import decode_photo, read_photo
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)
 UPRIGHT[:12] = (80, 160, 240)

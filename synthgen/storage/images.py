@@ -8,19 +8,29 @@ bit as they are stored: their masks know nothing of orientations.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from synthgen.dataset.records import open_image, readable_image
 from synthgen.storage.untrusted import one_line
+
+MAX_PIXELS = 8192 * 8192
+"""Larger images are refused by the readers before a pixel is decoded (decompression bombs)."""
 
 MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_IMAGE_ERRORS = (  # what Pillow raises on damaged files, beside its own
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 def read_photo(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -101,3 +111,32 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, st
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
             unusable = one_line(error, 80).rstrip(".")
     return image.convert("RGB"), unusable
+
+
+def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """An untrusted image of one of Pillow's formats, measured and not decoded yet.
+
+    Raises:
+        ValueError: If it is none, or larger than ``MAX_PIXELS``.
+    """
+    with readable_image():
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError:  # whose message names a stream of ours
+            raise ValueError(f"nothing that can be read as {', '.join(formats)}") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"An image must have at most {MAX_PIXELS} pixels. Got {image.width} x {image.height}."
+        )
+    return image
+
+
+@contextmanager
+def readable_image() -> Iterator[None]:
+    """Turn whatever Pillow raises on a damaged image into one line."""
+    try:
+        yield
+    except _IMAGE_ERRORS as error:
+        raise ValueError(
+            f"An image must be readable. Got {one_line(error).rstrip('.')}."
+        ) from None
