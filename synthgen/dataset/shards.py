@@ -208,6 +208,11 @@ def span_sha256(stream: ByteStream, span: Span) -> str:
     return sha256_of(stream.read(span.size))
 
 
+def sha256_of_members(members: Mapping[str, bytes]) -> str:
+    """Hash of a sample's members, in the order of a tar."""
+    return sha256_of(b"".join(sha256_of(members[suffix]).encode() for suffix in sorted(members)))
+
+
 def parse_span(block: bytes, key: str) -> dict[str, bytes]:
     """Content by suffix of the members that a sample's bytes in its tar are.
 

@@ -1,7 +1,7 @@
 """Finds what is wrong with a dataset, and names it.
 
 Readers accept truncated, reordered and foreign content without a word, so structure, hashes and
-ids are checked here: on every staged shard before it is published, and by ``synthgen verify``.
+ids are checked here: on all that is staged before it is published, and by ``synthgen verify``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from synthgen.dataset.manifest import (
 )
 from synthgen.dataset.metadata import Row, parse_rows
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY
-from synthgen.dataset.shards import BrokenShardError, Span, read_span, scan, span_sha256, spans
+from synthgen.dataset.shards import (
+    BrokenShardError,
+    Span,
+    read_span,
+    scan,
+    sha256_of_members,
+    span_sha256,
+    spans,
+)
 from synthgen.dataset.verify_samples import Problem, verify_row, verify_sample, wrong_row
 from synthgen.dataset.verify_sidecars import verify_sidecars
 from synthgen.storage.publish import Storage, open_storage, sha256_file
@@ -119,6 +127,7 @@ def verify_tar(
     deep: bool,
     rows: Mapping[str, Row] | None = None,
     names: Mapping[int, str] | None = None,
+    verified: Mapping[str, str] | None = None,
 ) -> list[Problem]:
     """Every problem of one tar: structure, keys, members, and the content of the samples.
 
@@ -128,6 +137,8 @@ def verify_tar(
         deep: See ``find_problems``.
         rows: Rows of the metadata, by key, of the samples that it must hold; None: not compared.
         names: Classes of classes.json by id; None: not compared.
+        verified: Hashes, by key, of contents that were looked into before they were written: they
+            must be the same; None: all are looked into.
     """
     problems: list[Problem] = []
     seen: list[Span] = []
@@ -149,7 +160,10 @@ def verify_tar(
             problems += [wrong_row(shard, key, found) for key in sorted(keys_of_one)]
     for span in seen:
         where, members = f"{name} {one_line(span.key, 40)}", read_span(stream, span)
-        problems += verify_sample(where, span.key, members, deep, names)
+        if verified is None:
+            problems += verify_sample(where, span.key, members, deep, names)
+        elif sha256_of_members(members) != verified.get(span.key):
+            problems.append(Problem("wrong hash", where, "is not what was written"))
         if rows is not None and span.key in rows and "json" in members:
             sha256 = span_sha256(stream, span)
             problems += verify_row(shard, rows[span.key], span, sha256, members["json"])

@@ -23,7 +23,8 @@ from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record, sample_json
-from synthgen.dataset.shards import whole_tar
+from synthgen.dataset.shards import sha256_of_members, whole_tar
+from synthgen.dataset.verify_samples import verify_sample
 from synthgen.devices import free_cores, one_thread
 from synthgen.diffusion import generate as drawing
 from synthgen.diffusion.backbones import Backbone, load_backbone
@@ -129,6 +130,7 @@ def draft(
     """
     tar_path, previews_path = folder / "shard.tar", folder / "previews.tar"
     rows: list[Row] = []
+    verified: dict[str, str] = {}
     seconds = dict.fromkeys(("generate", "segment", "write"), 0.0)
     has_previews, begun = False, time.perf_counter()
     numbered = enumerate(batches(samples, recipe.batch_size))
@@ -142,6 +144,7 @@ def draft(
             for made in batch:
                 if made.members is not None:
                     tar.write(made.row.key, made.members)
+                    verified[made.row.key] = sha256_of_members(made.members)
                 if made.previews:
                     previews.write(made.row.key, made.previews)
                     has_previews = True
@@ -151,7 +154,8 @@ def draft(
             progress("samples", count=len(batch))
     wall = time.perf_counter() - begun
     seconds["segment"] = max(0.0, wall - seconds["generate"] - seconds["write"])
-    return Staged(tar_path, previews_path if has_previews else None, rows), seconds
+    staged = Staged(tar_path, previews_path if has_previews else None, rows, verified)
+    return staged, seconds
 
 
 def free_memory() -> None:
@@ -275,6 +279,8 @@ def _finished(
         )
         info = sample_json(record)
         members = encode_record(record, recipe.config.dataset.image_format, info)
+        for problem in verify_sample(planned.key, planned.key, members, deep=True):
+            raise RuntimeError(f"A new sample must be correct. Got {problem}.")
         previews = _previews(recipe.config, planned.key, outcome, segmentation)
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:

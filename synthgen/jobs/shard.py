@@ -36,11 +36,13 @@ class Staged:
         tar: Its samples, an empty tar or none where all failed.
         previews: Their previews; None where there are none.
         rows: One for each planned sample, without places in the tar.
+        verified: Hashes by key of samples that were verified before; None: none was.
     """
 
     tar: Path
     previews: Path | None
     rows: Sequence[Row]
+    verified: Mapping[str, str] | None = None
 
 
 def publish_shard(
@@ -71,7 +73,7 @@ def publish_shard(
     ok = [row for row in staged.rows if row.status == "ok"]
     rows, num_bytes, sha256 = staged.rows, 0, ""
     if ok:
-        rows, num_bytes, sha256 = _verified(staged.tar, shard, staged.rows)
+        rows, num_bytes, sha256 = _verified(staged, shard)
     content = rows_bytes(rows)
     marker = Marker(
         name=shard,
@@ -108,11 +110,14 @@ def _hash(path: Path | None) -> str:
         return sha256_file(stream)
 
 
-def _verified(tar: Path, shard: str, rows: Sequence[Row]) -> tuple[list[Row], int, str]:
+def _verified(staged: Staged, shard: str) -> tuple[list[Row], int, str]:
     """Rows with their places in a new tar, its size and its hash, once all of it is checked."""
+    rows = staged.rows
     num_ok = sum(row.status == "ok" for row in rows)
-    with tar.open("rb") as stream:
-        problems = verify_tar(stream, shard, shard_index(shard), num_ok, deep=True)
+    with staged.tar.open("rb") as stream:
+        problems = verify_tar(
+            stream, shard, shard_index(shard), num_ok, deep=True, verified=staged.verified
+        )
         if problems:
             raise RuntimeError(f"A new shard must be correct. Got {problems[0]}.")
         places = {span.key: span for span in spans(scan(stream))}

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ordered import ordered_config
 
 from synthgen import jobs
 from synthgen.config import Config
+from synthgen.dataset.records import encode_record
+from synthgen.dataset.shards import ShardWriter
 from synthgen.devices import free_cores, one_thread
 from synthgen.jobs.batch import Recipe, draft, make_batches
 from synthgen.jobs.estimate import bytes_in_flight
@@ -112,6 +115,31 @@ def test_a_worker_without_memory_sends_the_shard_to_batches_of_one(
     made = jobs.GenerateJob(config, tmp_path / "out").existing("train-000000")
     assert made is not None
     assert made.batch_size == 1
+    assert finishing() == []
+
+
+def test_what_is_not_what_was_made_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte that changes on its way to the disk, and a sample that was encoded wrongly."""
+    config, write, encode = ordered_config(tmp_path, "num=4"), ShardWriter.write, encode_record
+    job = jobs.GenerateJob(config, tmp_path / "out")
+    job.begin()
+
+    def flipped(writer: ShardWriter, key: str, members: Mapping[str, bytes]) -> None:
+        write(writer, key, {s: m[:-1] + b"0" if s == "jpg" else m for s, m in members.items()})
+
+    def wrong(*arguments: Any) -> dict[str, bytes]:
+        return {**encode(*arguments), "txt": b"another prompt"}
+
+    monkeypatch.setattr(ShardWriter, "write", flipped)
+    with pytest.raises(RuntimeError, match="wrong hash: is not what was written"):
+        job.run_shard("train-000000")
+    monkeypatch.setattr(ShardWriter, "write", write)
+    monkeypatch.setattr(jobs.batch, "encode_record", wrong)
+    with pytest.raises(RuntimeError, match="wrong prompt"):
+        job.run_shard("train-000000")
+    assert not list((tmp_path / "out").glob("*/train-*"))
     assert finishing() == []
 
 
