@@ -11,6 +11,8 @@ free; so the same is simulated from (a) for any number of workers.
 
 (c) The embedded model: images per second of the engine, with masks and labels, as a share of
 diffusers drawing the same prompts in the same batches, one after the other in the same process.
+
+(d) The same on a GPU, if there is one, with a model of SD 2.1's size and random weights.
 """
 
 from __future__ import annotations
@@ -21,55 +23,40 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler
-from jaxtyping import UInt8
-from PIL import Image
-from sklearn.datasets import load_sample_image
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from synthgen.config import Config, GenerationConfig, ModelConfig, load
-from synthgen.dataset.metadata import Row
-from synthgen.dataset.records import encode_record, sample_json
-from synthgen.dataset.shards import whole_tar
+from synthgen.config import GenerationConfig, ModelConfig, load
 from synthgen.devices import one_thread
-from synthgen.diffusion.backbones import Backbone
+from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.cards import Card
-from synthgen.diffusion.generate import load_model
+from synthgen.diffusion.generate import with_scheduler
+from synthgen.diffusion.schedulers import make_scheduler
 from synthgen.jobs.batch import Recipe, draft
 from synthgen.jobs.plan import samples_in_flight
-from synthgen.jobs.shard import Staged, publish_shard
-from synthgen.lab.bench.kmeans import ROUGH, SMOOTH, made_blocks
-from synthgen.labeling.label import label_sample
-from synthgen.segmentation.features import feature_blocks
-from synthgen.segmentation.kmeans import cluster
-from synthgen.segmentation.masks import build_masks
-from synthgen.segmentation.refine import refine_clusters
-from synthgen.storage.publish import open_storage
+from synthgen.lab.bench.capture import SD21_UNET
+from synthgen.lab.bench.kmeans import ROUGH, SMOOTH
+from synthgen.lab.bench.stages import CLASSES, SETTINGS, SIDE, made_sample, stage_seconds
 from synthgen.types import (
     Failure,
     HeadFeatures,
-    Heatmaps,
     PlannedSample,
     Prompt,
-    Record,
     Sample,
-    Segmentation,
 )
-
-SIDE = 512
-DIM = 64  # of a head of SD 2.1
-CLASSES = ("house", "tree")
-SETTINGS = ("labeling.method=clusters", "labeling.refiner=pamr")
-T = TypeVar("T")
-
 
 SECONDS = (0.2, 0.5, 1.0, 3.0)
 """Of the stand-in, per image: an H100 draws one of 512 x 512 in 0.3 to 0.5 s."""
@@ -103,7 +90,8 @@ def bench_pipeline(quick: bool = False) -> dict[str, Any]:
         "share": {str(t): cost / t for t in SECONDS},  # behind denoising / denoising
         "simulated": simulated,
         "standin": standin,
-        "embedded": None if quick else embedded_share(),
+        "embedded": None if quick else throughput(load_backbone(ModelConfig()), 16),
+        "gpu": throughput(full_size(), 32, 8) if torch.cuda.is_available() else "not measured",
     }
 
 
@@ -191,140 +179,94 @@ def _drawn(seed: int) -> Sample:
     return made_sample(ROUGH, seed)
 
 
-def embedded_share(num: int = 8) -> float:
-    """Throughput of the engine over that of diffusers alone, median of three pairs."""
-    config = load(overrides=[*SETTINGS, f"generation.batch_size={BATCH}"])
-    recipe = Recipe(config, "0" * 64, BATCH, {"car": 1})
+def full_size(unet: Mapping[str, Any] = SD21_UNET, width: int = 128, layers: int = 23) -> Backbone:
+    """A model of SD 2.1's architecture with random weights, on the GPU if there is one.
+
+    Args:
+        unet: Architecture of the UNet.
+        width: Channels of the VAE's first block.
+        layers: Of the text encoder.
+    """
+    embedded = load_backbone(ModelConfig(device="cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    text = unet["cross_attention_dim"]
+    torch.manual_seed(0)
+    with device:
+        networks = {
+            "unet": UNet2DConditionModel(**unet),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+                layers_per_block=2,
+            ),
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(embedded.pipeline.tokenizer),
+                    hidden_size=text,
+                    intermediate_size=4 * text,
+                    num_hidden_layers=layers,
+                    num_attention_heads=text // 16,
+                )
+            ),
+        }
+    pipeline = StableDiffusionPipeline(
+        **{name: network.to(dtype).eval() for name, network in networks.items()},
+        tokenizer=embedded.pipeline.tokenizer,
+        scheduler=embedded.pipeline.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    card = Card(name="full size", num_inference_steps=50, guidance_scale=7.5)
+    identity: dict[str, Any] = {"id": "random", "revision": None, "sha256": {}}
+    return Backbone(pipeline, card, identity, device, dtype)
+
+
+def throughput(
+    model: Backbone, num: int, batch_size: int = BATCH, runs: int = 3
+) -> dict[str, float]:
+    """The engine, with masks, labels and files, against diffusers alone; medians over runs.
+
+    Args:
+        model: Draws.
+        num: Images of each run; whole batches.
+        batch_size: Images drawn together.
+        runs: Pairs, one after the other.
+
+    Returns:
+        ``share``: throughput over that of diffusers alone; ``drawing``: part of the time in which
+        the model draws; ``images_per_hour`` of both.
+    """
+    config = load(overrides=[*SETTINGS, f"generation.batch_size={batch_size}"])
+    recipe = Recipe(config, "0" * 64, batch_size, {"car": 1})
+    vars(recipe)["model"] = model
     prompt = Prompt("0", "a photo of a red car", ("car",))
     planned = [PlannedSample(f"{index:010d}", prompt, 0, index) for index in range(num)]
-    steps, pipeline = recipe.model.card.num_inference_steps, load_model()
-    pipeline.set_progress_bar_config(disable=True)
-    shares = []
-    for _ in range(3):
+    steps = {"num_inference_steps": model.card.num_inference_steps}
+    scheduler = make_scheduler(model, model.card.scheduler)
+    plain = with_scheduler(model, StableDiffusionPipeline, scheduler)
+    plain([prompt.text] * batch_size, **{**steps, "num_inference_steps": 2})  # the first allocates
+    rows = []
+    for _ in range(runs):
         begin = time.perf_counter()
-        for _ in range(num // BATCH):
-            pipeline([prompt.text] * BATCH, num_inference_steps=steps)
+        for _ in range(num // batch_size):
+            plain([prompt.text] * batch_size, guidance_scale=model.card.guidance_scale, **steps)
         alone = time.perf_counter() - begin
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter()
-            draft(recipe, planned, Path(folder), lambda *_, **__: None)
-            shares.append(alone / (time.perf_counter() - begin))
-    return median(shares)
-
-
-def made_sample(roughness: Sequence[tuple[int, float]], seed: int = 0) -> Sample:
-    """A photograph with random head outputs and heatmaps of SD 2.1's size."""
-    generator = torch.Generator().manual_seed(seed)
-    values, grids = {}, {}
-    for block in made_blocks(roughness, seed):
-        height, width, num = block.shape
-        axes = torch.linalg.qr(torch.randn(num // 8, DIM, 8, generator=generator))[0]
-        heads = torch.unflatten(block.flatten(0, 1), 1, (-1, 8)).movedim(1, 0) @ axes.mT
-        name = f"up.{height}"
-        values[name] = heads + 0.01 * torch.randn(heads.shape, generator=generator)
-        grids[name] = (height, width)
-    coarse = torch.rand(1, len(CLASSES) + 1, 6, 6, generator=generator)
-    maps = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")[0].clamp(min=0)
-    return Sample(
-        prompt=Prompt(str(seed), "a house behind a tree", CLASSES),
-        seed=seed,
-        image=photograph(seed),
-        features=HeadFeatures(values, grids),
-        heatmaps=Heatmaps(CLASSES, maps[1:], maps[0] + 0.1),
-    )
-
-
-def photograph(seed: int) -> UInt8[np.ndarray, "512 512 3"]:
-    """One of scikit-learn's two photographs, cut to a square."""
-    picture = Image.fromarray(load_sample_image(("china.jpg", "flower.jpg")[seed % 2]))
-    side = min(picture.size)
-    return np.asarray(picture.resize((SIDE, SIDE), box=(0, 0, side, side)))
-
-
-def stage_seconds(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Median core-seconds per image of each stage, and their sum."""
-    config = load(overrides=list(SETTINGS))
-    rows = [_stages(sample, config, index) for index, sample in enumerate(samples)]
-    ends = [end for _, end in rows]
-    stages = {name: median(row[name] for row, _ in rows) for name in rows[0][0]}
-    stages |= _publication(ends)
-    result = {
-        "core_seconds": sum(stages.values()),
-        **stages,
-        "iterations": {
-            str(k): median(end["iterations"][i] for end in ends)
-            for i, k in enumerate(config.segmentation.clusters.ks)
-        },
-        "num_masks": median(end["masks"] for end in ends),
-    }
-    print(result, file=sys.stderr, flush=True)
-    return result
-
-
-def _stages(sample: Sample, config: Config, index: int) -> tuple[dict[str, float], dict[str, Any]]:
-    segmenting, size = config.segmentation, (SIDE, SIDE)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], T]) -> T:
-        begin = time.process_time()
-        result = work()
-        seconds[name] = time.process_time() - begin
-        return result
-
-    blocks = timed("pca", lambda: feature_blocks(sample.features, segmenting.features))
-    found = timed("kmeans", lambda: cluster(blocks, size, segmenting.clusters.ks))
-    labels = timed("refine", lambda: refine_clusters(found.labels, found.ks, sample.image))
-    masks = timed("masks", lambda: build_masks(labels, found.ks))
-    segmentation = Segmentation.of(masks, found.ks, labels)
-    label_map = timed(
-        "label",
-        lambda: label_sample(
-            segmentation, sample.heatmaps, sample.self_map, config.labeling, sample.image
-        ),
-    )
-    ids = {name: number for number, name in enumerate(CLASSES, start=1)}
-    origin = {"seed": sample.seed, "image_index": 0}
-    record = Record(f"{index:010d}", sample.image, sample.prompt, masks, origin, label_map, ids)
-
-    info = timed("describe", lambda: sample_json(record))
-    members = timed("encode", lambda: encode_record(record, "jpg", info))
-    return seconds, {
-        "record": record,
-        "members": members,
-        "masks": len(masks),
-        "iterations": found.iterations,
-    }
-
-
-def _publication(ends: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Core-seconds per image to write, verify and publish a shard."""
-    rows = [
-        Row(
-            key=end["record"].key,
-            status="ok",
-            reason="",
-            message="",
-            prompt_id=end["record"].prompt.id,
-            prompt=end["record"].prompt.text,
-            classes=CLASSES,
-            image_index=0,
-            seed=end["record"].provenance["seed"],
-            batch=0,
-            num_segments=end["masks"],
+            _, seconds = draft(recipe, planned, Path(folder), lambda *_, **__: None)
+            ours = time.perf_counter() - begin
+        rows.append((alone / ours, seconds["generate"] / ours, num / ours, num / alone))
+        print(
+            f"{model.card.name}: {alone:.2f} s alone, {ours:.2f} s in the engine", file=sys.stderr
         )
-        for end in ends
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.process_time()
-        path = Path(folder) / "shard.tar"
-        with whole_tar(path) as tar:
-            for end in ends:
-                tar.write(end["record"].key, end["members"])
-        written = time.process_time()
-        facts = {"config": "", "batch_size": 1, "seconds": {}, "environment": {}}
-        staged = Staged(path, None, rows)
-        storage = open_storage(Path(folder) / "out")
-        publish_shard(storage, "train-000000", staged, facts, lambda: None)
-        published = time.process_time()
-    num = len(ends)
-    return {"write": (written - begin) / num, "publish": (published - written) / num}
+    share, drawing, rate, alone_rate = (median(column) for column in zip(*rows, strict=True))
+    return {
+        "share": share,
+        "drawing": drawing,
+        "images_per_hour": 3600 * rate,
+        "images_per_hour_alone": 3600 * alone_rate,
+    }
