@@ -7,10 +7,12 @@ another, twice, and after that the next run makes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from synthgen.flows.runners import ReportsToOneServer
+from synthgen.jobs.plan import MAX_WORKERS
 
 try:
     import ray
@@ -28,11 +30,28 @@ class ResidentRayTaskRunner(ReportsToOneServer, RayTaskRunner):  # type: ignore[
 
     def submitting(self) -> AbstractContextManager[Any]:
         """With our options."""
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         found: AbstractContextManager[Any] = remote_options(
-            num_cpus=1, num_gpus=gpus, max_calls=0, max_retries=MAX_RETRIES
+            **share_of(ray.cluster_resources()), max_calls=0, max_retries=MAX_RETRIES
         )
         return found
+
+
+def share_of(cluster: Mapping[str, float]) -> dict[str, int]:
+    """What one task holds: a GPU, its own core, and those of the threads that finish samples.
+
+    They are in the task's process, so Ray places them beside its GPU; where a cluster has many
+    cores for each GPU, no more of them than threads by default.
+
+    >>> share_of({"CPU": 64, "GPU": 8}), share_of({"CPU": 8, "GPU": 4})
+    ({'num_cpus': 5, 'num_gpus': 1}, {'num_cpus': 2, 'num_gpus': 1})
+    >>> share_of({"CPU": 8})
+    {'num_cpus': 1, 'num_gpus': 0}
+    """
+    gpus = int(cluster.get("GPU", 0))
+    if not gpus:
+        return {"num_cpus": 1, "num_gpus": 0}
+    cores = int(cluster.get("CPU", 1)) // gpus
+    return {"num_cpus": max(1, min(1 + MAX_WORKERS, cores)), "num_gpus": 1}
 
 
 def ray_runner(workers: int, address: str | None = None) -> ResidentRayTaskRunner:
