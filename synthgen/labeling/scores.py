@@ -31,6 +31,9 @@ from synthgen.types import Heatmaps, Segmentation, SelfMap
 _LEAST = 1e-12
 """Heat below this is none."""
 
+_PIXELS = 8192
+"""Pixels of all masks that are floats at once: what fits the cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelInputs:
@@ -205,6 +208,9 @@ def mask_means(
     masks = segmentation.masks
     flat = masks.reshape(len(masks), maps[0].size)  # there may be no mask
     values = torch.from_numpy(np.ascontiguousarray(maps)).flatten(1).float()
-    sums = (torch.from_numpy(flat).float() @ values.T).numpy()
-    means: Float[np.ndarray, "mask row"] = sums / np.maximum(flat.sum(1), 1)[:, None]
+    sums = torch.zeros(len(flat), len(maps))
+    for start in range(0, flat.shape[1], _PIXELS):
+        part = slice(start, start + _PIXELS)
+        sums += torch.from_numpy(flat[:, part]).float() @ values[:, part].T
+    means: Float[np.ndarray, "mask row"] = sums.numpy() / np.maximum(flat.sum(1), 1)[:, None]
     return means

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 Interpolation = Literal["bilinear", "nearest"]
 
@@ -165,13 +166,13 @@ class Interpolant:
         for block, grid, down, across in zip(
             self.blocks, self.grids, by_grid, self.columns, strict=True
         ):
-            parts = []  # of the two nodes down and across that weigh anything
-            for weight, node in zip(*(each.T for each in down.topk(min(2, grid[0]))), strict=True):
-                sides = across[column].topk(min(2, grid[1]))
-                for beside, other in zip(*(each.T for each in sides), strict=True):
-                    nodes = block[:, node * grid[1] + other]
-                    parts.append((weight * beside)[:, None] * nodes)
-            picked.append(functools.reduce(torch.add, parts))
+            # of the two nodes down and across that weigh anything
+            above, row_nodes = down.topk(min(2, grid[0]))
+            beside, column_nodes = across[column].topk(min(2, grid[1]))
+            nodes = (row_nodes[:, :, None] * grid[1] + column_nodes[:, None]).flatten(1)
+            weights = (above[:, :, None] * beside[:, None]).flatten(1)
+            bags = [embedding_bag(nodes, x, per_sample_weights=weights, mode="sum") for x in block]
+            picked.append(torch.stack(bags))
         return torch.cat(picked, dim=-1)
 
     def totals(self) -> Float[Tensor, "batch feature"]:

@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_image
 from synthgen.config import Config, load
 from synthgen.dataset.metadata import Row
 from synthgen.dataset.records import encode_record, sample_json
-from synthgen.dataset.shards import whole_tar
+from synthgen.dataset.shards import sha256_of_members, whole_tar
+from synthgen.dataset.verify_samples import verify_sample
 from synthgen.jobs.shard import Staged, publish_shard
 from synthgen.lab.bench.kmeans import made_blocks
 from synthgen.labeling.label import label_sample
@@ -120,6 +121,7 @@ def _stages(sample: Sample, config: Config, index: int) -> tuple[dict[str, float
 
     info = timed("describe", lambda: sample_json(record))
     members = timed("encode", lambda: encode_record(record, "jpg", info))
+    assert not timed("verify", lambda: [*verify_sample(record.key, record.key, members, True)])
     return seconds, {
         "record": record,
         "members": members,
@@ -154,7 +156,8 @@ def _publication(ends: Sequence[Mapping[str, Any]]) -> dict[str, float]:
                 tar.write(end["record"].key, end["members"])
         written = time.process_time()
         facts = {"config": "", "batch_size": 1, "seconds": {}, "environment": {}}
-        staged = Staged(path, None, rows)
+        hashes = {end["record"].key: sha256_of_members(end["members"]) for end in ends}
+        staged = Staged(path, None, rows, hashes)
         storage = open_storage(Path(folder) / "out")
         publish_shard(storage, "train-000000", staged, facts, lambda: None)
         published = time.process_time()
