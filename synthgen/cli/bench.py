@@ -42,7 +42,7 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"num": 200, "sweep": False},
     ),
     "pipeline": (
-        "Core-seconds per image of 512 x 512 behind denoising, by stage, on one thread.",
+        "What masks and files cost behind denoising, and throughput against diffusers alone.",
         {"quick": False},
     ),
     "audit": (
