@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     from synthgen.diffusion.invert import record_image
     from synthgen.jobs.from_prompts import generate
     from synthgen.labeling.label import label
+    from synthgen.oneshot.learn import learn_parts
+    from synthgen.oneshot.parts import Parts, load_parts
     from synthgen.segmentation.segment import segment
     from synthgen.types import LabelMap, MaskSet, Prompt
 
 __all__ = [
     "LabelMap",
     "MaskSet",
+    "Parts",
     "Prompt",
     "__version__",
     "generate",
     "label",
+    "learn_parts",
     "load_model",
+    "load_parts",
     "open_dataset",
     "record",
     "record_image",
@@ -39,10 +44,13 @@ __all__ = [
 _HOMES = {
     "LabelMap": "types",
     "MaskSet": "types",
+    "Parts": "oneshot.parts",
     "Prompt": "types",
     "generate": "jobs.from_prompts",
     "label": "labeling.label",
+    "learn_parts": "oneshot.learn",
     "load_model": "diffusion.generate",
+    "load_parts": "oneshot.parts",
     "open_dataset": "dataset.loader",
     "record": "diffusion.attention",
     "record_image": "diffusion.invert",

@@ -21,6 +21,7 @@ from synthgen.cli import (
     export,
     generate,
     label,
+    oneshot,
     report,
     serve,
     soak,
@@ -73,10 +74,12 @@ for _look in (verify.status, verify.verify, verify.replay, verify.gc):
 for _judge in (audit.audit, label.label, export.export):
     app.command(rich_help_panel=USE)(command(_judge, runs=True, tells=True))
 app.command(rich_help_panel=USE)(command(export.push, tells=True))
+app.add_typer(oneshot.app, name="oneshot", rich_help_panel=USE)
 for _show in (report.report, report.view, report.inspect):
     app.command(rich_help_panel=USE)(_show)
 app.command(rich_help_panel=PROVE)(doctor.doctor)
 app.command(rich_help_panel=PROVE)(train.train)
+train.app.command("oneshot")(oneshot.evaluate)
 app.add_typer(train.app, name="evaluate", rich_help_panel=PROVE)
 app.add_typer(bench.app, name="bench", rich_help_panel=PROVE)
 app.command(rich_help_panel=PROVE)(command(study.study, runs=True))

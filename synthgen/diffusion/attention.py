@@ -185,17 +185,17 @@ def _hook_maps(
             recording.keep_self_map(own, attn, query, key)
 
     if with_self_map:
-        _pair_projections(attn, keep_self, handles, "to_qkv")
+        pair_projections(attn, keep_self, handles, "to_qkv")
     other = None if recording.attribution is None else recording.attribution.text_states
     if other is None:
-        _pair_projections(crossed, keep, handles, "to_kv")
+        pair_projections(crossed, keep, handles, "to_kv")
         return
     with torch.no_grad():
         key = crossed.to_k(other)  # under LoRA its own layers are in there
     handles.callback(crossed.to_q.register_forward_hook(lambda _, __, q: keep(q, key)).remove)
 
 
-def _pair_projections(
+def pair_projections(
     attn: Any, keep: Callable[[Tensor, Tensor], None], handles: ExitStack, fused: str
 ) -> None:
     """Hand each pass's query and key to ``keep``, from separate or from fused projections.

@@ -17,11 +17,12 @@ import logging
 import re
 import string
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -117,6 +118,20 @@ class Backbone:
 
 
 _LOADING = threading.Lock()
+_ORIGINS: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
+
+
+class Origin(NamedTuple):
+    """Where a model that was loaded here came from."""
+
+    card: Card
+    identity: Mapping[str, Any]
+
+
+def origin_of(pipe: Any) -> Origin | None:
+    """The origin of a pipeline's UNet, None for one that was not loaded here."""
+    unet = getattr(pipe, "unet", None)
+    return None if unet is None else _ORIGINS.get(unet)
 
 
 def load_backbone(config: ModelConfig, weights: bool = True) -> Backbone:
@@ -170,6 +185,7 @@ def _make(config: ModelConfig, weights: bool) -> Backbone:
             _merge_lora(pipeline, Path(config.lora))
         pipeline.to(device)
         _apply_settings(pipeline, config)
+        _ORIGINS[pipeline.unet] = Origin(card, identity)
     return Backbone(pipeline, card, identity, device, dtype)
 
 

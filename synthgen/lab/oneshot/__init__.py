@@ -1,0 +1,1 @@
+"""How well parts are found from few examples, where the truth is known."""
