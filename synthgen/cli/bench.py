@@ -45,6 +45,10 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "What masks and files cost behind denoising, and throughput against diffusers alone.",
         {"quick": False},
     ),
+    "slime": (
+        "Memory of one step of learning parts on a full-size SD 2.1, by construction.",
+        {"quick": False},
+    ),
     "audit": (
         "Top-n and Hungarian IoU by counted bits, against boolean masks pair by pair.",
         {"quick": False},

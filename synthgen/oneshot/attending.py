@@ -145,8 +145,6 @@ class ClassReader:
                 _keep_projections(unet, layers[name], "attn2", cross, handles)
             for name in self.self_names:
                 _keep_projections(unet, layers[name], "attn1", own, handles)
-            if self.settings.only:
-                states = states[:, :num_classes]
             text = states.expand(len(latents), -1, -1).to(self.dtype)
             output = unet(noisy, times, text, return_dict=False)[0]
         maps = cross_maps([cross[name] for name in self.cross_names], num_classes, size)

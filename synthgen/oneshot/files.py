@@ -4,6 +4,7 @@ OUT/labels/NAME.png      class of each pixel: 0 background, i the i-th part
 OUT/colors/NAME.png      the same in the colors of OUT/legend.json
 OUT/annotations.json     COCO: an annotation of each part in each image, with its mean score
 OUT/picture.png          the first images with their classes and class maps
+OUT/scores/NAME.json     mean score of each part that was found
 OUT/predict.json         what they were made by; another fit or setting needs another folder
 """
 
@@ -51,10 +52,12 @@ def predict_files(
     storage = open_storage(out)
     _claim(storage, parts, digest(settings.model_dump(mode="json")))
     there = set(storage.names("labels"))
+    has_picture = storage.size("picture.png") is not None
     drawn = []
     for number, path in enumerate(paths):
         name = f"{path.stem}.png"
-        if name in there and number >= _IN_PICTURE:
+        in_picture = number < _IN_PICTURE and not has_picture
+        if name in there and not in_picture:
             progress.report("existing", shards=0, samples=1)
             continue
         pixels = read_photo(path)
@@ -62,10 +65,11 @@ def predict_files(
         storage.publish_bytes(color_png(found.semantic), f"colors/{name}")
         storage.publish_bytes(dump_json(_scores(parts, found)), f"scores/{path.stem}.json")
         storage.publish_bytes(encode_image(found.semantic, "png"), f"labels/{name}")
-        if number < _IN_PICTURE:
+        if in_picture:
             drawn.append((path.name, pixels, found.semantic, parts.maps(pixels, **changes)))
         progress.report("samples", count=1)
-    storage.publish_bytes(draw_parts(parts.names, drawn), "picture.png")
+    if drawn:
+        storage.publish_bytes(draw_parts(parts.names, drawn), "picture.png")
     content = _annotations(storage, parts, paths)
     storage.publish_bytes(dump_json(content), "annotations.json")
     return _summary(parts, content, len(paths))

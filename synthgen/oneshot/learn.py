@@ -23,6 +23,7 @@ from torch import Tensor
 
 from synthgen import progress
 from synthgen.config.settings import digest
+from synthgen.diffusion.backbones import origin_of
 from synthgen.oneshot.attending import ClassReader, resized
 from synthgen.oneshot.augment import augment
 from synthgen.oneshot.parts import Parts, class_states, fingerprint, place_parts, rgb
@@ -60,7 +61,8 @@ def learn_parts(
         validation: An image and its mask; the epoch that finds its parts best is kept.
         folder: Where the fit is kept while it runs, to go on after an interruption.
         save_every: Epochs between two states that are kept there.
-        settings: Of `PartSettings`: epochs, lr, augmentation, seed, timestep, clusters, ...
+        settings: Of `PartSettings`: epochs, lr, augmentation, seed, timestep, clusters, ...; what
+            is not given is the model card's, or else the paper's.
 
     Raises:
         ValueError: In one line, for examples that do not fit, or a folder of another fit.
@@ -74,7 +76,9 @@ def learn_parts(
     >>> parts, parts(image).class_names
     (Parts square after 2 epochs, ('square',))
     """
-    chosen = PartSettings.model_validate(settings)
+    origin = origin_of(pipe)
+    of_card = {} if origin is None else dict(origin.card.parts)
+    chosen = PartSettings.model_validate({**of_card, **settings})
     examples = check_examples(images, masks, names)
     held_out = [] if validation is None else check_examples(*validation, names, complete=False)
     fit = Fit(ClassReader(pipe, chosen), examples, held_out, tuple(names), chosen)
@@ -120,8 +124,7 @@ class Fit:
             shown = resize_mask(torch.from_numpy(mask.astype(np.int64)), size)
             self.examples.append((resized(pixels, size), shown))
         self.states = class_states(reader, settings, names)
-        first = 0 if settings.learn_background else 1
-        start = self.states[0, first : len(names) + 1].clone()
+        start = self.states[0, 1 : len(names) + 1].clone()
         self.embeddings = torch.nn.Parameter(start)
         self.optimizer = torch.optim.Adam([self.embeddings], settings.lr)
         self.epoch = 0
@@ -183,7 +186,7 @@ class Fit:
         noise = int(rng.integers(2**62))
         num = len(self.names) + 1
         with torch.enable_grad():
-            states = place_parts(self.states, self.embeddings, len(self.embeddings) - num + 1)
+            states = place_parts(self.states, self.embeddings)
             seen = self.reader(latents, timestep, [noise], states, num)
             truth = mask_on_grid(mask, num, (latents.shape[2], latents.shape[3]))
             entropy, squares = slime_losses(seen.cross, seen.was, truth[None].to(latents.device))

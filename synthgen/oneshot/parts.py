@@ -297,18 +297,15 @@ def class_states(
     states = reader.text_states(" ".join(words))
     if embeddings is None:
         return states
-    return place_parts(states, embeddings, len(embeddings) - len(names))
+    return place_parts(states, embeddings)
 
 
 def place_parts(
-    states: Float[Tensor, "1 token feature"],
-    embeddings: Float[Tensor, "part feature"],
-    extra: int = 0,
+    states: Float[Tensor, "1 token feature"], embeddings: Float[Tensor, "part feature"]
 ) -> Float[Tensor, "1 token feature"]:
     """The text's states with those of the parts behind the first."""
     own = embeddings[None].to(states)
-    first = states[:, : 1 - extra]
-    return torch.cat([first, own, states[:, 1 - extra + own.shape[1] :]], dim=1)
+    return torch.cat([states[:, :1], own, states[:, 1 + own.shape[1] :]], dim=1)
 
 
 def corner_windows(size: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -28,10 +28,9 @@ class PartSettings(Section):
     )
     background: Literal["start", "rest"] = Field(
         "start",
-        description="Background is the text's first token (the paper), or all that are no part's.",
+        description="Background is what the text's first token is attended to (the paper), or all "
+        "tokens that are no part's: small models leave the first little.",
     )
-    learn_background: bool = Field(False, description="Train the first token, too.")
-    only: bool = False
     cross_layers: tuple[str, ...] | None = Field(
         None, description="Cross-attention layers; null: the 8th to 12th of 16 (table 10)."
     )
@@ -50,7 +49,9 @@ class PartSettings(Section):
         10, ge=1, description="Epochs between looks at the validation example; the best is kept."
     )
     was: bool = Field(True, description="Find parts by WAS maps; false: cross maps (table 1).")
-    rescale: bool = Field(False, description="WAS maps in the range of the cross maps.")
+    rescale: bool = Field(
+        False, description="WAS maps stretched to the range of the cross maps (the authors' code)."
+    )
     presence: Fraction = Field(
         0.2, description="A part whose cross map never exceeds this is not there (B)."
     )

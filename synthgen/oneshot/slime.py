@@ -127,7 +127,7 @@ def slime_losses(
     logs = cross.clamp(min=1e-8).log()
     entropy = F.nll_loss(logs, mask, weights, ignore_index=IGNORE)
     known = mask != IGNORE
-    truth = F.one_hot(mask.where(known, 0), cross.shape[1]).movedim(3, 1)
+    truth = class_planes(mask, cross.shape[1])
     resized = F.interpolate(was, size=mask.shape[1:], mode="bilinear", align_corners=False)
     squares = (resized - truth).square().sum(1)
     return entropy, (squares * known).sum() / known.sum().clamp(min=1)
@@ -141,8 +141,20 @@ def class_weights(
     >>> class_weights(torch.tensor([[[0, 0, 0, 1, 255]]]), 3).tolist()
     [1.3333333730697632, 4.0, 0.0]
     """
-    counts = torch.bincount(mask[mask != IGNORE].flatten(), minlength=num_classes)[:num_classes]
+    counts = class_planes(mask, num_classes).sum((0, 2, 3))
     return torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
+
+
+def class_planes(
+    mask: Int[Tensor, "batch height width"], num_classes: int
+) -> Float[Tensor, "batch cls height width"]:
+    """M'_k: 1 where a place is of a class, 0 elsewhere and where it is undecided.
+
+    >>> class_planes(torch.tensor([[[0, 1, 255]]]), 2).tolist()
+    [[[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]]
+    """
+    classes = torch.arange(num_classes, device=mask.device)[:, None, None]
+    return (mask[:, None] == classes).float()
 
 
 def drop_faint(
