@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(1200)  # processes of their own, on machines th
 WORDS = ("car", "dog", "tree")
 COMMANDS = ["demo", "generate", "verify", "audit", "report", "view", "inspect"]
 COMMANDS += ["label", "extend", "merge", "serve", "export", "push", "study", "train", "evaluate"]
-COMMANDS += ["replay", "gc", "doctor", "config", "bench", "status", "plan"]
+COMMANDS += ["replay", "gc", "doctor", "config", "bench", "status", "plan", "oneshot"]
 
 
 def synthgen(*args: object) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ import synthgen
 PAGE = Path(__file__).parents[2] / "synthgen/API.md"
 ORDER = (
     *("record", "record_image", "segment", "label", "load_model", "generate", "open_dataset"),
-    *("Prompt", "MaskSet", "LabelMap"),
+    *("learn_parts", "load_parts", "Parts", "Prompt", "MaskSet", "LabelMap"),
 )
 HEAD = """# API
 

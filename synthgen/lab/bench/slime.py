@@ -35,11 +35,11 @@ from synthgen.oneshot.slime import Projected, slime_losses
 CLASSES, TOKENS, LATENTS = 6, 77, 64  # car: five parts and the background, at 512 x 512 px
 
 
-class AliveBytes(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of storages while they are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
