@@ -56,10 +56,10 @@ def fit(
       synthgen oneshot fit --image images --mask instances.json --classes body,window \
         --model sd21-base --set epochs=200 --set augmentation=car
     """
-    from synthgen.dataset.photos import read_photo
     from synthgen.oneshot.learn import learn_parts
     from synthgen.oneshot.masks import pair_files, read_legend, read_mask
     from synthgen.oneshot.pictures import draw_losses, draw_parts, legend_of
+    from synthgen.storage.images import read_photo
     from synthgen.storage.publish import dump_json, open_storage
 
     legend, pairs = read_legend(classes), pair_files(image, mask)

@@ -18,11 +18,11 @@ import numpy as np
 
 from synthgen import progress
 from synthgen.config.settings import digest
-from synthgen.dataset.photos import SUFFIXES, read_photo
 from synthgen.dataset.records import bbox_xywh, decode_image, encode_image
 from synthgen.dataset.rle import encode_masks
 from synthgen.oneshot.parts import Parts
 from synthgen.oneshot.pictures import color_png, draw_parts, legend_of
+from synthgen.storage.images import SUFFIXES, read_photo
 from synthgen.storage.publish import Storage, dump_json, open_storage
 from synthgen.storage.untrusted import one_line, parse_object
 

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as coco
 
-from synthgen.dataset.records import open_image, readable_image
 from synthgen.prompts.class_list import read_classes
 from synthgen.prompts.reading import is_file, read_bytes
+from synthgen.storage.images import open_image, readable_image
 from synthgen.storage.untrusted import one_line, parse_json, quote
 from synthgen.types import BACKGROUND, IGNORE
 
