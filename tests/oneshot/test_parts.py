@@ -199,7 +199,7 @@ def test_settings_that_were_learned_with_stay(pipe: Any) -> None:
 
 
 def test_a_fit_on_one_scene_finds_its_part_in_another() -> None:
-    """The embedded model, 40 epochs: far above painting everything in one class."""
+    """The embedded model, 30 epochs: well above painting every pixel as the part."""
     from synthgen.embedded.vocabulary import TUNING_SEEDS
     from synthgen.lab.world.render import render
 
@@ -212,7 +212,7 @@ def test_a_fit_on_one_scene_finds_its_part_in_another() -> None:
     truths = [(scene.semantic > 0).astype(np.uint8) for scene in others]
     pairs = zip(truths, others, strict=True)
     counts = sum(confusion(truth, parts(scene.image).semantic, 2) for truth, scene in pairs)
-    assert class_ious(counts)[1] > np.mean(truths) + 0.2
+    assert class_ious(counts)[1] > 1.4 * np.mean(truths)
 
 
 def test_working_size_keeps_shape_and_area(pipe: Any) -> None:
