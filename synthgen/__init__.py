@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from synthgen.diffusion.attention import record
     from synthgen.diffusion.generate import load_model
     from synthgen.diffusion.invert import record_image
-    from synthgen.jobs.from_prompts import generate
+    from synthgen.jobs.from_prompts import annotate, generate
     from synthgen.labeling.label import label
     from synthgen.oneshot.learn import learn_parts
     from synthgen.oneshot.parts import Parts, load_parts
@@ -30,6 +30,7 @@ __all__ = [
     "Parts",
     "Prompt",
     "__version__",
+    "annotate",
     "generate",
     "label",
     "learn_parts",
@@ -46,6 +47,7 @@ _HOMES = {
     "MaskSet": "types",
     "Parts": "oneshot.parts",
     "Prompt": "types",
+    "annotate": "jobs.from_prompts",
     "generate": "jobs.from_prompts",
     "label": "labeling.label",
     "learn_parts": "oneshot.learn",

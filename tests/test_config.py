@@ -77,7 +77,11 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
     off = {f"labeling.{key}" for key in tree["labeling"]} | {"labeling"}
     labeled = load(overrides=["labeling.method=clusters"]).digest_settings()["labeling"]
     assert off == {f"labeling.{key}" for key in labeled if key != "version"} | {"labeling"}
+    given = load(overrides=["annotation.images=[photos]"]).digest_settings()["annotation"]
+    off |= {f"annotation.{key}" for key in given} | {"annotation"}
     assert missing - off == {
+        "annotation.images",  # their names and hashes are, see test_annotate
+        "annotation.captions",
         "num",
         "extended",
         "balance",

@@ -64,7 +64,9 @@ def about(
 
 MAKE, USE, PROVE = "Make datasets", "Judge, read and hand on datasets", "Measure"
 
-for _make in (generate.demo, generate.generate, generate.extend, generate.merge):
+for _make in (
+    *(generate.demo, generate.generate, generate.annotate, generate.extend, generate.merge),
+):
     app.command(rich_help_panel=MAKE)(command(_make, runs=True))
 app.command(rich_help_panel=MAKE)(command(generate.plan, tells=True))
 app.command(rich_help_panel=MAKE)(serve.serve)

@@ -1,4 +1,4 @@
-"""Commands that make datasets: ``generate``, ``demo``, ``extend``, ``merge``; and ``plan``."""
+"""Commands that make datasets: ``generate``, ``annotate``, ``demo``, ``extend``, ``merge``."""
 
 from __future__ import annotations
 
@@ -75,6 +75,62 @@ def generate(
         check_runner(config, engine, runner, workers, address)
         jobs.GenerateJob(jobs.as_extended(config, out), out, strict).rehearse()
         return _estimate(config, out)
+    manifest = execute(config, out, engine, runner, workers, strict, address)
+    if settings is not None:
+        verdict(run_audit(out, settings), out, MAX_FAILED).tell()
+    return _ended(manifest, out)
+
+
+def annotate(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Files, folders, 'patterns', URLs, .tar shards, COCO .json, HF data sets.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Output folder or URL; run again to go on.")],
+    captions: Annotated[
+        str | None, typer.Option(help="A text per image: a table with 'image', or COCO captions.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Labels: cat,dog or a file of names; of them those that a caption has."),
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="The first so many.", show_default="all")
+    ] = None,
+    overrides: Set = None,
+    engine: EngineOption = Engine.flow,
+    runner: Runner = "threads",
+    workers: Workers = 1,
+    address: Address = None,
+    strict: Strict = False,
+    audit: ThenAudit = None,
+) -> Result:
+    """Make a segmentation dataset of images that you have: masks and, with classes, labels.
+
+    The model sees an image of any size at about its own; masks have the image's. What cannot be
+    read is a failed row. Afterwards it is a dataset like any other: report, audit, export, label,
+    replay, which read the images again where they are. Run again to go on.
+
+    Examples:
+
+      synthgen annotate photos/ --out data/photos
+
+      synthgen annotate photos/ --captions captions.csv --classes cat,dog --out data/pets
+
+      synthgen annotate annotations/instances_val2017.json --set model.card=sd21 --out data/coco
+
+      synthgen annotate 's3://bucket/shards/*.tar' --set annotation.timestep=100 --out data/t100
+    """
+    from synthgen.jobs.from_prompts import annotating
+    from synthgen.prompts.class_list import read_classes
+
+    settings = None if audit is None else load_audit([f"auditor.name={audit}"])
+    given = {} if classes is None else {"classes": read_classes(classes)}
+    config = load(None, overrides or [], given | ({} if num is None else {"num": num}))
+    config = annotating(config, images, captions)
     manifest = execute(config, out, engine, runner, workers, strict, address)
     if settings is not None:
         verdict(run_audit(out, settings), out, MAX_FAILED).tell()

@@ -24,8 +24,10 @@ from synthgen.config.reading import (
 )
 from synthgen.config.settings import (
     ALGORITHM_VERSION,
+    ANNOTATION_STEPS,
     LABELING_VERSION,
     NEED_SELF_MAP,
+    AnnotationConfig,
     CaptureConfig,
     ClusterConfig,
     Config,
@@ -43,9 +45,11 @@ from synthgen.config.settings import (
 
 __all__ = [
     "ALGORITHM_VERSION",
+    "ANNOTATION_STEPS",
     "LABELING_VERSION",
     "NEED_SELF_MAP",
     "TOPS",
+    "AnnotationConfig",
     "AuditConfig",
     "AuditorConfig",
     "CaptureConfig",

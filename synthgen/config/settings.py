@@ -30,6 +30,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 _RESERVED = {"background": 0, "ignore": 255}
 
+ANNOTATION_STEPS = 40
+"""Of the whole schedule, of which a strength of .05 leaves two (BL section 5)."""
+
 NEED_SELF_MAP = ("propagate", "dataset-diffusion")
 
 RETIRED: Mapping[str, Any] = {
@@ -262,6 +265,31 @@ class LabelConfig(Section):
         return self.method in NEED_SELF_MAP
 
 
+class AnnotationConfig(Section):
+    """Photographs that are given: they are annotated, and nothing is drawn (BL section 5).
+
+    ``generation`` says the rest: ``num_inference_steps`` (null: 40, of which a strength of .05
+    leaves two), ``guidance_scale`` (null: none), ``height`` and ``width`` of the area at which
+    the model sees them (null: its own).
+    """
+
+    images: tuple[str, ...] = Field(
+        (), description="Files, folders, patterns, URLs, tars, COCO files; none: images are drawn."
+    )
+    captions: str | None = Field(
+        None, description="File with a caption per image: a table, JSON lines, or COCO captions."
+    )
+    strength: float = Field(
+        0.05, gt=0.0, le=1.0, description="Share of the schedule that is noised and denoised."
+    )
+    timestep: int | None = Field(
+        None, ge=0, le=999, description="Noise to this timestep (LS: 100) and look once instead."
+    )
+    noises: int = Field(
+        1, ge=1, le=100, description="At a timestep: looks with different noise, averaged."
+    )
+
+
 class DatasetConfig(Section):
     """How samples are stored."""
 
@@ -298,6 +326,7 @@ class Config(Section):
     capture: CaptureConfig = CaptureConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     labeling: LabelConfig = LabelConfig()
+    annotation: AnnotationConfig = AnnotationConfig()
     dataset: DatasetConfig = DatasetConfig()
 
     @field_validator("classes", mode="before")
@@ -342,6 +371,21 @@ class Config(Section):
             raise ValueError("must name at least one class. Got none.")
         return kept
 
+    @model_validator(mode="after")
+    def _annotates(self) -> Config:
+        """What BL calls effective steps: at least one."""
+        asked, steps = self.annotation, self.generation.num_inference_steps or ANNOTATION_STEPS
+        if asked.images and asked.timestep is None and int(steps * asked.strength) < 1:
+            raise ValueError(
+                f"annotation.strength must leave at least one of {steps} steps. Got "
+                f"{asked.strength}; raise it, or generation.num_inference_steps."
+            )
+        if asked.noises > 1 and asked.timestep is None:
+            raise ValueError(
+                f"annotation.noises must be 1 without annotation.timestep. Got {asked.noises}."
+            )
+        return self
+
     @property
     def planned(self) -> int:
         """Samples planned in all: the first ``num``, and those of later extensions."""
@@ -362,6 +406,10 @@ class Config(Section):
         settings["labeling"] = self.labeling.digest_settings()
         if self.classes is None:  # the digest that it always had
             del settings["classes"]
+        if self.annotation.images:
+            del settings["annotation"]["images"], settings["annotation"]["captions"]
+        else:
+            del settings["annotation"]
         if self.labeling.method == "none":  # likewise
             del settings["labeling"]
         else:

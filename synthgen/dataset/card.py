@@ -18,13 +18,13 @@ import yaml
 from markupsafe import Markup
 
 from synthgen import __version__
-from synthgen.config import Config, dump
+from synthgen.config import ANNOTATION_STEPS, Config, dump
 from synthgen.storage.redaction import redact_tree
 from synthgen.types import BACKGROUND, IGNORE
 
 
 def hub_features(
-    image_format: str, versions: Sequence[str], labeled: bool = False
+    image_format: str, versions: Sequence[str], labeled: bool = False, of_photos: bool = False
 ) -> list[dict[str, Any]]:
     """``dataset_info.features`` of the card: every column's type, in the hub's YAML form.
 
@@ -32,7 +32,9 @@ def hub_features(
         image_format: Suffix of the image column.
         versions: Keys of ``provenance.versions``.
         labeled: Whether the samples carry labels.
+        of_photos: Whether they were given, not drawn.
     """
+    photo = {"photo": {"name": "string", "sha256": "string"}} if of_photos else {}
     rle = {"size": ["int64"], "counts": "string"}
     label = {"label": "string", "label_score": "float64"}
     place = {"area": "int64", "bbox_xywh": ["int64"]}
@@ -56,6 +58,7 @@ def hub_features(
         "provenance": {
             **dict.fromkeys(("config", "model", "revision", "device", "dtype"), "string"),
             **dict.fromkeys(("algorithm_version", "batch", "batch_size"), "int64"),
+            **photo,
             "versions": dict.fromkeys(versions, "string"),
         },
     }
@@ -114,6 +117,8 @@ def config_yaml(config: Config, digest: str) -> str:
         del tree["extended"]
     if not config.balance:
         del tree["balance"]
+    if not config.annotation.images:
+        del tree["annotation"]
     head = f"# synthgen {__version__}: resolved configuration\n# digest: {digest}\n"
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -134,12 +139,14 @@ def readme(
         labels: Statistics of the labels (`label_statistics`); None without labels, and while the
             dataset is being made.
     """
-    labeled = config.labeling.method != "none"
+    labeled, of_photos = config.labeling.method != "none", bool(config.annotation.images)
     versions = sorted(identity["environments"][0]["versions"])
     meta = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": []}]}],
-        "dataset_info": {"features": hub_features(config.dataset.image_format, versions, labeled)},
-        "tags": ["synthetic", "segmentation", "webdataset"],
+        "dataset_info": {
+            "features": hub_features(config.dataset.image_format, versions, labeled, of_photos)
+        },
+        "tags": [*([] if of_photos else ["synthetic"]), "segmentation", "webdataset"],
         "task_categories": ["image-segmentation"],
     }
     # our names need no quotes, and YAML takes half a minute to find that of 100,000 of them
@@ -153,6 +160,7 @@ def readme(
         model=redact_tree(identity["content"]["model"]),
         digest=identity["digest"],
         labeled=labeled,
+        steps=config.generation.num_inference_steps or ANNOTATION_STEPS,
         counted=labels is not None,
         labels=labels or {"classes": {}},
         pixels=max(1, sum(counted) + labels["background"] + labels["undecided"]) if labels else 1,

@@ -32,10 +32,10 @@ from synthgen.dataset.shards import (
     scan,
     spans,
 )
-from synthgen.dataset.split import Side
+from synthgen.dataset.split import Side, photo_of, split_group
 from synthgen.storage.publish import Storage, open_storage
 from synthgen.storage.seal import sha256_of
-from synthgen.storage.untrusted import one_line
+from synthgen.storage.untrusted import one_line, parse_object
 from synthgen.types import ByteStream, Verdict
 
 SUFFIXES = {"json", "mask.png", "sem.png", "txt", *IMAGE_OPTIONS}
@@ -203,8 +203,7 @@ class _Reader:
                 found = ((span.key, read_span(stream, span)) for span in spans(scan(stream)))
                 try:
                     for key, members in _checked(stream, name, places) if places else found:
-                        text = members.get("txt", b"").decode("utf-8", "replace")
-                        if self.side is None or self.side.holds(text):
+                        if self.side is None or self.side.holds(_group(members)):
                             yield {"__key__": key, "__url__": where, **members}
                 except BrokenShardError as error:
                     raise ValueError(
@@ -241,7 +240,9 @@ class _Reader:
             row for shard in self.shards.values() for row in read_rows(self.storage, shard.stem)
         )
         return sum(
-            row.status == "ok" and self.side.holds(row.prompt) and self._is_wanted(row.key)
+            row.status == "ok"
+            and self.side.holds(split_group(row.prompt, row.photo))
+            and self._is_wanted(row.key)
             for row in rows
         )
 
@@ -291,3 +292,12 @@ def _locate(url: str | Path, version: int | None) -> tuple[Storage, list[ListedS
     if size is None:
         raise ValueError(f"A shard must be an existing tar. Got {str(url)!r}.")
     return storage, [ListedShard(name, "", size, 0)]
+
+
+def _group(members: Mapping[str, bytes]) -> str:
+    """What a sample is split by."""
+    try:
+        photo = photo_of(parse_object(members["json"]))
+    except (KeyError, ValueError):  # decoding it says what is wrong
+        photo = None
+    return split_group(members.get("txt", b"").decode("utf-8", "replace"), photo)

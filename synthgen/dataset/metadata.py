@@ -2,13 +2,15 @@
 
 The rows say what became of each sample and where it lies in its tar. They are enough to make a
 sample again: they hold its prompt, seed and batch, and those of its neighbors in the batch.
-Where samples are labeled there is one column more, ``labels``; in a merged dataset ``origin``.
+Where samples are labeled there is one column more, ``labels``; in a merged dataset ``origin``; of
+photos ``photo``.
 Datasets that were made before there was the column ``sha256`` are read without it.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from synthgen.dataset.parquet import columns, parquet_bytes, read_parquet_schema
 from synthgen.storage.publish import Storage
 from synthgen.storage.seal import check_vouched, sha256_of
 from synthgen.storage.untrusted import quote
-from synthgen.types import Prompt
+from synthgen.types import Photo, Prompt
 
 SCHEMA = pa.schema(
     columns(
@@ -54,17 +56,17 @@ LABELS = pa.struct(
     )
 )
 ORIGIN = pa.struct(columns(dataset=pa.string(), key=pa.string()))
+PHOTO = pa.struct(columns(name=pa.string(), sha256=pa.string()))
 
 
-def _schema(labeled: bool, merged: bool) -> pa.Schema:
+def _schema(labeled: bool, merged: bool, of_photos: bool) -> pa.Schema:
     extra = [pa.field("labels", LABELS)] * labeled + [pa.field("origin", ORIGIN)] * merged
-    return pa.schema([*SCHEMA, *extra])
+    return pa.schema([*SCHEMA, *extra, *[pa.field("photo", PHOTO)] * of_photos])
 
 
 _KNOWN = [
-    pa.schema([column for column in _schema(labeled, merged) if column.name not in absent])
-    for labeled in (False, True)
-    for merged in (False, True)
+    pa.schema([column for column in _schema(*extra) if column.name not in absent])
+    for extra in itertools.product((False, True), repeat=3)
     for absent in ((), ("sha256",), ("iterations", "converged"), (*SCHEMA.names[-3:],))
 ]
 """Schemas that are read; older datasets have not all columns."""
@@ -102,17 +104,19 @@ class Row:
     converged: bool = True  # whether k-means stood still at every k
     labels: LabelCounts | None = None  # what its semantic map holds; None without labels
     origin: Origin | None = None  # where it came from; None in a dataset that was not merged
+    photo: Photo | None = None  # what it is of; None where it was drawn
 
     @property
     def as_prompt(self) -> Prompt:
         """The prompt that the sample was made from."""
-        return Prompt(self.prompt_id, self.prompt, self.classes)
+        return Prompt(self.prompt_id, self.prompt, self.classes, self.photo)
 
 
 def rows_bytes(rows: Sequence[Row]) -> bytes:
     """The rows as a parquet file."""
     labeled = any(row.labels is not None for row in rows)
-    schema = _schema(labeled, any(row.origin is not None for row in rows))
+    merged = any(row.origin is not None for row in rows)
+    schema = _schema(labeled, merged, any(row.photo is not None for row in rows))
     return parquet_bytes([asdict(row) for row in rows], schema)
 
 
@@ -186,8 +190,9 @@ def _row(row: dict[str, Any]) -> Row:
     if counts is not None:
         lists = {name: tuple(value) for name, value in counts.items() if isinstance(value, list)}
         counts = LabelCounts(**{**counts, **lists})
-    origin = row.pop("origin", None)
+    origin, photo = row.pop("origin", None), row.pop("photo", None)
     return Row(
         **{**row, "classes": tuple(row["classes"]), "labels": counts},
         origin=None if origin is None else Origin(**origin),
+        photo=None if photo is None else Photo(**photo),
     )

@@ -1,4 +1,5 @@
-"""Splits by a hash of the prompt: all images of one prompt are on one side.
+"""Splits by a hash of the prompt: all images of one prompt are on one side. Photos are split by
+the hash of their bytes, whatever they are called.
 
 A sample's split depends on its prompt and the fractions alone, so it stays when the dataset
 grows. Fractions are met on average, not exactly: counts stand in the export's card.
@@ -7,9 +8,13 @@ grows. Fractions are met on average, not exactly: counts stand in the export's c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
+from typing import Any
+
+from synthgen.types import Photo
 
 NAMES = ("train", "val", "test")
 
@@ -81,6 +86,20 @@ class Side:
                 f"{self.name!r:.40}."
             )
 
-    def holds(self, prompt: str) -> bool:
-        """Whether the images of a prompt are on this side."""
-        return assign_split(prompt, parse_split(self.shares)) == self.name
+    def holds(self, group: str) -> bool:
+        """Whether the images of a group are on this side; see `split_group`."""
+        return assign_split(group, parse_split(self.shares)) == self.name
+
+
+def split_group(prompt: str, photo: Photo | None) -> str:
+    """What is never split: the images of a text, or copies of one photo."""
+    return prompt if photo is None else f"photo {photo.sha256}"
+
+
+def photo_of(info: Mapping[str, Any]) -> Photo | None:
+    """The photo that a sample's json says it is of; None: it was drawn."""
+    found = info.get("provenance")
+    found = found.get("photo") if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return Photo(str(found.get("name", "")), str(found.get("sha256", "")))

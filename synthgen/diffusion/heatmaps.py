@@ -109,9 +109,13 @@ def check_class_tokens(
         if missing:
             raise ValueError(
                 f"labeling.text={labeling.text} must name every class of a prompt within "
-                f"{tokenizer.model_max_length} tokens. Got no token for {missing[0]!r} in prompt "
-                f"{prompt.id}; " + _REMEDY[labeling.text]
+                f"{tokenizer.model_max_length} tokens. Got no token for {missing[0]!r} in "
+                f"{_where(prompt)}; " + _REMEDY[labeling.text]
             )
+
+
+def _where(prompt: Prompt) -> str:
+    return f"prompt {prompt.id}" if prompt.photo is None else f"{prompt.photo.name!r:.80}"
 
 
 _REMEDY: Mapping[str, str] = {

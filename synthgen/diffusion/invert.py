@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from synthgen.config import CaptureConfig, GenerationConfig, LabelConfig
+from synthgen.config import ANNOTATION_STEPS, CaptureConfig, GenerationConfig, LabelConfig
 from synthgen.diffusion.attention import record
 from synthgen.diffusion.backbones import Backbone
 from synthgen.diffusion.cards import Card
@@ -44,9 +44,6 @@ from synthgen.diffusion.schedulers import (
 from synthgen.storage.images import read_photo
 from synthgen.types import Failure, Prompt, Sample
 
-STEPS = 40
-"""Of the whole schedule, of which a strength of .05 leaves two (BL section 5)."""
-
 
 def record_image(
     pipe: Any,
@@ -54,7 +51,7 @@ def record_image(
     prompt: str = "",
     *,
     strength: float = 0.05,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int = ANNOTATION_STEPS,
     timestep: int | None = None,
     noises: int = 1,
     size: tuple[int, int] | None = None,
@@ -160,7 +157,7 @@ def invert(
     generation: GenerationConfig,
     capture: CaptureConfig,
     strength: float = 0.05,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int = ANNOTATION_STEPS,
     timestep: int | None = None,
     labeling: LabelConfig | None = None,
     noises: int = 1,

@@ -35,7 +35,7 @@ from synthgen.dataset.manifest import read_manifest
 from synthgen.dataset.masks import ShardSamples
 from synthgen.dataset.records import IMAGE_OPTIONS, KEY, decode_sample
 from synthgen.dataset.rle import decode_masks
-from synthgen.dataset.split import assign_split, parse_split
+from synthgen.dataset.split import assign_split, parse_split, photo_of, split_group
 from synthgen.export.format import ExportSample, Instance
 from synthgen.export.paste import paste
 from synthgen.registry import EXPORTERS
@@ -214,7 +214,9 @@ class Source:
         image_format = next(name for name in IMAGE_OPTIONS if name in members)
         return ExportSample(
             key=key,
-            split=assign_split(decoded["prompt"], self.settings.shares),
+            split=assign_split(
+                split_group(decoded["prompt"], photo_of(decoded["json"])), self.settings.shares
+            ),
             image=members[image_format],
             image_format=image_format,
             pixels=decoded["image"],

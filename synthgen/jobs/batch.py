@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from synthgen.config import ALGORITHM_VERSION, Config
 from synthgen.dataset.label_statistics import count_labels
 from synthgen.dataset.metadata import Row
+from synthgen.dataset.photos import PhotoList
 from synthgen.dataset.previews import has_preview, preview_members
 from synthgen.dataset.records import encode_record, sample_json
 from synthgen.dataset.shards import sha256_of_members, whole_tar
@@ -29,7 +30,8 @@ from synthgen.devices import free_cores, one_thread
 from synthgen.diffusion import generate as drawing
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.jobs.identity import environment
-from synthgen.jobs.plan import MAX_WORKERS, batches, samples_in_flight
+from synthgen.jobs.look import look_at
+from synthgen.jobs.plan import MAX_WORKERS, batches, photos_of, samples_in_flight
 from synthgen.jobs.shard import Staged
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import reads_uncertainty
@@ -106,9 +108,16 @@ class Recipe:
             "algorithm_version": ALGORITHM_VERSION,
         }
 
+    @cached_property
+    def photos(self) -> PhotoList | None:
+        """What is annotated; None where images are drawn."""
+        return photos_of(self.config)
+
     def provenance(self, sample: PlannedSample, batch: int) -> dict[str, Any]:
         """What is needed to make a sample again."""
+        photo = sample.prompt.photo
         return {
+            **({} if photo is None else {"photo": asdict(photo)}),
             "seed": sample.seed,
             "image_index": sample.image_index,
             **self.origin,
@@ -215,9 +224,12 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
     config = recipe.config
     prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
     try:
-        outcomes = drawing.generate(
-            recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
-        )
+        if recipe.photos is not None:
+            outcomes = look_at(recipe.photos, recipe.model, prompts, seeds, config)
+        else:
+            outcomes = drawing.generate(
+                recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
+            )
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
@@ -340,4 +352,5 @@ def _row(planned: PlannedSample, number: int, status: str) -> Row:
         image_index=planned.image_index,
         seed=planned.seed,
         batch=number,
+        photo=planned.prompt.photo,
     )

@@ -157,8 +157,30 @@ class GenerateJob(Job[Marker]):
         resolve(self.config.segmentation.method, SEGMENTERS, "segmentation.method")
         check_labeling(self.config, self.prompts)
         planned_samples(self.config)  # too many shards are refused before all else
+        self._check_photos()
         assert self.identity.digest  # as is a model that is not there
         return self._check_existing()
+
+    def _check_photos(self) -> None:
+        """Refuse to annotate a photo twice, or by what is no UNet.
+
+        Raises:
+            ValueError: If that is asked for.
+        """
+        if not self.config.annotation.images:
+            return
+        if self.config.planned > len(self.prompts):
+            raise ValueError(
+                f"num must be at most the number of images, {len(self.prompts)}. Got "
+                f"{self.config.planned} samples; lower it, or annotate others into another folder."
+            )
+        from synthgen.diffusion.backbones import load_backbone
+
+        if load_backbone(self.config.model, weights=False).draw is not None:
+            raise ValueError(
+                f"model.card must be of a diffusers model to annotate. Got "
+                f"{self.config.model.card!r:.80}, which only draws."
+            )
 
     def _check_existing(self) -> dict[str, Any] | None:
         """Identity of the dataset in the folder, which may be gone on with; None where empty.

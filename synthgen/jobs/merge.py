@@ -77,6 +77,7 @@ class Source:
         """What readers of samples rely on, by the name of its setting."""
         return {
             "dataset.image_format": self.config.dataset.image_format,
+            "images given (annotation)": "yes" if self.config.annotation.images else "no",
             "labels (labeling.method)": "yes" if self.labeled else "no",
             "segmentation.clusters.ks": list(self.config.segmentation.clusters.ks),
             "recorded versions": sorted(self.identity["environments"][0]["versions"]),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, overload
 
 from synthgen.config import Config
+from synthgen.dataset.photos import PhotoList, open_photos, opened_photos
 from synthgen.prompts import PromptList, open_prompts
 from synthgen.types import PlannedSample, Prompt, ShardSpec
 
@@ -89,13 +90,30 @@ def plan(config: Config) -> Sequence[ShardSpec]:
 
 
 def prompts_of(config: Config) -> PromptList:
-    """The prompts of a configuration, with the classes that it gives them.
+    """The prompts of a configuration, with the classes that it gives them; one of each photo.
 
     Raises:
         ValueError: If they cannot be read, or name a class that the configuration does not.
         OSError: If the store of a URL cannot be reached.
     """
+    if config.annotation.images:
+        return open_photos(config.annotation.images, *_said(config)).prompts
     return open_prompts(config.prompts, config.classes)
+
+
+def photos_of(config: Config) -> PhotoList | None:
+    """The photos of a configuration; None where images are drawn.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    asked = config.annotation
+    return opened_photos(asked.images, *_said(config)) if asked.images else None
+
+
+def _said(config: Config) -> tuple[str | None, tuple[str, ...] | None]:
+    """What is said of photos beside what their sources say: captions, classes."""
+    return config.annotation.captions, None if config.classes is None else (*config.classes,)
 
 
 def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpec]:

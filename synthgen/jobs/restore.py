@@ -32,6 +32,7 @@ from synthgen.dataset.metadata import Row, read_rows, rows_bytes
 from synthgen.dataset.previews import has_preview, preview_keys
 from synthgen.dataset.records import decode_image, parse_sample
 from synthgen.dataset.shards import read_span, scan, span_sha256, spans
+from synthgen.dataset.split import photo_of
 from synthgen.jobs.identity import check_plan
 from synthgen.storage.publish import Storage, sha256_file
 from synthgen.storage.seal import hash_file, sha256_of
@@ -171,6 +172,7 @@ def _read_tar(storage: Storage, stream: Any) -> tuple[dict[str, Row], dict[str, 
             byte_size=span.size,
             sha256=span_sha256(stream, span),
             labels=_counts(info, members["sem.png"], ids) if "sem.png" in members else None,
+            photo=photo_of(info),
         )
     return rows, provenance
 
@@ -219,6 +221,7 @@ def _rows(
             image_index=sample.image_index,
             seed=sample.seed,
             batch=index // batch_size,
+            photo=sample.prompt.photo,
         )
         for index, sample in enumerate(plan)
     ]

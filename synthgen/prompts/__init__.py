@@ -6,7 +6,7 @@ those are (`tokens`). Nothing here loads a model; tokenizers are passed in.
 """
 
 from synthgen.prompts.files import PACKAGED, load_prompts
-from synthgen.prompts.index import PromptList, open_prompts
+from synthgen.prompts.index import PromptList, keep_prompts, open_prompts
 from synthgen.prompts.mentions import mentioned_classes
 from synthgen.prompts.tokens import attribution_text, class_token_spans, truncated_words
 
@@ -15,6 +15,7 @@ __all__ = [
     "PromptList",
     "attribution_text",
     "class_token_spans",
+    "keep_prompts",
     "load_prompts",
     "mentioned_classes",
     "open_prompts",

@@ -1,4 +1,6 @@
-"""COCO captions and instances as prompts: one per caption, with the classes of its image."""
+"""COCO captions and instances as prompts: one per caption, with the classes of its image; and as
+what is known of images: the first caption, the classes of the instances.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synthgen.prompts.entries import Entry, make_entry
+from synthgen.prompts.entries import Entry, image_entry, make_entry
 from synthgen.prompts.reading import decode, parse_json, read_bytes
 from synthgen.storage.untrusted import one_line, quote
 
@@ -33,6 +35,39 @@ def coco_entries(captions: Path, instances: Path, max_bytes: int) -> Iterator[En
     if not rows:
         raise ValueError(f"{shown}: must hold at least one caption. Got none.")
     return _entries(rows, names, shown)
+
+
+def coco_images(content: Any, name: str) -> Iterator[Entry]:
+    """One entry per image of a COCO file: its name, first caption and annotated categories.
+
+    Classes are None where the file has no categories, a text is empty where it has no captions.
+
+    Args:
+        content: Of the file.
+        name: Of the file, for messages.
+
+    Raises:
+        ValueError: In one line, if it is not of COCO's form.
+    """
+    rows = content.get("annotations", []) if isinstance(content, dict) else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name}: 'annotations' must be a list of objects. Got {quote(rows)}.")
+    texts: dict[int, Any] = {}
+    for i, row in enumerate(rows, start=1):
+        if "caption" in row:
+            texts.setdefault(_integer(row, "image_id", f"{name}: annotation {i}"), row["caption"])
+    placed = {**content, "annotations": [row for row in rows if "category_id" in row]}
+    classes = _class_names(placed, name) if "categories" in content else None
+    for i, row in enumerate(_rows(content, "images", name), start=1):
+        where = f"{name}: image {i}"
+        image, file_name, text = _integer(row, "id", where), row.get("file_name"), ""
+        if not isinstance(file_name, str) or not file_name:
+            raise ValueError(f"{where}: must have a file_name. Got {quote(file_name, 40)}.")
+        if image in texts:
+            text = texts[image]
+            text = " ".join(text.split()) if isinstance(text, str) else text
+        found = None if classes is None else classes.get(image, [])
+        yield image_entry(file_name, text, found, where)
 
 
 def _load(path: Path, max_bytes: int) -> Any:

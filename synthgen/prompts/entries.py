@@ -11,7 +11,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from synthgen.prompts.mentions import mentioned_classes
@@ -40,6 +40,9 @@ TEXT_KEYS = ("prompt", "prompt_sd")
 CAPTION_KEYS = ("prompts", "caption", "captions", "text")
 """Keys of a text: ours and Dataset Diffusion's, then those of captions, where none of ours is."""
 
+IMAGE_KEYS = ("image", "file_name", "filename", "image_path")
+"""Keys of an image's name, where a list is about images: ours, those of others."""
+
 RESERVED = ("background", "ignore")
 """Names that ids 0 and 255 have in every dataset."""
 
@@ -62,12 +65,14 @@ class Entry:
         id: None: to be derived.
         text: What is drawn.
         class_names: As they stand there, repeats included; None: it does not speak of classes.
+        image: Name of the image that the text is about; empty: it does not say.
     """
 
     where: str
     id: str | None
     text: str
     class_names: tuple[str, ...] | None
+    image: str = ""
 
 
 def parse_entry(raw: Any, where: str, class_table: Collection[str] | None = None) -> Entry:
@@ -88,7 +93,9 @@ def parse_entry(raw: Any, where: str, class_table: Collection[str] | None = None
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: must be an object {{id?, prompt, classes}}. Got {_got(raw)}.")
     text = raw[text_key(list(raw), where)]
-    return make_entry(raw.get("id"), text, _names(raw, where, class_table), where)
+    entry = make_entry(raw.get("id"), text, _names(raw, where, class_table), where)
+    named = next((raw[key] for key in IMAGE_KEYS if isinstance(raw.get(key), str)), "")
+    return replace(entry, image=named) if named else entry
 
 
 def text_key(keys: list[str], where: str) -> str:
@@ -123,6 +130,16 @@ def make_entry(raw_id: Any, text: Any, names: list[Any] | None, where: str) -> E
     if names is not None:
         checked = tuple(_string(name, "a class name", MAX_NAME, where) for name in names)
     return Entry(where, _identifier(raw_id, where), text, checked)
+
+
+def image_entry(image: str, text: Any, names: list[Any] | None, where: str) -> Entry:
+    """An entry about an image, which may have no text.
+
+    >>> image_entry("cat.jpg", "", None, "x:1").text
+    ''
+    """
+    checked = make_entry(None, text or "-", names, where)
+    return replace(checked, text=checked.text if text else "", image=image)
 
 
 def to_prompts(

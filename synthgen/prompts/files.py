@@ -80,7 +80,9 @@ def read_prompts(
         OSError: In one line, if the store of a URL cannot be reached.
     """
     empty = True
-    for prompt in to_prompts(_entries(source, class_table, max_bytes, notes), class_table, notes):
+    for prompt in to_prompts(
+        read_entries(source, class_table, max_bytes, notes), class_table, notes
+    ):
         empty = False
         yield prompt
     if empty:
@@ -110,9 +112,10 @@ def _packaged(name: str) -> bytes:
     return read_bytes(checkout, MAX_BYTES)
 
 
-def _entries(
+def read_entries(
     source: str, class_table: Collection[str] | None, max_bytes: int, notes: Notes
 ) -> Iterator[Entry]:
+    """The entries of a source as they stand there; see `read_prompts`."""
     if source in PACKAGED:
         return _read_jsonl(decode(_packaged(source), f"{source}.jsonl"), f"{source}.jsonl", None)
     if len(parts := parts_of(source)) == 2:

@@ -17,11 +17,11 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from jaxtyping import UInt64
@@ -31,7 +31,7 @@ from synthgen.prompts.notes import Notes, say
 from synthgen.prompts.reading import MAX_BYTES, STDIN, is_file, read_source
 from synthgen.storage.untrusted import one_line, parse_record
 from synthgen.storage.urls import ask, open_url
-from synthgen.types import Prompt
+from synthgen.types import Photo, Prompt
 
 VERSION = 1
 """Raised whenever the same file would be read as other prompts."""
@@ -66,7 +66,8 @@ class PromptList(Sequence[Prompt]):
     """Prompts by number, parsed when they are asked for.
 
     Args:
-        text: ``{"prompts":[[id, text, [class, ...]], ...]}``, canonical.
+        text: ``{"prompts":[[id, text, [class, ...]], ...]}``, canonical; of those of photos each
+            goes on with the photo's name and hash.
         starts: Where each begins, and where one more would.
         header: What is known of all.
         file: Of the cache, None where the list is in memory alone.
@@ -96,8 +97,8 @@ class PromptList(Sequence[Prompt]):
         if isinstance(chosen, range):
             return [self[i] for i in chosen]
         start, end = self._starts[chosen], self._starts[chosen + 1] - 1
-        key, text, names = json.loads(self._text[start:end])
-        return Prompt(key, text, tuple(names))
+        key, text, names, *photo = json.loads(self._text[start:end])
+        return Prompt(key, text, tuple(names), Photo(*photo) if photo else None)
 
     @property
     def digest(self) -> str:
@@ -148,15 +149,37 @@ def open_prompts(source: str, classes: Collection[str] | None = None) -> PromptL
         stamp = _stamp(source)
         if stamp is not None and (source, table, stamp) in _by_stamp:
             return _by_stamp[source, table, stamp]
-        key = _key(source, table, stamp)
-        found = _by_content.get(key)
-        if found is None:
-            found = _read_kept(key) or _read_anew(source, table, key)
-            say(note.replace(_NAME, _first(source)) for note in found.notes)
-        _put(_by_content, key, found)
+        key, name = _key(source, table, stamp), _first(source)
+
+        def read(notes: Notes) -> Iterator[Prompt]:
+            return read_prompts(source, table, MAX_BYTES, notes)
+
+        found = _kept_or_read(key, read, name, KEEP_FROM)
         if stamp is not None:
             _put(_by_stamp, (source, table, stamp), found)
         return found
+
+
+def keep_prompts(key: str, read: Callable[[Notes], Iterator[Prompt]]) -> PromptList:
+    """The prompts that a function reads, or those that it read before, for which it said ``key``.
+
+    Args:
+        key: A hash of all that the prompts depend on.
+        read: Reads them, which takes long.
+    """
+    with _lock:
+        return _kept_or_read(key, read, "", 0)
+
+
+def _kept_or_read(
+    key: str, read: Callable[[Notes], Iterator[Prompt]], name: str, worth: int
+) -> PromptList:
+    found = _by_content.get(key)
+    if found is None:
+        found = _read_kept(key) or _read_anew(key, read, name, worth)
+        say(note.replace(_NAME, name) for note in found.notes)
+    _put(_by_content, key, found)
+    return found
 
 
 def _first(source: str) -> str:
@@ -217,7 +240,8 @@ def _collect(
     text, starts, names = bytearray(_HEAD), array("Q"), set[str]()
     for prompt in prompts:
         starts.append(len(text))
-        row = [prompt.id, prompt.text, list(prompt.class_names)]
+        row: list[Any] = [prompt.id, prompt.text, list(prompt.class_names)]
+        row += [] if prompt.photo is None else [prompt.photo.name, prompt.photo.sha256]
         text += json.dumps(row, separators=(",", ":"), ensure_ascii=True).encode("ascii") + b","
         names.update(prompt.class_names)
     if starts:
@@ -229,14 +253,15 @@ def _collect(
     return content, places, hashlib.sha256(content).hexdigest(), sorted(names)
 
 
-def _read_anew(source: str, table: tuple[str, ...] | None, key: str) -> PromptList:
+def _read_anew(
+    key: str, read: Callable[[Notes], Iterator[Prompt]], name: str, worth: int
+) -> PromptList:
     notes = Notes()
-    prompts = read_prompts(source, table, MAX_BYTES, notes)
-    text, starts, digest, names = _collect(prompts)
+    text, starts, digest, names = _collect(read(notes))
     places = hashlib.sha256(starts.tobytes()).hexdigest()
-    said = [note.replace(_first(source), _NAME) for note in notes.sentences]
+    said = [note.replace(name, _NAME) if name else note for note in notes.sentences]
     header = _Header(digest, places, len(starts) - 1, len(text), names, said)
-    if len(text) >= KEEP_FROM:
+    if len(text) >= worth:
         with suppress(OSError, RuntimeError):  # no home, a full disk: read again next time
             _keep(key, text, starts.tobytes(), json.dumps(asdict(header)).encode())
             return _read_kept(key) or PromptList(text, starts, header)

@@ -17,6 +17,9 @@ SAID = {
     "class names, so it is not looked for.",
     "marks": "{count} prompt(s) hold marks of a web UI, first {what} at {where}; no weight, break "
     "or adapter comes of them here, they are drawn as letters. Take them out.",
+    "others": "{count} file(s) are not named as images are and were left out, first {where}.",
+    "captions": "{count} caption(s) are of images that are not there, first {what} at {where}.",
+    "uncaptioned": "{count} image(s) have no caption, first {where}: they are seen without text.",
 }
 """By kind of note."""
 
@@ -38,6 +41,10 @@ class Notes:
         """Count one; the first place is kept."""
         count, first, shown = self._found.get(kind, (0, where, what))
         self._found[kind] = (count + 1, first, shown)
+
+    def include(self, other: Notes) -> None:
+        """Take over what another list of notes holds."""
+        self._found.update(other._found)
 
     @property
     def sentences(self) -> tuple[str, ...]:

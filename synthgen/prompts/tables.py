@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from synthgen.prompts.entries import (
     CAPTION_KEYS,
+    IMAGE_KEYS,
     MAX_TEXT,
     TEXT_KEYS,
     Entry,
@@ -25,7 +26,7 @@ from synthgen.storage.untrusted import one_line
 
 MAX_ROWS = 100_000_000
 _BATCH = 1024
-_COLUMNS = ("id", "classes", "class_prompt")
+_COLUMNS = ("id", "classes", "class_prompt", *IMAGE_KEYS)
 
 
 def read_csv(text: str, name: str, class_table: Collection[str] | None) -> Iterator[Entry]:
@@ -68,7 +69,9 @@ def read_parquet(data: bytes, name: str, class_table: Collection[str] | None) ->
         names = table.schema_arrow.names
         key = text_key(names, name)
         leaves = [table.schema.column(i).path for i in range(len(table.schema))]
-        wanted = [column for column in names if column in (key, *_COLUMNS)]
+        of_images = (c for c in names if c in IMAGE_KEYS)  # which may hold the images themselves
+        pixels = {c for c in of_images if not pa.types.is_string(table.schema_arrow.field(c).type)}
+        wanted = [c for c in names if c in (key, *_COLUMNS) and c not in pixels]
         texts = [leaf for leaf in leaves if leaf.split(".")[0] in (key, "classes")]
         table = pq.ParquetFile(io.BytesIO(data), read_dictionary=texts)  # an equal text, once
         number = 0

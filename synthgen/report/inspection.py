@@ -21,11 +21,8 @@ from synthgen.registry import AUDITORS, resolve
 from synthgen.report import figures
 from synthgen.segmentation.features import feature_blocks
 from synthgen.segmentation.segment import segment_sample
-from synthgen.storage.images import SUFFIXES, read_photo
+from synthgen.storage.images import OTHER_SUFFIXES, SUFFIXES, read_photo
 from synthgen.types import Failure, HeadFeatures, Prompt, Sample
-
-OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")
-"""Of images that are not read; a source that ends so is no prompt either."""
 
 
 def inspect_sample(

@@ -27,6 +27,9 @@ MAX_PIXELS = 8192 * 8192
 MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg")
+"""Of images that are not read."""
+
 _IMAGE_ERRORS = (  # what Pillow raises on damaged files, beside its own
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),

@@ -14,13 +14,15 @@ from children import context, run_and_kill, run_to_end
 from fault_table import Faults
 from invariants import staged
 from job_children import BESIDE, JOBS, run_job
+from made_photos import PHOTO_OVERRIDES, write_photos
 from ordered import ordered_config
 from tiny_run import tiny_config
 
 from synthgen import jobs
-from synthgen.config import dump
+from synthgen.config import dump, load
 from synthgen.dataset.verify import find_problems, verify_dataset
 from synthgen.export.checksums import verify_export
+from synthgen.jobs.from_prompts import annotating
 from synthgen.storage.publish import open_storage
 
 pytestmark = pytest.mark.timeout(1800)  # processes of their own, on machines that are busy
@@ -37,6 +39,9 @@ def world(
     prompts = tiny_dataset.parent / "prompts.jsonl"
     other = tiny_config(tiny_pipeline, prompts, "num=4", "seed=12")
     jobs.generate(other, folder / "other")
+    given = load(overrides=[*PHOTO_OVERRIDES, f"model.card={tiny_pipeline}"])
+    photos = annotating(given, [write_photos(folder / "photos")])
+    (folder / "photos.yaml").write_text(dump(photos))
     return folder
 
 
@@ -171,5 +176,6 @@ def test_what_stops_in_the_middle_of_a_shard_drops_it_and_the_next_run_goes_on(
     assert staged(out) == []
     check_nothing_half(job, world, out, whole[0])
     JOBS[job](world, out, note)
-    assert reused == (["existing"] if job in ("generate", "extend") else shards)
+    made = ("generate", "annotate", "extend")
+    assert reused == (["existing"] if job in made else shards)
     check(job, out, whole[0])

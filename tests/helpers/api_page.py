@@ -12,8 +12,8 @@ import synthgen
 
 PAGE = Path(__file__).parents[2] / "synthgen/API.md"
 ORDER = (
-    *("record", "record_image", "segment", "label", "load_model", "generate", "open_dataset"),
-    *("learn_parts", "load_parts", "Parts", "Prompt", "MaskSet", "LabelMap"),
+    *("record", "record_image", "segment", "label", "load_model", "generate", "annotate"),
+    *("open_dataset", "learn_parts", "load_parts", "Parts", "Prompt", "MaskSet", "LabelMap"),
 )
 HEAD = """# API
 

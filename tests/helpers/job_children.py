@@ -1,7 +1,7 @@
 """Every job by name, in this process or as what a child process runs; imports all that they use.
 
-``world`` is a folder with ``config.yaml`` (the fake model), and the finished datasets ``data``
-and ``other`` of the tiny pipeline.
+``world`` is a folder with ``config.yaml`` (the fake model), ``photos.yaml`` (photographs), and the
+finished datasets ``data`` and ``other`` of the tiny pipeline.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ JOBS: Mapping[str, Callable[[Path, Path, Progress], Any]] = {
     "generate": lambda world, out, told: jobs.generate(
         load(world / "config.yaml"), out, progress=told
     ),
+    "annotate": lambda world, out, told: jobs.generate(
+        load(world / "photos.yaml"), out, progress=told
+    ),
     "extend": lambda world, out, told: jobs.extend(out, 2, progress=told),
     "merge": lambda world, out, told: jobs.merge([world / "data", world / "other"], out, told),
     "label": lambda world, out, told: jobs.label(out, LABELS, label_id="a", progress=told),
@@ -43,8 +46,9 @@ BESIDE = ("extend", "label", "audit")
 def run_job(name: str, world: Path, out: Path, ready: Event) -> None:
     """Do or finish a job; ``ready`` is set once its model is loaded."""
     torch.set_num_threads(1)
-    config = load(world / ("config.yaml" if name == "generate" else "data/config.yaml"))
-    if name in ("generate", "extend", "label"):
+    files = {"generate": "config.yaml", "annotate": "photos.yaml"}
+    config = load(world / files.get(name, "data/config.yaml"))
+    if name in ("generate", "annotate", "extend", "label"):
         load_backbone(config.model)
     ready.set()
     JOBS[name](world, out, report)
