@@ -23,7 +23,7 @@ from synthgen.lab.oneshot.rivals import labeled_places, nearest_centroid, train_
 from synthgen.oneshot.settings import PartSettings
 
 SETTINGS = OneshotSettings(
-    classes=("tree",), shots=(1,), inits=2, num=2, tuning=True, parts=PartSettings(epochs=1)
+    classes=("tree",), shots=(1,), inits=2, num=1, tuning=True, parts=PartSettings(epochs=1)
 )
 
 

@@ -23,6 +23,7 @@ from pydantic import Field
 from synthgen import progress
 from synthgen.config import load_section
 from synthgen.config.settings import Section, digest
+from synthgen.diffusion.backbones import origin_of
 from synthgen.diffusion.generate import load_model
 from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.oneshot.rivals import (
@@ -46,10 +47,11 @@ FIRST = 20_000
 
 METHODS: Mapping[str, Sequence[str]] = {
     "WAS": ("was=true", "clusters=false", "refiner=none"),
-    "WAS, refined": ("was=true", "clusters=false", "refiner=pamr"),
+    "WAS, rescaled": ("was=true", "rescale=true", "clusters=false", "refiner=none"),
+    "WAS, rescaled, refined": ("was=true", "rescale=true", "clusters=false", "refiner=pamr"),
     "cross": ("was=false", "clusters=false", "refiner=none"),
     "cross, refined": ("was=false", "clusters=false", "refiner=pamr"),
-    "masks": ("clusters=true", "refiner=none"),
+    "masks": ("was=false", "clusters=true", "refiner=none"),
 }
 """Ways to find the parts of one fit: the paper's, without WAS maps, on our mask hierarchy."""
 
@@ -134,7 +136,7 @@ def _run(
     found: dict[str, list[float]] = {}
     asked = TABLES.get(settings.table, METHODS)
     for method, changes in asked.items():
-        own = settings.parts.changed(**_values(changes), seed=init)
+        own = _card_settings(settings).changed(**_values(changes), seed=init)
         known = {
             "parts": own.model_dump(mode="json"),
             "tuning": settings.tuning,
@@ -159,6 +161,14 @@ def _run(
     return found
 
 
+def _card_settings(settings: OneshotSettings) -> PartSettings:
+    """The settings of the model's card, changed by those that were given."""
+    given = {name: getattr(settings.parts, name) for name in settings.parts.model_fields_set}
+    origin = origin_of(_model())
+    assert origin is not None
+    return PartSettings.model_validate({**origin.card.parts, **given})
+
+
 def _fitted(
     out: Path,
     own: PartSettings,
@@ -170,8 +180,8 @@ def _fitted(
 ) -> Any:
     """A fit in OUT/fits, which goes on if it was interrupted; found settings do not matter."""
     learned = {k: v for k, v in dict(own).items() if k not in FOUND_BY or k == "seed"}
-    known = PartSettings(**learned).model_dump(mode="json")
-    folder = out / "fits" / f"{name}-{shots}-{init}-{digest({**known, 'tuning': tuning})[:12]}"
+    known = {**PartSettings(**learned).model_dump(mode="json"), "tuning": tuning}
+    folder = out / "fits" / f"{name}-{shots}-{init}-{digest(known)[:12]}"
     return learn_parts(
         _model(),
         [scene.image for scene in examples],

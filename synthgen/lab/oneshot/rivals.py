@@ -24,8 +24,8 @@ from synthgen.types import IGNORE
 GRID = 64  # places per side that are learned and classified
 STEPS, BATCH, LR = 300, 1024, 1e-3
 
-Features = Float[Tensor, "feature height width"]
-Classifier = Callable[[Features], Float[Tensor, "cls height width"]]
+Features = Float[Tensor, "feature row column"]
+Classifier = Callable[[Features], Float[Tensor, "cls row column"]]
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def nearest_centroid(
     centers = torch.stack([scaled[classes == k].mean(0) for k in range(num_classes)])
     centers = F.normalize(centers, dim=1)
 
-    def classify(features: Features) -> Float[Tensor, "cls height width"]:
+    def classify(features: Features) -> Float[Tensor, "cls row column"]:
         own = (features - mean[:, None, None]) / deviation[:, None, None]
         return torch.einsum("kf,fhw->khw", centers, F.normalize(own, dim=0))
 
@@ -104,7 +104,7 @@ def train_mlp(
     model.eval()
 
     @torch.no_grad()
-    def classify(features: Features) -> Float[Tensor, "cls height width"]:
+    def classify(features: Features) -> Float[Tensor, "cls row column"]:
         own = (features.flatten(1).T - mean) / deviation
         scores: Tensor = model(own).softmax(1).T
         return scores.reshape(num_classes, *features.shape[1:])
