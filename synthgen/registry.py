@@ -16,6 +16,9 @@ SEGMENTERS: Mapping[str, str] = {
     "per-head": "synthgen.segmentation.segment:segment_per_head",
     "head-average": "synthgen.segmentation.segment:segment_head_average",
     "rgbxy": "synthgen.segmentation.segment:segment_rgbxy",
+    "ncut": "synthgen.segmentation.ncut:segment_ncut",
+    "ward": "synthgen.segmentation.ncut:segment_ward",
+    "diffcut": "synthgen.segmentation.ncut:segment_diffcut",
 }
 
 AUDITORS: Mapping[str, str] = {

@@ -1,8 +1,9 @@
 """Quality where the truth is known: validation scenes through the image-to-image path.
 
-Every scene is inverted at low strength (BL section 5) and segmented with the same ks, starts and
-merging by per-head features, head-averaged features, and k-means on RGB+XY, the color baseline,
-with borders that follow the image and with those of the clusters. Scores: `scene_scores`.
+Every scene is inverted at low strength (BL section 5) and segmented with the same ks and merging by
+per-head features, head-averaged features, k-means on RGB+XY, the color baseline, and cuts of graphs
+in place of k-means (`segmentation.ncut`), with borders that follow the image and with those of the
+clusters. Scores: `scene_scores`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
-from torch.nn.functional import interpolate
 
 from synthgen.config import (
     CaptureConfig,
@@ -34,23 +32,20 @@ from synthgen.diffusion.invert import invert
 from synthgen.embedded.vocabulary import TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.world.render import Scene, render
 from synthgen.lab.world.truth import scene_scores
-from synthgen.segmentation.features import head_blocks
-from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.refine import refine_clusters
 from synthgen.segmentation.segment import segment_sample
-from synthgen.types import HeadFeatures, Prompt, Sample, Segmentation
+from synthgen.types import HeadFeatures, Prompt, Sample
 
 METHODS = {
     f"{name}{'' if refiner == 'affinity' else '_unrefined'}": SegmentationConfig(
         method=name.replace("_", "-"), refiner=refiner
     )
-    for name in ("per_head", "head_average", "rgbxy")
+    for name in ("per_head", "head_average", "rgbxy", "ncut", "ward", "diffcut")
     for refiner in ("affinity", "none")
 }
 BATCH = 10
 STRENGTH, STEPS = 0.05, 40  # BL section 5: two effective steps of forty
 TIMESTEPS = (20, 50, 100, 200, 300, 500)
-WARD_GRID = 32
 
 
 Recorder = Callable[[Sequence[Scene]], list[Sample]]
@@ -117,8 +112,7 @@ def sweep_settings(
         for name, recorder in recorders.items()
     }
     minmax = SegmentationConfig(features=FeatureConfig(normalization="minmax"))
-    ward = SegmentationConfig(method=f"{__name__}:segment_ward")
-    return rows | score(seeds, record, {"normalization=minmax": minmax, "clusters=ward": ward})
+    return rows | score(seeds, record, {"normalization=minmax": minmax})
 
 
 def inverted(
@@ -180,23 +174,6 @@ def record_mean(runs: Sequence[Recorder], scenes: Sequence[Scene]) -> list[Sampl
         }
         found.append(replace(same[0], features=HeadFeatures(values, every[0].grids)))
     return found
-
-
-def segment_ward(sample: Sample, config: SegmentationConfig) -> Segmentation:
-    """Ward's linkage of the places of one grid, cut at every k, in place of k-means."""
-    blocks = [
-        interpolate(block.movedim(-1, 0)[None], size=(WARD_GRID, WARD_GRID), mode="bilinear")[0]
-        for block in head_blocks(sample.features, config.features.components)
-    ]
-    tree = linkage(torch.cat(blocks).flatten(1).T.double().numpy(), "ward")
-    size, ks = (sample.image.shape[1], sample.image.shape[0]), config.clusters.ks
-    labels = [
-        (fcluster(tree, k, "maxclust") - 1).reshape(WARD_GRID, WARD_GRID).astype(np.uint8)
-        for k in ks
-    ]
-    large = np.stack([np.asarray(Image.fromarray(part).resize(size, 0)) for part in labels])
-    refined = refine_clusters(large, ks, sample.image)
-    return Segmentation.of(build_masks(refined, ks, **dict(config.masks)), ks, refined, 0, True)
 
 
 def refining_seconds(record: Recorder, seeds: Sequence[int]) -> float:
