@@ -1,9 +1,9 @@
 """Quality where the truth is known: validation scenes through the image-to-image path.
 
-Every scene is inverted at low strength (BL section 5) and segmented with the same ks and merging by
-per-head features, head-averaged features, k-means on RGB+XY, the color baseline, and cuts of graphs
-in place of k-means (`segmentation.ncut`), with borders that follow the image and with those of the
-clusters. Scores: `scene_scores`.
+Every scene is inverted at low strength (BL section 5) and segmented with the same ks and merging:
+per-head features, head-averaged features, RGB+XY (the color baseline), and cuts of graphs in place
+of k-means (`segmentation.ncut`); with borders that follow the image and with those of the clusters.
+Scores: `scene_scores`.
 """
 
 from __future__ import annotations
