@@ -2,7 +2,7 @@
 
 Every scene is inverted at low strength (BL section 5) and segmented with the same ks and merging:
 per-head features, head-averaged features, RGB+XY (the color baseline), and cuts of graphs in place
-of k-means (`segmentation.ncut`); with borders that follow the image and with those of the clusters.
+of k-means (`segmentation.ncut`); with borders that follow the image and with the clusters' own.
 Scores: `scene_scores`.
 """
 
