@@ -16,12 +16,14 @@ from synthgen.cli.options import (
     Engine,
     EngineOption,
     Num,
+    Parts,
     Runner,
     Set,
     Source,
     Strict,
     ThenAudit,
     Workers,
+    of_parts,
     read_config,
     refuse_unused,
     say,
@@ -41,6 +43,7 @@ def generate(
     ] = "synthgen-out",
     num: Num = None,
     classes: Classes = None,
+    parts: Parts = None,
     overrides: Set = None,
     engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
@@ -64,9 +67,11 @@ def generate(
 
       synthgen generate captions.txt --classes cat,dog --set labeling.method=clusters
 
+      synthgen generate scenes --parts parts --out data/parts
+
       synthgen generate config.yaml --set segmentation.clusters.ks=[2,5,10] --dry-run
     """
-    config = read_config(source, overrides, num, classes)
+    config = read_config(source, overrides, num, classes, parts)
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
     if dry_run:
         from synthgen import jobs
@@ -97,6 +102,7 @@ def annotate(
         str | None,
         typer.Option(help="Labels: cat,dog or a file of names; of them those that a caption has."),
     ] = None,
+    parts: Parts = None,
     num: Annotated[
         int | None, typer.Option(min=1, help="The first so many.", show_default="all")
     ] = None,
@@ -128,8 +134,10 @@ def annotate(
     from synthgen.prompts.class_list import read_classes
 
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
-    given = {} if classes is None else {"classes": read_classes(classes)}
-    config = load(None, overrides or [], given | ({} if num is None else {"num": num}))
+    given: dict[str, Any] = {} if classes is None else {"classes": read_classes(classes)}
+    of_labels, names = of_parts(parts, classes)
+    given |= names | ({} if num is None else {"num": num})
+    config = load(None, [*(overrides or []), *of_labels], given)
     config = annotating(config, images, captions)
     manifest = execute(config, out, engine, runner, workers, strict, address)
     if settings is not None:

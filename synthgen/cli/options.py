@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
@@ -58,13 +59,36 @@ ThenAudit = Annotated[
 ]
 Checkpoint = Annotated[str | None, typer.Option(help="File or folder of the auditor's weights.")]
 Sha256 = Annotated[str | None, typer.Option(help="What the checkpoint's hash must be.")]
+Parts = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Label the parts that 'synthgen oneshot fit' has learned."),
+]
 Labels = Annotated[
     str | None, typer.Option(help="Id of labels beside the dataset; else those in it.")
 ]
 
 
+def of_parts(folder: str | None, classes: str | None) -> tuple[list[str], dict[str, Any]]:
+    """Assignments and values that make a dataset's labels those of parts; none without a folder.
+
+    Raises:
+        ValueError: If classes are given beside them, or the folder holds no parts.
+    """
+    if folder is None:
+        return [], {}
+    refuse_unused({"--classes": classes}, True, "with --parts")
+    from synthgen.oneshot.parts import part_names
+
+    place = json.dumps(str(Path(folder).absolute()))
+    return ["labeling.method=parts", f"labeling.parts={place}"], {"classes": part_names(folder)}
+
+
 def read_config(
-    source: str, overrides: list[str] | None, num: int | None = None, classes: str | None = None
+    source: str,
+    overrides: list[str] | None,
+    num: int | None = None,
+    classes: str | None = None,
+    parts: str | None = None,
 ) -> Config:
     """The configuration that the command line describes.
 
@@ -73,6 +97,7 @@ def read_config(
         overrides: Assignments ``key=value``.
         num: Overrides ``num`` where given.
         classes: Names with commas between, or a file of them.
+        parts: Folder of parts that are labeled.
     """
     from synthgen.prompts.class_list import read_classes
 
@@ -81,7 +106,9 @@ def read_config(
     given: dict[str, Any] = {} if is_config else {"prompts": source}
     given |= {} if num is None else {"num": num}
     given |= {} if classes is None else {"classes": read_classes(classes)}
-    return load(path if is_config else None, overrides or [], given)
+    of_labels, names = of_parts(parts, classes)
+    every = [*(overrides or []), *of_labels]
+    return load(path if is_config else None, every, given | names)
 
 
 def say(text: object, err: bool = False) -> None:

@@ -196,7 +196,10 @@ class LabelConfig(Section):
     method: str = Field(
         "none",
         description="Row of LABELERS (clusters, propagate, dataset-diffusion, vote, argmax) or "
-        "'module:attribute'; none: masks without labels.",
+        "'module:attribute'; parts: those of labeling.parts; none: masks without labels.",
+    )
+    parts: str | None = Field(
+        None, description="Folder of parts that 'synthgen oneshot fit' has learned on the model."
     )
     text: Literal["caption", "classes", "prompt"] = Field(
         "caption",
@@ -239,18 +242,23 @@ class LabelConfig(Section):
         "upsampling-color) or 'module:attribute'.",
     )
 
-    _known_method = row_of("method", {"none": "", **LABELERS})
+    _known_method = row_of("method", {"none": "", "parts": "", **LABELERS})
     _known_refiner = row_of("refiner", REFINERS)
 
     @model_validator(mode="after")
     def _recorded(self) -> LabelConfig:
         if self.self_map is False and self.method in NEED_SELF_MAP:
             raise ValueError(f"self_map must be null or true for {self.method}. Got false.")
+        if (self.method == "parts") != (self.parts is not None):
+            raise ValueError(
+                "parts must be a folder where method is parts, and null elsewhere. Got "
+                f"{self.parts!r:.60} with method {self.method!r:.40}."
+            )
         return self
 
     def digest_settings(self) -> dict[str, Any]:
         """The settings by the names that rows had when digests were first computed."""
-        settings = self.model_dump(mode="json")
+        settings = self.model_dump(mode="json", exclude={"parts"})  # a path; its files are hashed
         for old, new in RENAMED.items():
             key, _, name = old.removeprefix("labeling.").partition("=")
             if settings[key] == new:

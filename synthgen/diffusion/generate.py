@@ -164,7 +164,7 @@ def run_recorded(
 ) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
     """Run it and record; the caller holds the backbone's lock."""
     maps: dict[str, Any] = {"map_layers": None}
-    if labeling is not None and labeling.method != "none":
+    if labeling is not None and labeling.method not in ("none", "parts"):
         maps = {
             "map_layers": labeling.layers,
             "map_grids": labeling.grids,

@@ -35,6 +35,7 @@ from synthgen.jobs.plan import MAX_WORKERS, batches, photos_of, samples_in_fligh
 from synthgen.jobs.shard import Staged
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import reads_uncertainty
+from synthgen.oneshot.parts import Parts, load_parts
 from synthgen.progress import Progress
 from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment_sample
@@ -90,6 +91,12 @@ class Recipe:
     def model(self) -> Backbone:
         """The model, loaded once per process."""
         return load_backbone(self.config.model)
+
+    @cached_property
+    def parts(self) -> Parts | None:
+        """The parts that labels are of, where they are not of words."""
+        folder = self.config.labeling.parts
+        return None if folder is None else load_parts(folder, self.model.pipeline)
 
     @property
     def workers(self) -> int:
@@ -230,6 +237,12 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
             outcomes = drawing.generate(
                 recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
             )
+        if recipe.parts is not None:
+            with recipe.model.lock:
+                outcomes = [
+                    recipe.parts.attend(outcome) if isinstance(outcome, Sample) else outcome
+                    for outcome in outcomes
+                ]
     except OUT_OF_MEMORY as error:
         if recipe.batch_size > 1:
             raise
@@ -279,7 +292,7 @@ def _finished(
     try:
         segmentation = segment_sample(outcome, recipe.config.segmentation)
         segmented = time.perf_counter()
-        labels = _label(recipe.config, outcome, segmentation)
+        labels = _label(recipe, outcome, segmentation)
         record = Record(
             key=planned.key,
             image=outcome.image,
@@ -311,11 +324,13 @@ def _finished(
     return Made(row, members, info, previews)
 
 
-def _label(config: Config, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
+def _label(recipe: Recipe, sample: Sample, segmentation: Segmentation) -> LabelMap | None:
     """Labels, where they are asked for; refiners that read it learn where features are coarse."""
-    settings = config.labeling
+    config, settings = recipe.config, recipe.config.labeling
     if settings.method == "none":
         return None
+    if recipe.parts is not None:
+        return recipe.parts.label(sample, segmentation)
     uncertainty = None
     if reads_uncertainty(settings.refiner) and sample.features.values:
         blocks = feature_blocks(sample.features, config.segmentation.features)

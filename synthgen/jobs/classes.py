@@ -31,6 +31,9 @@ def check_labeling(config: Config, prompts: PromptList) -> None:
     settings = config.labeling
     if settings.method == "none":
         return
+    if settings.parts is not None:
+        check_parts(config)
+        return
     from synthgen.diffusion.backbones import load_backbone
 
     check_methods(settings)
@@ -43,6 +46,24 @@ def check_labeling(config: Config, prompts: PromptList) -> None:
     if not prompts.passed(check):  # a minute for each 100,000
         check_tokens(config, prompts[:planned])
         prompts.remember(check)
+
+
+def check_parts(config: Config) -> None:
+    """Refuse parts whose names are not the dataset's classes, in their order.
+
+    Raises:
+        ValueError: If there are none, or others.
+    """
+    from synthgen.oneshot.parts import part_names
+
+    names = part_names(str(config.labeling.parts))
+    expected = {name: number for number, name in enumerate(names, start=1)}
+    if config.classes != expected:
+        raise ValueError(
+            f"classes must be the names of labeling.parts, {', '.join(names):.80}. Got "
+            f"{', '.join(config.classes or ()) or 'none'!s:.80}; give --parts "
+            f"{config.labeling.parts}, or these."
+        )
 
 
 def warn_of_classes(config: Config, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ with ``strict``. The number of threads is recorded too, and kept: sums depend on
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -24,7 +25,7 @@ from synthgen.dataset.changes import changed_keys, list_keys
 from synthgen.dataset.manifest import CONFIG, IDENTITY
 from synthgen.jobs.plan import prompts_of
 from synthgen.prompts import PromptList
-from synthgen.storage.publish import Storage, dump_json
+from synthgen.storage.publish import Storage, dump_json, open_storage
 from synthgen.storage.redaction import redact_tree
 from synthgen.storage.untrusted import check_shape, one_line, parse_object
 
@@ -71,6 +72,8 @@ class Identity:
             "prompts": {"num": len(prompts), "sha256": prompts.digest},
             **model_content(config.model),
         }
+        if config.labeling.parts is not None:
+            content["parts"] = parts_digest(config.labeling.parts)
         return cls(content, digest(content))
 
     def check(self, existing: Mapping[str, Any], root: str) -> None:
@@ -91,6 +94,22 @@ class Identity:
                 f"{list_keys(changed) or 'hidden values'}. Undo it, or choose another output "
                 f"folder."
             )
+
+
+def parts_digest(folder: str) -> str:
+    """The sha256 of the files in a folder of parts.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    storage = open_storage(folder)
+    files = [storage.read(name) for name in ("parts.safetensors", "parts.json")]
+    if None in files:
+        raise ValueError(
+            "labeling.parts must be a folder that 'synthgen oneshot fit' has written. Got "
+            f"{one_line(folder, 80)}, which holds no parts."
+        )
+    return hashlib.sha256(b"".join(file for file in files if file is not None)).hexdigest()
 
 
 def config_digest(config: Config) -> str:

@@ -88,6 +88,11 @@ class LabelJob(SideJob[LabelMarker]):
         super().__init__(out, num)
         if settings.method == "none":
             raise ValueError("method must be a labeler. Got 'none'; see 'synthgen label --help'.")
+        if settings.parts is not None:
+            raise ValueError(
+                "method must be a labeler of words here. Got 'parts', whose classes a dataset has "
+                "from its beginning: synthgen generate --parts DIR."
+            )
         check_methods(settings)
         check_names(class_ids(class_names(self.storage)))
         drawn, identity = read_config(self.storage), read_identity(self.storage)

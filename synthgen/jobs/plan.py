@@ -98,7 +98,8 @@ def prompts_of(config: Config) -> PromptList:
     """
     if config.annotation.images:
         return open_photos(config.annotation.images, *_said(config)).prompts
-    return open_prompts(config.prompts, config.classes)
+    looked_for = None if config.labeling.parts else config.classes  # parts are in no prompt
+    return open_prompts(config.prompts, looked_for)
 
 
 def photos_of(config: Config) -> PhotoList | None:
@@ -113,7 +114,8 @@ def photos_of(config: Config) -> PhotoList | None:
 
 def _said(config: Config) -> tuple[str | None, tuple[str, ...] | None]:
     """What is said of photos beside what their sources say: captions, classes."""
-    return config.annotation.captions, None if config.classes is None else (*config.classes,)
+    looked_for = None if config.labeling.parts else config.classes
+    return config.annotation.captions, None if looked_for is None else (*looked_for,)
 
 
 def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpec]:

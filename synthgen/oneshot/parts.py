@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from synthgen.diffusion.generate import load_model
 from synthgen.labeling.clusters import cluster_means
 from synthgen.labeling.decide import not_found
 from synthgen.labeling.refine import reads_uncertainty, refine
-from synthgen.labeling.scores import mask_means, shares, upsample
+from synthgen.labeling.scores import attention_rows, mask_means, shares, upsample
 from synthgen.oneshot.attending import ClassReader, resized
 from synthgen.oneshot.settings import FOUND_BY, PartSettings
 from synthgen.oneshot.slime import drop_faint
@@ -40,7 +40,7 @@ from synthgen.segmentation.refine import SPECK, join_specks
 from synthgen.segmentation.segment import segment
 from synthgen.storage.publish import dump_json, open_storage
 from synthgen.storage.untrusted import one_line, parse_object
-from synthgen.types import LabelMap, Segmentation
+from synthgen.types import Heatmaps, LabelMap, Sample, Segmentation
 
 FORMAT = 1
 """Of the files in a folder of parts."""
@@ -117,6 +117,17 @@ class Parts:
         """The class maps that a label map is the argmax of, background first."""
         pixels = rgb(image)
         return upsample(self._read(pixels, self.settings_for(changes)), pixels.shape[:2])
+
+    def attend(self, sample: Sample) -> Sample:
+        """A sample of a dataset with the class maps of its image as heatmaps."""
+        maps = torch.from_numpy(self._read(sample.image, self.settings))
+        return replace(sample, heatmaps=Heatmaps(self.names, maps[1:], maps[0]))
+
+    def label(self, sample: Sample, masks: Segmentation) -> LabelMap:
+        """The label map of a sample that has such heatmaps; the model is not needed any more."""
+        assert sample.heatmaps is not None
+        maps = upsample(attention_rows(sample.heatmaps), sample.image.shape[:2])
+        return self._decide(sample.image, maps, masks, self.settings)
 
     def settings_for(self, changes: Mapping[str, Any]) -> PartSettings:
         """The settings with changes to how parts are found.
@@ -231,6 +242,22 @@ class Parts:
         storage = open_storage(folder)
         storage.publish_bytes(save({k: v.contiguous() for k, v in tensors.items()}), TENSORS)
         storage.publish_bytes(dump_json(about), ABOUT)
+
+
+def part_names(folder: str | Path) -> tuple[str, ...]:
+    """Names of the parts in a folder; reads no weights.
+
+    Raises:
+        ValueError: In one line, if there are none.
+    """
+    about = open_storage(folder).read(ABOUT)
+    try:
+        return tuple(str(name) for name in parse_object(about or b"")["names"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{one_line(folder, 80)} must hold {ABOUT} with names. Got none; make it by synthgen "
+            "oneshot fit, or Parts.save."
+        ) from None
 
 
 def load_parts(folder: str | Path, pipe: Any = None) -> Parts:
