@@ -69,7 +69,7 @@ def packed_records(records: Sequence[Mapping[str, Any]], height: int, width: int
     step = stride(height, width)
     with _believed():
         rles = [record["segmentation"] for record in records]
-        masks = iterate_masks(rles, height, width, most=8 * MAX_PIXELS)
+        masks = iterate_masks(rles, height, width, most=2 * MAX_PIXELS)
         every = (mask[::step, ::step] for mask in masks)
         return PackedMasks.of(every, -(-height // step), -(-width // step))
 

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from synthgen.dataset.rle import MAX_PIXELS as MAX_MASK_PIXELS
 from synthgen.dataset.rle import decode_masks, encode_masks
 from synthgen.labeling.instances import find_instances
 from synthgen.segmentation.masks import id_map
@@ -99,6 +100,12 @@ def encode_record(
         raise ValueError(
             f"A sample must have at most {MAX_ID} masks. Got {len(record.mask_set)}. "
             f"Raise segmentation.masks.min_area or lower segmentation.masks.merge_iou."
+        )
+    if record.mask_set.masks.size > MAX_MASK_PIXELS:
+        raise ValueError(
+            f"A sample's masks must have at most {MAX_MASK_PIXELS} pixels in all. Got "
+            f"{len(record.mask_set)} of {record.image.shape[0]} x {record.image.shape[1]}; give a "
+            f"smaller image, or lower segmentation.clusters.ks."
         )
     members = {
         image_format: encode_image(record.image, image_format),

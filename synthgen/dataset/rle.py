@@ -15,11 +15,12 @@ from pycocotools import mask as coco
 
 from synthgen.storage.untrusted import quote
 
-MAX_PIXELS = 2**30
-"""Pixels of all masks of a sample: 254 of 2048 x 2048, or 16 of the largest image."""
+MAX_PIXELS = 2**32
+"""Pixels of all masks of a sample: 254 of 4096 x 4096, or 64 of the largest image."""
 
-MAX_DECODED = 2**28
-"""Pixels of masks that are decoded at once, a byte each: 254 of 1024 x 1024."""
+MAX_DECODED = 2**30
+"""Pixels of masks that are decoded at once, a byte each: 254 of 2048 x 2048, or 43 of a photograph
+of 24 megapixels."""
 
 
 def encode_masks(masks: Bool[np.ndarray, "mask height width"]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from synthgen.devices import free_cores, one_thread
 from synthgen.diffusion import generate as drawing
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.jobs.identity import environment
-from synthgen.jobs.look import look_at
+from synthgen.jobs.look import brought_back, look_at, reduced
 from synthgen.jobs.plan import MAX_WORKERS, batches, photos_of, samples_in_flight
 from synthgen.jobs.shard import Staged
 from synthgen.labeling.label import label_sample
@@ -290,9 +290,11 @@ def _finished(
         return Made(_failed(planned, number, outcome.reason, outcome.message), None)
     started = time.perf_counter()
     try:
-        segmentation = segment_sample(outcome, recipe.config.segmentation)
+        seen = reduced(outcome)
+        segmentation = segment_sample(seen, recipe.config.segmentation)
         segmented = time.perf_counter()
-        labels = _label(recipe, outcome, segmentation)
+        labels = _label(recipe, seen, segmentation)
+        segmentation, labels = brought_back(outcome, seen, segmentation, labels)
         record = Record(
             key=planned.key,
             image=outcome.image,

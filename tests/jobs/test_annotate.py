@@ -135,6 +135,42 @@ def test_workers_and_the_photos_place_change_no_byte(
     }
 
 
+def test_large_photos_are_segmented_smaller_and_masks_brought_back(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synthgen.jobs import look
+
+    Image.fromarray(picture(41, 63)).save(tmp_path / "a.png")
+    small = Image.fromarray(picture(41, 63)).reduce(3)  # 14 x 21
+    overrides = ("classes=[car]", "dataset.image_format=png", "generation.workers=0")
+    config = annotating(settings(tiny_pipeline, *overrides), [tmp_path / "a.png"])
+    steps: list[tuple[int, ...]] = []
+    monkeypatch.setattr(look, "MAX_PIXELS", 300)
+    plain = look.reduced
+
+    def note(sample: Any) -> Any:
+        found = plain(sample)
+        steps.append(found.image.shape)
+        assert np.array_equal(found.image, np.asarray(small))
+        return found
+
+    monkeypatch.setattr("synthgen.jobs.batch.reduced", note)
+    jobs.generate(config, tmp_path / "out")
+    assert steps == [(14, 21, 3)]
+    assert list(verify_dataset(tmp_path / "out", deep=True)) == []
+    (sample,) = synthgen.open_dataset(tmp_path / "out")
+    assert np.array_equal(sample["image"], picture(41, 63))
+    for full in (*sample["masks"], sample["semantic"]):
+        assert full.shape == (41, 63)
+        cells = full[1::3, 1::3]
+        assert np.array_equal(full, cells.repeat(3, 0).repeat(3, 1)[:41, :63])
+    monkeypatch.setattr("synthgen.dataset.records.MAX_MASK_PIXELS", 2000)
+    jobs.generate(config, tmp_path / "other")
+    (row,) = rows_of(tmp_path / "other")
+    assert row.reason == "error"
+    assert "of 41 x 63; give a smaller image" in row.message
+
+
 def test_the_command_says_what_failed(
     tiny_pipeline: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
