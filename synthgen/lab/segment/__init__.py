@@ -1,0 +1,1 @@
+"""Segmenters beside each other on annotated images: ours, rivals, yours."""

@@ -1,0 +1,316 @@
+"""Masks of several segmenters against annotated images: one table per data set, image by image.
+
+Every image goes through the same recording, and each method makes its masks of it. Scores are BL's
+(section 5): the best IoU of any mask with each class in an image, and with each object; averaged
+per class over images, then over classes. Best-of-all matching is kind to many masks, so their
+number and the best one-to-one matching stand beside. What was measured of an image is kept in
+OUT/rows: the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from synthgen import progress
+from synthgen.config import (
+    CaptureConfig,
+    GenerationConfig,
+    ModelConfig,
+    SegmentationConfig,
+)
+from synthgen.config.settings import Section, digest
+from synthgen.diffusion.backbones import Backbone, load_backbone
+from synthgen.diffusion.invert import invert_any
+from synthgen.lab.segment.layouts import PUBLISHED, Annotated, Layout, Truth, open_layout
+from synthgen.lab.tables import escape, markdown_table
+from synthgen.segmentation.metrics import class_iou, mean_assigned
+from synthgen.segmentation.packed import iou_matrix
+from synthgen.segmentation.segment import segment_sample
+from synthgen.storage.publish import Storage, dump_json, open_storage
+from synthgen.types import IGNORE, Failure, Prompt, Sample
+
+SCORES = {
+    "class_iou": "class IoU",
+    "instance_iou": "instance IoU",
+    "one_to_one": "one-to-one",
+    "masks": "masks",
+    "seconds": "core-s",
+}
+
+
+class SegmentSettings(Section):
+    """What `evaluate_segment` measures."""
+
+    data: str = Field(
+        "scenes", description="scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder."
+    )
+    root: Path | None = Field(None, description="Folder of the data set, as it was published.")
+    split: str = "val"
+    num: int = Field(200, ge=1, description="Images, the first so many.")
+    methods: tuple[str, ...] = Field(
+        ("per-head", "head-average", "rgbxy", "ncut", "ward", "diffcut"),
+        description="Rows of segmentation.method, or 'module:attribute' of yours.",
+    )
+    refiners: tuple[str, ...] = Field(
+        ("affinity", "none"), description="Of segmentation.refiner; each method with each."
+    )
+    captions: bool = Field(False, description="The data's captions as prompts; none: no text.")
+    timestep: int | None = Field(
+        None, ge=0, le=999, description="Look once at this timestep; null: image-to-image (BL)."
+    )
+    batch_size: int = Field(4, ge=1, le=256)
+    model: ModelConfig = ModelConfig()
+    capture: CaptureConfig = CaptureConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+
+    def configs(self) -> dict[str, SegmentationConfig]:
+        """The segmentation of each row of the table."""
+        own = self.segmentation.model_dump()
+        return {
+            f"{method}{'' if refiner == 'affinity' else f', {refiner}'}": (
+                SegmentationConfig.model_validate(own | {"method": method, "refiner": refiner})
+            )
+            for method in self.methods
+            for refiner in self.refiners
+        }
+
+
+def evaluate_segment(out: Path, settings: SegmentSettings) -> dict[str, Any]:
+    """Measure what is missing in a folder, and write rows.parquet, segment.md and segment.png.
+
+    Returns:
+        ``settings``; per row of the table the means of `SCORES` and ``per_class``; ``failed``
+        images with their reasons; ``published`` figures of the data set.
+
+    Raises:
+        ValueError: In one line, for data that is not there, or settings that are not right.
+    """
+    layout = open_layout(settings.data, settings.root, settings.split, settings.num)
+    storage, configs = open_storage(out), settings.configs()
+    known = settings.model_dump(mode="json", exclude={"num", "root", "methods", "refiners"})
+    known |= {"segmentation": {name: c.model_dump(mode="json") for name, c in configs.items()}}
+    place = f"rows/{digest(known)[:12]}"
+    found: dict[str, dict[str, Any]] = {}
+    missing: list[Annotated] = []
+    for one in layout.images:
+        content = storage.read(_row_name(place, one.name))
+        if content is None:
+            missing.append(one)
+        else:
+            found[one.name] = json.loads(content)
+    progress.report("existing", shards=0, samples=len(found))
+    backbone = load_backbone(settings.model) if missing else None
+    for start in range(0, len(missing), settings.batch_size):
+        assert backbone is not None
+        batch = missing[start : start + settings.batch_size]
+        rows = _measure(backbone, batch, layout, settings, configs)
+        for one, row in zip(batch, rows, strict=True):
+            storage.publish_bytes(dump_json(row), _row_name(place, one.name))
+            found[one.name] = row
+        progress.report("samples", count=len(batch))
+    return _write(storage, settings, layout, [found[one.name] for one in layout.images])
+
+
+def _row_name(place: str, image: str) -> str:
+    """Where an image's row is kept: its name is the publisher's, so it is no path of ours."""
+    return f"{place}/{digest({'image': image})[:16]}.json"
+
+
+def _measure(
+    backbone: Backbone,
+    batch: Sequence[Annotated],
+    layout: Layout,
+    settings: SegmentSettings,
+    configs: Mapping[str, SegmentationConfig],
+) -> list[dict[str, Any]]:
+    """A row per image; one that cannot be read or seen says why."""
+    pixels: dict[int, Any] = {}
+    truths: dict[int, Truth] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    for index, one in enumerate(batch):
+        try:
+            pixels[index], truths[index] = one.image(), one.truth()
+            if pixels[index].shape[:2] != truths[index].semantic.shape:
+                size = " x ".join(map(str, truths[index].semantic.shape))
+                raise ValueError(f"annotation of {size} pixels, image of other size")
+        except ValueError as error:
+            pixels.pop(index, None)
+            rows[index] = {"image": one.name, "failed": str(error)}
+    samples = invert_any(
+        backbone,
+        list(pixels.values()),
+        [Prompt(str(i), batch[i].caption if settings.captions else "") for i in pixels],
+        [int(digest({"image": batch[i].name})[:8], 16) for i in pixels],
+        GenerationConfig(),
+        settings.capture,
+        timestep=settings.timestep,
+    )
+    for index, sample in zip(pixels, samples, strict=True):
+        row: dict[str, Any] = {"image": batch[index].name}
+        if isinstance(sample, Failure):
+            rows[index] = row | {"failed": f"{sample.reason}: {sample.message}"}
+            continue
+        row["methods"] = {
+            name: _score(sample, truths[index], layout, config) for name, config in configs.items()
+        }
+        rows[index] = row
+    return [rows[index] for index in range(len(batch))]
+
+
+def _score(
+    sample: Sample, truth: Truth, layout: Layout, config: SegmentationConfig
+) -> dict[str, Any]:
+    """Scores of one method on one image; classes and objects by class."""
+    begin = time.process_time()
+    masks = segment_sample(sample, config).mask_set.masks
+    seconds = time.process_time() - begin
+    seen, instances = truth.semantic != IGNORE, defaultdict(list)
+    regions = []
+    if truth.instance is not None:
+        for number in np.unique(truth.instance[seen]):
+            region = (truth.instance == number) & seen
+            if number:
+                regions.append((int(np.bincount(truth.semantic[region]).argmax()), region))
+    else:
+        classes = sorted(set(np.unique(truth.semantic).tolist()) - {IGNORE, *layout.background})
+        regions = [(cls, truth.semantic == cls) for cls in classes]
+    one_to_one = None
+    if regions:
+        ious = iou_matrix(np.stack([region for _, region in regions]), masks & seen)
+        one_to_one = mean_assigned(ious)
+        for (cls, _), best in zip(regions, ious.max(1, initial=0.0).tolist(), strict=True):
+            instances[str(cls)].append(best)
+    classes_found = class_iou(truth.semantic, masks, layout.background)
+    return {
+        "class_iou": {str(cls): iou for cls, iou in classes_found.items()},
+        "instance_iou": dict(instances) if truth.instance is not None else {},
+        "one_to_one": one_to_one,
+        "masks": len(masks),
+        "seconds": seconds,
+    }
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of one method's scores over images; IoU per class first (BL section 5).
+
+    >>> one = {"one_to_one": 0.5, "masks": 2, "seconds": 1.0, "instance_iou": {"1": [0.5, 1.0]}}
+    >>> summarize([{**one, "class_iou": {"1": 1.0}}, {**one, "class_iou": {"1": 0.0, "2": 1.0}}])
+    {'class_iou': 0.75, 'instance_iou': 0.75, 'one_to_one': 0.5, 'masks': 2, 'seconds': 1.0,
+     'per_class': {'1': 0.5, '2': 1.0}}
+    """
+    of_class: dict[str, list[float]] = defaultdict(list)
+    of_objects: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for cls, iou in row["class_iou"].items():
+            of_class[cls].append(iou)
+        for cls, ious in row["instance_iou"].items():
+            of_objects[cls] += ious
+    matched = [row["one_to_one"] for row in rows if row["one_to_one"] is not None]
+    per_class = {cls: fmean(own) for cls, own in sorted(of_class.items(), key=lambda i: int(i[0]))}
+    return {
+        "class_iou": fmean(per_class.values()) if per_class else None,
+        "instance_iou": fmean(map(fmean, of_objects.values())) if of_objects else None,
+        "one_to_one": fmean(matched) if matched else None,
+        "masks": fmean(row["masks"] for row in rows),
+        "seconds": fmean(row["seconds"] for row in rows),
+        "per_class": per_class,
+    }
+
+
+def _write(
+    storage: Storage,
+    settings: SegmentSettings,
+    layout: Layout,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    good = [row["methods"] for row in rows if "methods" in row]
+    if not good:
+        raise ValueError(f"An image must be readable. Got {len(rows)}, first {rows[0]['failed']}")
+    table = {name: summarize([methods[name] for methods in good]) for name in settings.configs()}
+    result = {
+        "settings": settings.model_dump(mode="json"),
+        "num": len(good),
+        "table": table,
+        "failed": {row["image"]: row["failed"] for row in rows if "failed" in row},
+        "published": PUBLISHED.get(settings.data, {}),
+        "names": {str(number): name for number, name in layout.names.items()},
+    }
+    flat = [
+        {"image": row["image"], "method": name, "class": int(cls), "iou": iou}
+        for row in rows
+        for name, scores in row.get("methods", {}).items()
+        for cls, iou in scores["class_iou"].items()
+    ]
+    parquet, picture = io.BytesIO(), io.BytesIO()
+    if flat:
+        pq.write_table(pa.Table.from_pylist(flat), parquet)
+        storage.publish_bytes(parquet.getvalue(), "rows.parquet")
+    bars(result).savefig(picture, format="png", dpi=120)
+    storage.publish_bytes(picture.getvalue(), "segment.png")
+    storage.publish_bytes(dump_json(result), "segment.json")
+    storage.publish_bytes(segment_table(result).encode(), "segment.md")
+    return result
+
+
+def segment_table(result: Mapping[str, Any]) -> str:
+    """Markdown: methods by score, published figures, and IoU per class."""
+    table, settings = result["table"], result["settings"]
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+    head = [settings["data"], *SCORES.values()]
+    lines = [
+        [escape(name), *(shown(scores[key]) for key in SCORES)] for name, scores in table.items()
+    ]
+    lines += [
+        [f"{escape(name)}, as reported", shown(value), *["–"] * (len(SCORES) - 1)]
+        for name, value in result["published"].items()
+    ]
+    classes = next(iter(table.values()))["per_class"]
+    by_class = [
+        [
+            escape(result["names"].get(cls, cls)),
+            *(shown(s["per_class"][cls]) for s in table.values()),
+        ]
+        for cls in classes
+    ]
+    of = f"{result['num']} images" + (f", {n} failed" if (n := len(result["failed"])) else "")
+    return "\n\n".join(
+        [
+            f"{of}; {settings['model']['card']}.",
+            markdown_table(head, lines),
+            markdown_table(["class IoU", *map(escape, table)], by_class),
+            "",
+        ]
+    )
+
+
+def bars(result: Mapping[str, Any]) -> Figure:
+    """Class IoU of each row, and one-to-one IoU behind it."""
+    table = result["table"]
+    figure = Figure(figsize=(7, 0.6 + 0.34 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    names = list(table)[::-1]
+    for offset, (key, color) in enumerate((("one_to_one", "#d55e00"), ("class_iou", "#0072b2"))):
+        values = [table[name][key] or 0.0 for name in names]
+        places = [place + 0.4 * offset - 0.2 for place in range(len(names))]
+        axes.barh(places, values, height=0.38, color=color, label=SCORES[key])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"IoU, {result['settings']['data']}, {result['num']} images")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure

@@ -1,0 +1,291 @@
+"""Annotated images as their publishers lay them out: Pascal VOC, ADE20K, Cityscapes, COCO, yours.
+
+Class maps keep the publisher's numbers; what a benchmark leaves out is 255. Background (0) is no
+class in VOC and COCO, whose other pixels are things that nobody annotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.lab.world.render import Scene, render
+from synthgen.registry import near_miss
+from synthgen.storage.images import MAX_BYTES, SUFFIXES, open_image, read_photo, readable_image
+from synthgen.storage.untrusted import quote
+from synthgen.types import IGNORE
+
+VOC = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+CITYSCAPES = {
+    7: "road",
+    8: "sidewalk",
+    11: "building",
+    12: "wall",
+    13: "fence",
+    17: "pole",
+    19: "traffic light",
+    20: "traffic sign",
+    21: "vegetation",
+    22: "terrain",
+    23: "sky",
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+"""The 19 classes that are evaluated, by their number in ``labelIds``."""
+
+PUBLISHED: Mapping[str, Mapping[str, float]] = {
+    "voc": {"BL, SD 2.1, semantic": 0.66, "BL, SD 2.1, instances": 0.62},
+    "cityscapes": {"BL, SD 2.1, semantic": 0.27, "BL, SD 2.1, instances": 0.21},
+}
+"""Class IoU as reported (BL section 5), to stand beside ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is true of an image.
+
+    Args:
+        semantic: Class of each pixel, `IGNORE` where nobody says.
+        instance: Number of the object at each pixel, 0 where there is none; None: not annotated.
+    """
+
+    semantic: Int[np.ndarray, "height width"]
+    instance: Int[np.ndarray, "height width"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """An image with its annotation, neither of them read yet."""
+
+    name: str
+    image: Callable[[], UInt8[np.ndarray, "height width 3"]]
+    truth: Callable[[], Truth]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Annotated images of one kind.
+
+    Args:
+        images: In a fixed order.
+        names: Classes by number; those that are not named are called by their number.
+        background: Numbers that are no class.
+    """
+
+    images: Sequence[Annotated]
+    names: Mapping[int, str] = field(default_factory=dict)
+    background: frozenset[int] = frozenset()
+
+
+def open_layout(kind: str, root: Path | None = None, split: str = "val", num: int = 200) -> Layout:
+    """Annotated images of a data set.
+
+    Args:
+        kind: scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder.
+        root: Its folder: of VOC the one with ``JPEGImages``, of ADE20K with ``images`` and
+            ``annotations``, of Cityscapes with ``leftImg8bit`` and ``gtFine``, of COCO with
+            ``annotations`` and ``val2017``; of a pair of folders the one with ``images`` and
+            ``masks``, PNG of class numbers with the images' names.
+        split: Part of it: val, train, …
+        num: The first so many.
+
+    Raises:
+        ValueError: In one line, if it is none of these, or is not laid out so.
+    """
+    if kind not in LAYOUTS:
+        known = ", ".join(LAYOUTS)
+        raise ValueError(
+            f"data must be of {known}. Got {quote(kind, 40)}{near_miss(kind, [*LAYOUTS])}"
+        )
+    if root is None and not kind.startswith("scenes"):
+        raise ValueError(f"root must be the folder of {kind}. Got none.")
+    layout = LAYOUTS[kind](root or Path(), split, num)
+    if not layout.images:
+        raise ValueError(f"root must hold images of {kind}, {split}. Got none in {root}.")
+    return layout
+
+
+def _scenes(seeds: Sequence[int]) -> Callable[[Path, str, int], Layout]:
+    def truth(scene: Scene) -> Truth:
+        return Truth(scene.semantic.astype(np.int64), scene.instance.astype(np.int64))
+
+    def read(_root: Path, _split: str, num: int) -> Layout:
+        images = [
+            Annotated(
+                f"scene-{seed}",
+                lambda seed=seed: render(seed).image,  # type: ignore[misc]
+                lambda seed=seed: truth(render(seed)),  # type: ignore[misc]
+                render(seed).caption,
+            )
+            for seed in seeds[:num]
+        ]
+        return Layout(images, dict(enumerate(CLASSES, start=1)), frozenset({0}))
+
+    return read
+
+
+def _voc(root: Path, split: str, num: int) -> Layout:
+    listed = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")[:num]
+    _refuse_paths(listed)
+
+    def truth(name: str) -> Truth:
+        semantic = read_labels(root / "SegmentationClass" / f"{name}.png")
+        objects = root / "SegmentationObject" / f"{name}.png"
+        if not objects.is_file():
+            return Truth(semantic)
+        instance = read_labels(objects)
+        return Truth(semantic, np.where(instance == IGNORE, 0, instance))
+
+    images = [_annotated(name, root / "JPEGImages" / f"{name}.jpg", truth) for name in listed]
+    return Layout(images, dict(enumerate(VOC, start=1)), frozenset({0}))
+
+
+def _ade(root: Path, split: str, num: int) -> Layout:
+    part = {"val": "validation", "train": "training"}.get(split, split)
+
+    def truth(name: str) -> Truth:
+        semantic = read_labels(root / "annotations" / part / f"{name}.png")
+        return Truth(
+            np.where(semantic == 0, IGNORE, semantic)
+        )  # 0 is what has none of 150 classes
+
+    return Layout(
+        [_annotated(path.stem, path, truth) for path in _files(root / "images" / part)[:num]]
+    )
+
+
+def _cityscapes(root: Path, split: str, num: int) -> Layout:
+    def truth(name: str) -> Truth:
+        city, stem = name.split("/")
+        folder = root / "gtFine" / split / city
+        labels = read_labels(folder / f"{stem}_gtFine_labelIds.png")
+        semantic = np.where(np.isin(labels, list(CITYSCAPES)), labels, IGNORE)
+        objects = folder / f"{stem}_gtFine_instanceIds.png"
+        if not objects.is_file():
+            return Truth(semantic)
+        instance = read_labels(objects)  # class * 1000 + number; groups have the class alone
+        return Truth(semantic, np.where(instance >= 1000, instance, 0))
+
+    paths = [
+        path
+        for city in sorted(_folder(root / "leftImg8bit" / split).iterdir())
+        if city.is_dir()
+        for path in _files(city)
+    ]
+    images = [
+        _annotated(f"{path.parent.name}/{path.stem.removesuffix('_leftImg8bit')}", path, truth)
+        for path in paths[:num]
+    ]
+    return Layout(images, CITYSCAPES)
+
+
+def _coco(root: Path, split: str, num: int) -> Layout:
+    from pycocotools.coco import COCO
+
+    year = next((y for y in ("2017", "2014") if (root / f"{split}{y}").is_dir()), "2017")
+    path = root / "annotations" / f"instances_{split}{year}.json"
+    if not path.is_file():
+        raise ValueError(f"root must hold {path.relative_to(root)}. Got none in {root}.")
+    coco = COCO(path)
+    ids = {image["file_name"]: image["id"] for image in coco.loadImgs(sorted(coco.getImgIds()))}
+
+    def truth(name: str) -> Truth:
+        image = coco.loadImgs(ids[name])[0]
+        semantic = np.zeros((image["height"], image["width"]), dtype=np.int64)
+        instance = np.zeros_like(semantic)
+        found = coco.loadAnns(coco.getAnnIds(ids[name]))
+        for number, one in sorted(enumerate(found, start=1), key=lambda item: -item[1]["area"]):
+            inside = coco.annToMask(one).astype(bool)  # the smallest is on top
+            semantic[inside] = IGNORE if one["iscrowd"] else one["category_id"]
+            instance[inside] = 0 if one["iscrowd"] else number
+        return Truth(semantic, instance)
+
+    _refuse_paths(ids)
+    folder = root / f"{split}{year}"
+    images = [_annotated(name, folder / name, truth) for name in sorted(ids)[:num]]
+    names = {one["id"]: one["name"] for one in coco.loadCats(coco.getCatIds())}
+    return Layout(images, names, frozenset({0}))
+
+
+def _pair(root: Path, _split: str, num: int) -> Layout:
+    def truth(name: str) -> Truth:
+        return Truth(read_labels(root / "masks" / f"{name}.png"))
+
+    return Layout(
+        [_annotated(path.stem, path, truth) for path in _files(root / "images")[:num]],
+        background=frozenset({0}),
+    )
+
+
+LAYOUTS: Mapping[str, Callable[[Path, str, int], Layout]] = {
+    "scenes": _scenes(VALIDATION_SEEDS),
+    "scenes-tuning": _scenes(TUNING_SEEDS),
+    "voc": _voc,
+    "ade": _ade,
+    "cityscapes": _cityscapes,
+    "coco": _coco,
+    "folder": _pair,
+}
+
+
+def read_labels(path: Path) -> Int[np.ndarray, "height width"]:
+    """Numbers of a PNG, of 8 or 16 bits, with or without a palette.
+
+    Raises:
+        ValueError: In one line, if it is none.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        image = open_image(path.read_bytes(), ("PNG",))
+        if image.mode not in ("P", "L", "I", "I;16", "1"):
+            raise ValueError(f"colors ({image.mode})")
+        with readable_image():
+            return np.array(image).astype(np.int64)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"An annotation must be a PNG of class numbers. Got {quote(path.name)}: {error}"
+        ) from None
+
+
+def _annotated(name: str, path: Path, truth: Callable[[str], Truth]) -> Annotated:
+    return Annotated(name, lambda: read_photo(path), lambda: truth(name))
+
+
+def _refuse_paths(names: Iterable[str]) -> None:
+    """Names that data gives are names of files, and lead nowhere else."""
+    for name in names:
+        if PurePath(name).name != name:
+            raise ValueError(f"Names of images must be names of files. Got {quote(name, 60)}.")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in _folder(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ValueError(f"root must have its publisher's folders. Got no {folder}.")
+    return folder
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"root must have its publisher's files. Got no {path}.")
+    return path.read_text(encoding="utf-8").split()
