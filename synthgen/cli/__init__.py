@@ -22,6 +22,7 @@ from synthgen.cli import (
     generate,
     label,
     oneshot,
+    prompts,
     report,
     segment,
     serve,
@@ -71,6 +72,7 @@ for _make in (
     app.command(rich_help_panel=MAKE)(command(_make, runs=True))
 app.command(rich_help_panel=MAKE)(command(generate.plan, tells=True))
 app.command(rich_help_panel=MAKE)(serve.serve)
+app.add_typer(prompts.app, name="prompts", rich_help_panel=MAKE)
 app.add_typer(config.app, name="config", rich_help_panel=MAKE)
 for _look in (verify.status, verify.verify, verify.replay, verify.gc):
     app.command(rich_help_panel=USE)(command(_look, tells=True))
