@@ -129,7 +129,7 @@ def predict(
 
     paths = image_files(images)
     pipe = None if model is None else load_model(model)
-    learned, changes = load_parts(parts, pipe), _changes(overrides or [])
+    learned, changes = load_parts(parts, pipe), _asked(overrides or [])
     with show_progress(len(paths), 1, words=("images", "runs")):
         summary = predict_files(learned, paths, out, **changes)
     lines = [
@@ -188,22 +188,18 @@ def evaluate(
 
 
 def _model_and_settings(card: str, overrides: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline and the settings of a fit."""
+    """The pipeline, and the settings of a fit that are asked for."""
     from synthgen.config import ModelConfig, load_section
     from synthgen.diffusion.generate import load_model
-    from synthgen.oneshot.settings import PartSettings
 
-    of_model = [text.strip() for text in overrides if text.strip().startswith("model.")]
-    settings = load_section(
-        PartSettings, [text for text in overrides if text.strip() not in of_model]
-    )
-    chosen = load_section(ModelConfig, [t.removeprefix("model.") for t in of_model], card=card)
-    given = dict(chosen)
-    return load_model(given.pop("card"), **given), dict(settings)
+    asked = [text.strip() for text in overrides]
+    of_model = [text.removeprefix("model.") for text in asked if text.startswith("model.")]
+    settings = _asked([text for text in asked if not text.startswith("model.")])
+    return load_model(**dict(load_section(ModelConfig, of_model, card=card))), settings
 
 
-def _changes(overrides: list[str]) -> dict[str, Any]:
-    """Settings of how parts are found that are asked for, by name."""
+def _asked(overrides: list[str]) -> dict[str, Any]:
+    """Settings of parts that are asked for, by name; the others are the card's or the paper's."""
     from synthgen.config import load_section
     from synthgen.oneshot.settings import PartSettings
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
+from torchvision.transforms.functional import adjust_brightness, adjust_hue, gaussian_blur
 
 from synthgen.types import IGNORE
 
@@ -67,3 +67,12 @@ def augment(
         shifted[None, None].float(), grid, mode="nearest", align_corners=False
     )[0, 0].long()
     return view.clamp(0, 1), torch.where(nearest == 0, IGNORE, nearest - 1)
+
+
+def recolor(
+    image01: Float[Tensor, "3 height width"], rng: np.random.Generator
+) -> Float[Tensor, "3 height width"]:
+    """The image with its hues turned by any angle, and up to two fifths lighter or darker."""
+    turned: Tensor = adjust_hue(image01, float(rng.uniform(-0.5, 0.5)))
+    found: Tensor = adjust_brightness(turned, float(rng.uniform(0.6, 1.4)))
+    return found

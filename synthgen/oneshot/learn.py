@@ -22,10 +22,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from synthgen import progress
-from synthgen.config.settings import digest
+from synthgen.config import digest, load_section
 from synthgen.diffusion.backbones import origin_of
 from synthgen.oneshot.attending import ClassReader, resized
-from synthgen.oneshot.augment import augment
+from synthgen.oneshot.augment import augment, recolor
 from synthgen.oneshot.parts import Parts, class_states, fingerprint, place_parts, rgb
 from synthgen.oneshot.settings import PartSettings
 from synthgen.oneshot.slime import mask_on_grid, slime_losses
@@ -78,7 +78,7 @@ def learn_parts(
     """
     origin = origin_of(pipe)
     of_card = {} if origin is None else dict(origin.card.parts)
-    chosen = PartSettings.model_validate({**of_card, **settings})
+    chosen = load_section(PartSettings, **{**of_card, **settings})
     examples = check_examples(images, masks, names)
     held_out = [] if validation is None else check_examples(*validation, names, complete=False)
     fit = Fit(ClassReader(pipe, chosen), examples, held_out, tuple(names), chosen)
@@ -181,6 +181,8 @@ class Fit:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 0, step])
         image01, mask = augment(*self.examples[index], settings.augmentation, rng)
+        if rng.random() < settings.recolor:
+            image01 = recolor(image01, rng)
         latents = self.reader.encode(image01)
         timestep = int(rng.integers(settings.timesteps[0], settings.timesteps[1] + 1))
         noise = int(rng.integers(2**62))

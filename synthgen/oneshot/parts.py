@@ -2,8 +2,8 @@
 
 `Parts` called with an image gives its label map: one UNet call at the timestep of the settings,
 WAS maps of background and parts (eq. 6), the largest one at each pixel. With ``clusters`` the
-maps are averaged over the connected clusters that `segment` finds in the same UNet call, so that
-a part is a union of masks.
+maps are averaged over the connected clusters that `segment` finds in the same UNet call, of the k
+that are at least half of the largest, so that a part is a union of masks.
 
 A folder of parts holds ``parts.safetensors`` and ``parts.json``. Embeddings mean something to the
 model that they were learned on alone: values of its weights are kept, and another is refused.
@@ -199,7 +199,9 @@ class Parts:
     ) -> LabelMap:
         """The largest map at each pixel, its share as the score; then borders."""
         if settings.clusters and masks is not None:
-            maps = cluster_means(maps, masks.labels, masks.ks).astype(np.float32)
+            fine = [2 * k >= max(masks.ks) for k in masks.ks]  # coarse ones join parts
+            ks = [k for k, kept in zip(masks.ks, fine, strict=True) if kept]
+            maps = cluster_means(maps, masks.labels[fine], ks).astype(np.float32)
         share = shares(maps)
         semantic = share.argmax(0).astype(np.uint8)
         if settings.refiner != "none":

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from synthgen.config.reading import load_section
 from synthgen.config.settings import Fraction, Section, row_of
 from synthgen.registry import REFINERS
 
@@ -42,6 +43,11 @@ class PartSettings(Section):
         description="Flips, blur, turns and crops: car (at least half of the sides), horse "
         "(0.8), face (0.6, turned by at most 10 degrees; the others 30) (B).",
     )
+    recolor: Fraction = Field(
+        0.0,
+        description="Share of the views in other colors, so that a part is no color; not in the "
+        "paper.",
+    )
     checkpointing: bool = Field(
         False, description="Compute the UNet's blocks again on the way back: less memory."
     )
@@ -77,8 +83,12 @@ class PartSettings(Section):
         return self
 
     def changed(self, **changes: Any) -> PartSettings:
-        """The same with other values."""
-        return type(self).model_validate({**dict(self), **changes})
+        """The same with other values.
+
+        Raises:
+            ValueError: In one line, for a bad one.
+        """
+        return load_section(PartSettings, **{**dict(self), **changes})
 
 
 FOUND_BY = (
