@@ -215,6 +215,17 @@ def test_a_fit_on_one_scene_finds_its_part_in_another() -> None:
     assert class_ious(counts)[1] > 1.4 * np.mean(truths)
 
 
+def test_what_is_not_given_is_the_card_s_or_the_paper_s(pipe: Any) -> None:
+    image, mask = example()
+    of_paper = synthgen.learn_parts(pipe, image, mask, names=NAMES, epochs=1).settings
+    of_card = synthgen.learn_parts(
+        synthgen.load_model(), image, mask, names=NAMES, epochs=1
+    ).settings
+    assert (of_paper.lr, of_paper.background, of_paper.was) == (0.1, "start", True)
+    assert (of_card.lr, of_card.background, of_card.was) == (0.3, "rest", False)
+    assert of_card.epochs == 1
+
+
 def test_working_size_keeps_shape_and_area(pipe: Any) -> None:
     reader = ClassReader(pipe, PartSettings())
     assert reader.working_size((500, 500)) == (64, 64)

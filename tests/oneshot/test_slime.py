@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthgen.oneshot.augment import PRESETS, augment
+from synthgen.oneshot.augment import PRESETS, augment, recolor
 from synthgen.oneshot.learn import resize_mask
 from synthgen.oneshot.slime import (
     Projected,
@@ -152,3 +152,15 @@ def test_views_keep_image_and_mask_together(preset: str) -> None:
         assert set(torch.unique(classes).tolist()) <= {0, 1, 2, 255}
     rng = np.random.default_rng(3)
     assert torch.equal(augment(image01, mask, preset, rng)[1], classes)
+
+
+def test_other_colors_keep_what_is_gray_gray() -> None:
+    image01 = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image01[:, :4] = 0.5
+    views = [recolor(image01, np.random.default_rng(seed)) for seed in (0, 1, 1)]
+    assert torch.equal(views[1], views[2])
+    assert not torch.equal(views[0], views[1])
+    for view in views:
+        assert 0 <= view.min()
+        assert view.max() <= 1
+        assert torch.allclose(view[:1, :4].expand(3, -1, -1), view[:, :4], atol=1e-5)
