@@ -161,6 +161,6 @@ def test_other_colors_keep_what_is_gray_gray() -> None:
     assert torch.equal(views[1], views[2])
     assert not torch.equal(views[0], views[1])
     for view in views:
-        assert 0 <= view.min()
+        assert view.min() >= 0
         assert view.max() <= 1
         assert torch.allclose(view[:1, :4].expand(3, -1, -1), view[:, :4], atol=1e-5)
