@@ -96,7 +96,8 @@ def annotate(
     ],
     out: Annotated[str, typer.Option(help="Output folder or URL; run again to go on.")],
     captions: Annotated[
-        str | None, typer.Option(help="A text per image: a table with 'image', or COCO captions.")
+        str | None,
+        typer.Option(help="A text per image: a table, COCO captions, or blip[:FOLDER]."),
     ] = None,
     classes: Annotated[
         str | None,
@@ -130,7 +131,7 @@ def annotate(
 
       synthgen annotate 's3://bucket/shards/*.tar' --set annotation.timestep=100 --out data/t100
     """
-    from synthgen.jobs.from_prompts import annotating
+    from synthgen.jobs.from_prompts import annotating, described
     from synthgen.prompts.class_list import read_classes
 
     settings = None if audit is None else load_audit([f"auditor.name={audit}"])
@@ -138,7 +139,7 @@ def annotate(
     of_labels, names = of_parts(parts, classes)
     given |= names | ({} if num is None else {"num": num})
     config = load(None, [*(overrides or []), *of_labels], given)
-    config = annotating(config, images, captions)
+    config = annotating(config, images, described(images, out, captions, config.classes))
     manifest = execute(config, out, engine, runner, workers, strict, address)
     if settings is not None:
         verdict(run_audit(out, settings), out, MAX_FAILED).tell()

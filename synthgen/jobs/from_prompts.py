@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def annotate(
         images: Files, folders, patterns, URLs, tars, COCO files, data sets of Hugging Face on a
             disk; one or several. What cannot be read becomes a failed row.
         out: Folder or URL of the dataset.
-        captions: File with a text of each image: a table or JSON lines with ``image``, or COCO's.
+        captions: File with a text of each image: a table or JSON lines with ``image``, or COCO's;
+            ``blip`` or ``blip:FOLDER``: BLIP writes it first, ``OUT.captions.jsonl``.
         classes: Names that are labeled: those that a caption speaks of, or all without a caption.
             None: those that the images' own list gives.
         num: The first so many images; None: all.
@@ -101,7 +102,35 @@ def annotate(
     """
     given = {"num": num, "classes": None if classes is None else list(classes)}
     several = [images] if isinstance(images, str | Path) else list(images)
-    return jobs.generate(annotating(_config(settings, given), several, captions), out)
+    config = _config(settings, given)
+    captions = described(several, out, captions, config.classes)
+    return jobs.generate(annotating(config, several, captions), out)
+
+
+def described(
+    images: Sequence[str | Path],
+    out: str | Path,
+    captions: str | Path | None,
+    classes: Collection[str] | None = None,
+) -> str | Path | None:
+    """The file of the captions that were asked for, which BLIP may have to write.
+
+    Raises:
+        ValueError: In one line, if there is no BLIP, or no folder to write beside.
+    """
+    name, _, model = str(captions).partition(":")
+    if captions is None or name != "blip":
+        return captions
+    if scheme_of(str(out)) is not None:
+        raise ValueError(
+            f"Captions by BLIP stand beside a local folder. Got {one_line(out)}; write them with "
+            f"'synthgen prompts caption', and give that file."
+        )
+    from synthgen.jobs.prompt_lists import BLIP, caption
+
+    path = f"{Path(out).absolute()}.captions.jsonl"
+    caption([*map(str, images)], path, model=model or BLIP, classes=classes)
+    return path
 
 
 def annotating(

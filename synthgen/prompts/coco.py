@@ -49,7 +49,8 @@ def coco_images(content: Any, name: str) -> Iterator[Entry]:
     Raises:
         ValueError: In one line, if it is not of COCO's form.
     """
-    rows = content.get("annotations", []) if isinstance(content, dict) else []
+    images = _rows(content, "images", name)
+    rows = content.get("annotations", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{name}: 'annotations' must be a list of objects. Got {quote(rows)}.")
     texts: dict[int, Any] = {}
@@ -58,7 +59,7 @@ def coco_images(content: Any, name: str) -> Iterator[Entry]:
             texts.setdefault(_integer(row, "image_id", f"{name}: annotation {i}"), row["caption"])
     placed = {**content, "annotations": [row for row in rows if "category_id" in row]}
     classes = _class_names(placed, name) if "categories" in content else None
-    for i, row in enumerate(_rows(content, "images", name), start=1):
+    for i, row in enumerate(images, start=1):
         where = f"{name}: image {i}"
         image, file_name, text = _integer(row, "id", where), row.get("file_name"), ""
         if not isinstance(file_name, str) or not file_name:

@@ -221,12 +221,16 @@ def test_what_cannot_be_annotated_is_one_line(tiny_pipeline: Path, tmp_path: Pat
     (tmp_path / "notes/a.txt").touch()
     (tmp_path / "a.tar").write_bytes(b"no tar")
     (tmp_path / "a.json").write_text('{"images": [{"id": 1, "file_name": "../a.png"}]}')
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "half.json").write_text('{"images": [], "annotations": null}')
     for source, message in (
         ("none", "must be a file, a folder, a pattern or a URL that exists"),
         ("notes", "There must be at least one image .* first 'a.txt'"),
         ("*.gif", "There must be at least one image to annotate"),
         ("a.tar", "must be a tar without compression"),
         ("a.json", "file_name must be a path below the file's folder"),
+        ("list.json", "must be a COCO file with a list 'images'"),
+        ("half.json", "'annotations' must be a list of objects"),
     ):
         with pytest.raises(ValueError, match=message):
             annotating(settings(tiny_pipeline), [tmp_path / source])

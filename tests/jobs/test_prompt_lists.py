@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_photos import BAD, GOOD, write_photos
+from made_photos import BAD, GOOD, PHOTO_OVERRIDES, picture, write_photos
 from PIL import Image
 from transformers import (
     BertTokenizer,
@@ -19,6 +19,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+import synthgen
 from synthgen.cli import app
 from synthgen.dataset.photos import open_photos
 from synthgen.jobs import prompt_lists
@@ -124,3 +125,19 @@ def test_a_list_is_built_of_equal_classes_and_held_out_texts(tmp_path: Path) -> 
     assert whole["written"] == 40
     counts = [json.loads(line)["count"] for line in (tmp_path / "whole.jsonl").open()]
     assert sum(counts) == 50
+
+
+def test_annotating_lets_blip_write_the_captions_first(
+    blip: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
+    words = ["annotate", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    words += ["--engine", "inline", "--captions", f"blip:{blip}", "--set", "num=1"]
+    overrides = [*PHOTO_OVERRIDES, f"model.card={tiny_pipeline}"]
+    done = CliRunner().invoke(app, words + [w for each in overrides for w in ("--set", each)])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    (row,) = map(json.loads, (tmp_path / "out.captions.jsonl").open())
+    (sample,) = synthgen.open_dataset(tmp_path / "out")
+    assert sample["prompt"] == row["prompt"] != ""
+    with pytest.raises(ValueError, match="Captions by BLIP stand beside a local folder"):
+        synthgen.annotate(tmp_path / "a.png", "memory://out", captions="blip")
