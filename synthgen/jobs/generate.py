@@ -133,7 +133,7 @@ class GenerateJob(Job[Marker]):
             existing = self._check_existing()
             environments = environments_with(self.config, existing, self.strict)
             identity = identity_bytes(self.identity.content, environments)
-            names = self.prompts.class_names
+            names = () if self.config.labeling.parts else self.prompts.class_names
             publish_description(self.storage, self.config, identity, names)
         self.storage.clear_stale_staging()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, overload
 
 from synthgen.config import Config
@@ -131,6 +132,8 @@ def plan_prompts(config: Config, prompts: Sequence[Prompt]) -> Sequence[ShardSpe
             if weights:  # the sample's number is no other image's of its prompt: those are earlier
                 image_index, which = index, balanced_prompt(prompts, weights, config.seed, index)
             prompt = prompts[which]
+            if config.labeling.parts:  # which are looked for in every image
+                prompt = replace(prompt, class_names=(*(config.classes or ()),))
             seed = sample_seed(config.seed, prompt.id, image_index)
             samples.append(PlannedSample(f"{shard:06d}{place:04d}", prompt, image_index, seed))
         return ShardSpec(index=shard, samples=tuple(samples))
