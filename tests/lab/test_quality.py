@@ -10,7 +10,7 @@ from synthgen.lab.bench.quality import METHODS, bench_quality, mirrored
 
 
 def test_every_method_is_scored() -> None:
-    result = bench_quality(3)
+    result = bench_quality(1)
     names = {"class_iou", "part_iou", "hungarian_iou", "ari", "boundary_f", "masks"}
     assert all(set(result[method]) == names for method in METHODS)
     assert set(result["caption"]) == {"per_head", "head_average"}
