@@ -229,7 +229,7 @@ class LabelConfig(Section):
         "attended to more than half-way between the image's extremes.",
     )
     presence: Fraction = Field(
-        0.25, description="A class is there if its share of the attention is at least this ..."
+        0.1, description="A class is there if its share of the attention is at least this ..."
     )
     presence_area: Fraction = Field(0.002, description="... on at least this share of the image.")
     margin: Fraction = Field(

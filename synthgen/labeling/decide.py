@@ -9,6 +9,9 @@ even without a margin, a tie is never decided.
 Limit, measured on 12 tuning scenes of the embedded model: classes that were put behind a caption
 and are not in the image draw as much attention as those that are (area under the ROC curve .43 to
 .57 for nine statistics of their maps), so the presence test finds faint classes, not foreign ones.
+On 48 other scenes such a class is painted in 71 % of images where a share of .25 is asked for, in
+75 % without a test; and .25 takes 11 of 189 objects from images that were drawn of several, whose
+places then go to other classes. So little is asked for: .1.
 LS reports the same of Stable Diffusion: cross-attention is to be asked for classes that are there.
 """
 

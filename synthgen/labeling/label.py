@@ -48,7 +48,7 @@ def label(
     prompts: Sequence[str] | None = None,
     refiner: str = "pamr",
     background: float = 1.0,
-    presence: float = 0.25,
+    presence: float = 0.1,
     presence_area: float = 0.002,
     margin: float = 0.02,
     power: int = 4,
@@ -132,7 +132,7 @@ def label_image(
     refiner: str = "pamr",
     margin: float = 0.02,
     background: float = 1.0,
-    presence: float = 0.25,
+    presence: float = 0.1,
     presence_area: float = 0.002,
     power: int = 4,
 ) -> LabelMap:

@@ -51,7 +51,7 @@ def label_by_powers(
     inputs: LabelInputs,
     *,
     background: float = 1.0,
-    presence: float = 0.25,
+    presence: float = 0.1,
     presence_area: float = 0.002,
     power: int = 4,
 ) -> ClassScores:

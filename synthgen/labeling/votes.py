@@ -46,7 +46,7 @@ def label_by_votes(
     inputs: LabelInputs,
     *,
     background: float = 1.0,
-    presence: float = 0.25,
+    presence: float = 0.1,
     presence_area: float = 0.002,
     **_: Any,
 ) -> ClassScores:
