@@ -167,9 +167,10 @@ def evaluate(
 
     Examples:
 
-      synthgen evaluate oneshot --set classes=\[car,house] --set num=20
+      synthgen evaluate oneshot --set num=20 --set inits=2 \
+        --set classes=\[car,house]
 
-      synthgen evaluate oneshot --set table=7 --set tuning=true --set shots=\[1]
+      synthgen evaluate oneshot --set table=7 --set tuning=true --set shots=[1]
     """
     import json
 
