@@ -29,9 +29,13 @@ def caption(
 ) -> Result:
     """Describe images with BLIP: captions for 'annotate --captions', or prompts to draw.
 
+    Classes are those of --classes that a caption speaks of. Run again to go on.
+
     Examples:
 
-      synthgen prompts caption photos/ --model blip-image-captioning-base --out captions.jsonl
+      synthgen prompts caption photos/ --out captions.jsonl
+
+      synthgen prompts caption photos/ --model models/blip --classes cat,dog --out prompts.jsonl
     """
     from synthgen.dataset.photos import open_photos
     from synthgen.jobs.prompt_lists import caption as describe
@@ -64,9 +68,13 @@ def build(
 ) -> Result:
     """Build a list whose classes come as evenly as a source allows, equal prompts once.
 
+    With --held-out, prompts to measure on are left out of OUT, and stand in a file beside it.
+
     Examples:
 
-      synthgen prompts build captions.json+instances.json --num 20000 --held-out 0.1 --out p.jsonl
+      synthgen prompts build captions.json+instances.json --num 20000 --out p.jsonl
+
+      synthgen prompts build captions.json --classes cat,dog --held-out 0.1 --out p.jsonl
     """
     from synthgen.jobs.prompt_lists import build as build_list
     from synthgen.prompts.class_list import read_classes

@@ -28,7 +28,7 @@ def evaluate(
         typer.Option(
             "--set",
             "-s",
-            help="Change methods ([per-head,ncut]), refiners, split (val), captions (true), "
+            help="Change methods (\\[per-head,ncut]), refiners, split (val), captions (true), "
             "timestep (100), batch_size, or model.card and the like (repeatable).",
         ),
     ] = None,
@@ -47,7 +47,8 @@ def evaluate(
 
       synthgen evaluate segment --data voc --root VOCdevkit/VOC2012 -s model.card=sd21-base
 
-      synthgen evaluate segment --data folder --root mine -s methods=\[per-head,my.module:mine]
+      synthgen evaluate segment --data folder --root mine \
+        -s methods=\[per-head,my.module:mine]
     """
     from synthgen.config import load_section
     from synthgen.lab.segment.evaluate import SegmentSettings, evaluate_segment, segment_table

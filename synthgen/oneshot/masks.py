@@ -58,8 +58,8 @@ def read_legend(text: str) -> Legend:
         ValueError: In one line.
 
     >>> legend = read_legend("body,window=#ff0000")
-    >>> legend.names, dict(legend.colors)
-    (('body', 'window'), {(0, 0, 0): 0, (255, 0, 0): 2})
+    >>> legend.names, legend.colors[255, 0, 0]
+    (('body', 'window'), 2)
     """
     table: dict[str, Any] = {}
     given: Any = None
