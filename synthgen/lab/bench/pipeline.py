@@ -27,13 +27,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -48,6 +46,7 @@ from synthgen.diffusion.schedulers import make_scheduler
 from synthgen.jobs.batch import Recipe, draft
 from synthgen.jobs.plan import samples_in_flight
 from synthgen.lab.bench.capture import SD21_UNET
+from synthgen.lab.bench.fake_model import load_fake
 from synthgen.lab.bench.kmeans import ROUGH, SMOOTH
 from synthgen.lab.bench.stages import CLASSES, SETTINGS, SIDE, made_sample, stage_seconds
 from synthgen.types import (
@@ -150,16 +149,10 @@ def standin_share(seconds: float, workers: int, num: int) -> dict[str, float]:
     return row
 
 
-def load_standin(_config: ModelConfig) -> Backbone:
-    """The stand-in, as a configuration names it."""
-    return Backbone(
-        pipeline=SimpleNamespace(scheduler=DDIMScheduler()),
-        card=Card(name="stand-in", height=SIDE, width=SIDE, num_inference_steps=1),
-        identity={"id": "stand-in", "revision": None, "sha256": {}},
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        draw=draw_standin,
-    )
+def load_standin(config: ModelConfig) -> Backbone:
+    """The stand-in, as a configuration names it: the fake model, which draws full-size samples."""
+    card = Card(name="stand-in", height=SIDE, width=SIDE, num_inference_steps=1)
+    return replace(load_fake(config), card=card, draw=draw_standin)
 
 
 def draw_standin(

@@ -301,7 +301,7 @@ def oneshot_table(result: Mapping[str, Any]) -> str:
             [
                 row["method"],
                 str(row["shots"]),
-                *(f"{100 * m:.1f} ± {100 * d:.1f}" for m, d in row["iou"].values()),
+                *(_percent(*own) for own in row["iou"].values()),
             ]
             for row in own
         ]
