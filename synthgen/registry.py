@@ -19,6 +19,11 @@ SEGMENTERS: Mapping[str, str] = {
     "ncut": "synthgen.segmentation.ncut:segment_ncut",
     "ward": "synthgen.segmentation.ncut:segment_ward",
     "diffcut": "synthgen.segmentation.ncut:segment_diffcut",
+    "diffseg": "synthgen.segmentation.diffseg:segment_diffseg",
+    "diffseg-k": "synthgen.segmentation.diffseg:segment_diffseg_k",
+    "spectral": "synthgen.segmentation.spectral:segment_spectral",
+    "spectral-symmetric": "synthgen.segmentation.spectral:segment_spectral_symmetric",
+    "iseg": "synthgen.segmentation.iseg:segment_iseg",
 }
 
 AUDITORS: Mapping[str, str] = {

@@ -34,6 +34,7 @@ ANNOTATION_STEPS = 40
 """Of the whole schedule, of which a strength of .05 leaves two (BL section 5)."""
 
 NEED_SELF_MAP = ("propagate", "dataset-diffusion")
+SEGMENT_SELF_MAP = ("diffseg", "diffseg-k", "spectral", "spectral-symmetric", "iseg")
 
 RETIRED: Mapping[str, Any] = {
     "capture.rows": "cond",
@@ -188,6 +189,11 @@ class SegmentationConfig(Section):
     masks: MaskConfig = MaskConfig()
 
     _known_method = row_of("method", SEGMENTERS)
+
+    @property
+    def needs_self_map(self) -> bool:
+        """Whether masks are made of the self-attention map of all layers."""
+        return self.method in SEGMENT_SELF_MAP
 
 
 class LabelConfig(Section):

@@ -55,6 +55,7 @@ def record(
     map_grids: Sequence[int] | None = None,
     map_calls: Calls = "last",
     self_grid: int | None = None,
+    self_layers: Layers | None = None,
     num_calls: int | None = None,
     guided: bool | None = None,
     attribution: Attribution | None = None,
@@ -74,8 +75,9 @@ def record(
         map_layers: Layers whose attention to the words is kept, for `label`; None: none.
         map_grids: Their grids; None: those of 12 to 48.
         map_calls: Their UNet calls, averaged.
-        self_grid: Also keep one self-attention map, the mean over the map layers on a grid whose
-            shorter side is at most this (32 in Dataset Diffusion).
+        self_grid: Also keep one self-attention map, the mean over layers on a grid whose shorter
+            side is at most this (32 in Dataset Diffusion, 64 in DiffSeg).
+        self_layers: Its layers, of whatever grid (DiffSeg: all); None: the map layers.
         num_calls: UNet calls of the run; None: what the pipeline and its scheduler say.
         guided: Whether the UNet's rows are [negative, positive]; None: what the pipeline says, or
             else the rows themselves.
@@ -102,6 +104,7 @@ def record(
     every = attention_layers(unet, (1, 1))  # grids are known once the run is
     kept = select_layers(every, layers)
     mapped = () if map_layers is None else select_layers(every, map_layers)
+    looked = mapped if self_layers is None else select_layers(every, self_layers)
 
     def plan(sample: Tensor, timestep: Any, states: Tensor) -> Run:
         size = (sample.shape[-2], sample.shape[-1])
@@ -112,15 +115,18 @@ def record(
         if found:
             sides = map_grids or middle_sides({min(layer.grid) for layer in found})
             found = select_layers(found, tuple(layer.name for layer in found), sides)
+        selves = found if self_layers is None else select_layers(own, self_layers)
+        selves = () if self_grid is None else selves
         run = Run(
             shape=tuple(sample.shape),
             guided=_is_guided(pipe, sample) if guided is None else guided,
             num_calls=total,
             heads={layer.name: layer for layer in heads},
             maps={layer.name: layer for layer in found},
+            selves={layer.name: layer for layer in selves},
             head_calls=call_groups(calls, total),
             map_calls=call_groups(map_calls, total),
-            self_grid=self_map_grid(found, self_grid) if found else None,
+            self_grid=self_map_grid(selves, self_grid) if selves else None,
         )
         tokens = states.shape[1]
         if attribution is not None:
@@ -135,7 +141,9 @@ def record(
         for layer in kept:
             _hook_heads(recording, unet.get_submodule(layer.name), layer.name, handles)
         for layer in mapped:
-            _hook_maps(recording, unet, layer, self_grid is not None, handles)
+            _hook_maps(recording, unet, layer, handles)
+        for layer in () if self_grid is None else looked:
+            _hook_self_maps(recording, unet, layer, handles)
         yield recording
         recording.finish()
 
@@ -170,22 +178,14 @@ def _hook_heads(recording: Recording, attn: Any, name: str, handles: ExitStack) 
     handles.callback(attn.to_out[0].register_forward_pre_hook(keep).remove)
 
 
-def _hook_maps(
-    recording: Recording, unet: Any, layer: Layer, with_self_map: bool, handles: ExitStack
-) -> None:
+def _hook_maps(recording: Recording, unet: Any, layer: Layer, handles: ExitStack) -> None:
     """Cross-attention to the prompt, or to another text whose keys are computed here."""
-    attn, crossed = unet.get_submodule(layer.name), unet.get_submodule(layer.cross_name)
+    crossed = unet.get_submodule(layer.cross_name)
 
     def keep(query: Tensor, key: Tensor) -> None:
         if (own := recording._run.maps.get(layer.name)) is not None:
             recording.keep_token_maps(own, crossed, query, key)
 
-    def keep_self(query: Tensor, key: Tensor) -> None:
-        if (own := recording._run.maps.get(layer.name)) is not None:
-            recording.keep_self_map(own, attn, query, key)
-
-    if with_self_map:
-        pair_projections(attn, keep_self, handles, "to_qkv")
     other = None if recording.attribution is None else recording.attribution.text_states
     if other is None:
         pair_projections(crossed, keep, handles, "to_kv")
@@ -193,6 +193,16 @@ def _hook_maps(
     with torch.no_grad():
         key = crossed.to_k(other)  # under LoRA its own layers are in there
     handles.callback(crossed.to_q.register_forward_hook(lambda _, __, q: keep(q, key)).remove)
+
+
+def _hook_self_maps(recording: Recording, unet: Any, layer: Layer, handles: ExitStack) -> None:
+    attn = unet.get_submodule(layer.name)
+
+    def keep(query: Tensor, key: Tensor) -> None:
+        if (own := recording._run.selves.get(layer.name)) is not None:
+            recording.keep_self_map(own, attn, query, key)
+
+    pair_projections(attn, keep, handles, "to_qkv")
 
 
 def pair_projections(

@@ -29,6 +29,9 @@ from synthgen.diffusion.schedulers import make_scheduler, sample_generators, set
 from synthgen.prompts import attribution_text, truncated_words
 from synthgen.types import Failure, Prompt, Sample
 
+SELF_GRID = 64
+"""Longest shorter side of the self-attention map that masks are made of (DiffSeg)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -107,6 +110,7 @@ def generate(
     generation: GenerationConfig,
     capture: CaptureConfig,
     labeling: LabelConfig | None = None,
+    self_map: bool = False,
 ) -> list[Sample | Failure]:
     """Draw one image per prompt and seed in one UNet batch; several per prompt by repetition.
 
@@ -117,6 +121,7 @@ def generate(
         generation: Size, steps, guidance, scheduler; ``batch_size`` is the caller's affair.
         capture: What is recorded.
         labeling: What labels are made from is recorded too.
+        self_map: So is the self-attention of all layers.
 
     Raises:
         ValueError: Before anything runs, for settings that the model cannot satisfy.
@@ -134,7 +139,9 @@ def generate(
     denoising = text_to_image(backbone, texts, seeds, settings, generation.negative_prompt)
     with backbone.lock, torch.no_grad():
         _warn_of_truncation(backbone, prompts, texts)
-        recording, latents = run_recorded(backbone, denoising, prompts, texts, capture, labeling)
+        recording, latents = run_recorded(
+            backbone, denoising, prompts, texts, capture, labeling, self_map
+        )
         images = [decode_image(backbone, row) for row in latents.chunk(len(latents))]
     return samples_or_failures(recording, prompts, seeds, images)
 
@@ -161,8 +168,12 @@ def run_recorded(
     texts: Sequence[str],
     capture: CaptureConfig,
     labeling: LabelConfig | None = None,
+    self_map: bool = False,
 ) -> tuple[Recording, Float[Tensor, "batch channel latent_height latent_width"]]:
-    """Run it and record; the caller holds the backbone's lock."""
+    """Run it and record; the caller holds the backbone's lock.
+
+    With ``self_map`` labels are made from the same map as masks, whatever they would record.
+    """
     maps: dict[str, Any] = {"map_layers": None}
     if labeling is not None and labeling.method not in ("none", "parts"):
         maps = {
@@ -172,6 +183,8 @@ def run_recorded(
             "self_grid": labeling.self_grid if labeling.needs_self_map else None,
             "attribution": class_attribution(backbone.pipeline, prompts, texts, labeling.text),
         }
+    if self_map:
+        maps |= {"self_layers": "all", "self_grid": SELF_GRID}
     settings: dict[str, Any] = dict(backbone.resolve_capture(capture))
     known: dict[str, Any] = {"num_calls": denoising.num_calls, "guided": denoising.guided}
     with record(backbone.pipeline, **settings, **maps, **known) as recording:

@@ -161,6 +161,7 @@ def invert(
     timestep: int | None = None,
     labeling: LabelConfig | None = None,
     noises: int = 1,
+    self_map: bool = False,
 ) -> list[Sample | Failure]:
     """Record attention of given images in one UNet batch.
 
@@ -177,6 +178,7 @@ def invert(
         timestep: If given, one UNet call without guidance at this timestep (0 to 999) instead.
         labeling: What labels are made from is recorded too.
         noises: At a timestep: so many calls, each with noise of its own, are averaged.
+        self_map: The self-attention of all layers is recorded too.
 
     Raises:
         ValueError: For counts, sizes or a strength that do not fit.
@@ -196,7 +198,9 @@ def invert(
         capture = capture.model_copy(update={"calls": noises})
         labeling = labeling and labeling.model_copy(update={"calls": noises})
     with backbone.lock, torch.no_grad():
-        recording, latents = run_recorded(backbone, denoising, prompts, texts, capture, labeling)
+        recording, latents = run_recorded(
+            backbone, denoising, prompts, texts, capture, labeling, self_map
+        )
     finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
     given = [image if fine else None for image, fine in zip(images, finite, strict=True)]
     return samples_or_failures(recording, prompts, seeds, given)

@@ -33,7 +33,8 @@ class Run:
         guided: Rows are [negative, positive]: classifier-free guidance.
         num_calls: UNet calls it will make; None where nothing says so.
         heads: Layers whose head outputs are kept, by name.
-        maps: Layers whose probability maps are kept.
+        maps: Layers whose attention to the words is kept.
+        selves: Layers whose self-attention is averaged.
         head_calls: UNet calls of the head outputs; None: the last, whichever that will be.
         map_calls: The same of the maps.
         self_grid: Grid of the self-attention map, where one is kept.
@@ -44,6 +45,7 @@ class Run:
     num_calls: int | None
     heads: Mapping[str, Layer]
     maps: Mapping[str, Layer]
+    selves: Mapping[str, Layer]
     head_calls: Groups | None
     map_calls: Groups | None
     self_grid: tuple[int, int] | None
@@ -179,7 +181,7 @@ class Recording:
         return {name: layer.grid for name, layer in self._complete().maps.items()}
 
     def self_maps(self) -> tuple[SelfMap, ...]:
-        """Per image the self-attention of all map layers on one grid; empty if not asked for."""
+        """Per image the self-attention of layers, on one grid; empty if not asked for."""
         if not self._pooled or self.run is None or self.run.self_grid is None:
             return ()
         return tuple(SelfMap(values, self.run.self_grid) for values in self._pooled[0])
@@ -242,9 +244,9 @@ class Recording:
         """Add a layer's map to the mean over layers, weighted by its grid's side (LS)."""
         run = self._run
         assert run.self_grid is not None
-        total = sum(min(each.grid) for each in run.maps.values())
+        total = sum(min(each.grid) for each in run.selves.values())
         for _, size in self._wanted(run.map_calls):
-            if run.map_calls is None and layer.name == next(iter(run.maps)):
+            if run.map_calls is None and layer.name == next(iter(run.selves)):
                 self._pooled.clear()  # of the call before
             q, k = self.cond(query), self.cond(key)
             value = pooled_self_map(q, k, attn.heads, attn.scale, layer.grid, run.self_grid)

@@ -235,7 +235,13 @@ def _denoise(recipe: Recipe, batch: Sequence[PlannedSample]) -> list[Sample | Fa
             outcomes = look_at(recipe.photos, recipe.model, prompts, seeds, config)
         else:
             outcomes = drawing.generate(
-                recipe.model, prompts, seeds, config.generation, config.capture, config.labeling
+                recipe.model,
+                prompts,
+                seeds,
+                config.generation,
+                config.capture,
+                config.labeling,
+                config.segmentation.needs_self_map,
             )
         if recipe.parts is not None:
             with recipe.model.lock:

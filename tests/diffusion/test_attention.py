@@ -112,6 +112,31 @@ def test_captured_tensor_equals_attention_by_the_textbook(unet: Any) -> None:
     torch.testing.assert_close(found.values, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_self_maps_of_all_layers_are_their_mean_on_the_largest_grid(unet: Any) -> None:
+    """Weights by sides; finer queries averaged, keys summed; coarser queries repeated (LS)."""
+    names = tuple(layer.name for layer in attention_layers(unet, (8, 8)))
+    slow = {name: SlowProcessor() for name in names}
+    for name, processor in slow.items():
+        unet.get_submodule(name).set_processor(processor)
+    with recording(unet, map_layers=None, self_layers="all", self_grid=64) as kept:
+        unet(**unet_inputs(1))
+    (found,) = kept.self_maps()
+    assert found.grid == (8, 8)
+    assert not kept.token_maps()
+    expected, total = torch.zeros(64, 64), 0
+    for layer in attention_layers(unet, (8, 8)):
+        side = layer.grid[0]
+        own = slow[layer.name].probabilities[0].mean(dim=1)[0].reshape(1, -1, side, side)
+        wide = F.interpolate(own, size=(8, 8), mode="bilinear", align_corners=False)[0]
+        wide = wide / wide.sum((1, 2), keepdim=True)
+        repeated = torch.arange(8) // (8 // side)
+        rows = (repeated[:, None] * side + repeated).flatten()
+        expected += side * wide.flatten(1)[rows]
+        total += side
+    torch.testing.assert_close(found.values, expected / total, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.values.sum(1), torch.ones(64))
+
+
 @pytest.mark.parametrize("mode", ["default", "textbook", "sliced", "fused", "lora"])
 def test_unet_output_is_bit_identical_and_features_agree(unet: Any, mode: str) -> None:
     inputs = unet_inputs(2)

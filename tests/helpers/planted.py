@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from synthgen.lab.bench.fake_model import fake_heads, regions
-from synthgen.types import HeadFeatures, Prompt, Sample
+from synthgen.types import HeadFeatures, Prompt, Sample, SelfMap
 
 GRID = 16
 PIXELS = 64
@@ -21,7 +21,9 @@ def planted_sample(noise: float = 0.02, seed: int = 0) -> Sample:
     """Eight heads of the planted backbone; an image of one color, which gives nothing away."""
     features = fake_heads(quadrants(GRID), noise, torch.Generator().manual_seed(seed))
     image = np.full((PIXELS, PIXELS, 3), 127, dtype=np.uint8)
-    return Sample(Prompt("planted", "four quadrants"), seed, image, features)
+    alike = torch.from_numpy(quadrants(GRID).reshape(-1, 1) == quadrants(GRID).flatten())
+    self_map = SelfMap((4.0 * alike).softmax(1), (GRID, GRID))
+    return Sample(Prompt("planted", "four quadrants"), seed, image, features, self_map=self_map)
 
 
 def random_sample(
@@ -40,4 +42,12 @@ def random_sample(
             values[name] = torch.randn(heads, grid[0] * grid[1], dim, generator=generator)
             shapes[name] = grid
     image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy()
-    return Sample(Prompt("random", "noise"), seed, image, HeadFeatures(values, shapes))
+    places = grids[-1][0] * grids[-1][1]
+    looks = torch.randn(places, places, generator=generator).softmax(1)
+    return Sample(
+        Prompt("random", "noise"),
+        seed,
+        image,
+        HeadFeatures(values, shapes),
+        self_map=SelfMap(looks, grids[-1]),
+    )

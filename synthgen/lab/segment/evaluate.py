@@ -3,8 +3,8 @@
 Every image goes through the same recording, and each method makes its masks of it. Scores are BL's
 (section 5): the best IoU of any mask with each class in an image, and with each object; averaged
 per class over images, then over classes. Best-of-all matching is kind to many masks, so their
-number and the best one-to-one matching stand beside. What was measured of an image is kept in
-OUT/rows: the command goes on where it was stopped.
+number and the best one-to-one matching stand beside. What a method got of an image is kept in
+OUT/rows: the command goes on where it was stopped, and measures only methods that are new.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from synthgen.config import (
 from synthgen.config.settings import Section, digest
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.invert import invert_any
+from synthgen.lab.memory import peak_bytes, reset_peak
 from synthgen.lab.segment.layouts import PUBLISHED, Annotated, Layout, Truth, open_layout
 from synthgen.lab.tables import escape, markdown_table
-from synthgen.segmentation.metrics import class_iou, mean_assigned
+from synthgen.segmentation.metrics import class_iou, mean_assigned, part_iou
 from synthgen.segmentation.packed import iou_matrix
 from synthgen.segmentation.segment import segment_sample
 from synthgen.storage.publish import Storage, dump_json, open_storage
@@ -44,10 +45,12 @@ from synthgen.types import IGNORE, Failure, Prompt, Sample
 
 SCORES = {
     "class_iou": "class IoU",
+    "part_iou": "part IoU",
     "instance_iou": "instance IoU",
     "one_to_one": "one-to-one",
     "masks": "masks",
     "seconds": "core-s",
+    "megabytes": "peak MB",
 }
 
 
@@ -61,7 +64,10 @@ class SegmentSettings(Section):
     split: str = "val"
     num: int = Field(200, ge=1, description="Images, the first so many.")
     methods: tuple[str, ...] = Field(
-        ("per-head", "head-average", "rgbxy", "ncut", "ward", "diffcut"),
+        (
+            *("per-head", "head-average", "rgbxy", "ncut", "ward", "diffcut"),
+            *("diffseg", "diffseg-k", "spectral", "spectral-symmetric", "iseg"),
+        ),
         description="Rows of segmentation.method, or 'module:attribute' of yours.",
     )
     refiners: tuple[str, ...] = Field(
@@ -100,28 +106,37 @@ def evaluate_segment(out: Path, settings: SegmentSettings) -> dict[str, Any]:
     """
     layout = open_layout(settings.data, settings.root, settings.split, settings.num)
     storage, configs = open_storage(out), settings.configs()
-    known = settings.model_dump(mode="json", exclude={"num", "root", "methods", "refiners"})
-    known |= {"segmentation": {name: c.model_dump(mode="json") for name, c in configs.items()}}
-    place = f"rows/{digest(known)[:12]}"
+    keys = {name: digest(config.model_dump(mode="json"))[:12] for name, config in configs.items()}
+    left_out = {"num", "root", "methods", "refiners", "segmentation"}
+    place = f"rows/{digest(settings.model_dump(mode='json', exclude=left_out))[:12]}"
     found: dict[str, dict[str, Any]] = {}
     missing: list[Annotated] = []
     for one in layout.images:
         content = storage.read(_row_name(place, one.name))
-        if content is None:
+        row = {} if content is None else json.loads(content)
+        found[one.name] = row
+        if "failed" not in row and not set(keys.values()) <= set(row.get("methods", ())):
             missing.append(one)
-        else:
-            found[one.name] = json.loads(content)
-    progress.report("existing", shards=0, samples=len(found))
+    progress.report("existing", shards=0, samples=len(found) - len(missing))
     backbone = load_backbone(settings.model) if missing else None
     for start in range(0, len(missing), settings.batch_size):
         assert backbone is not None
         batch = missing[start : start + settings.batch_size]
-        rows = _measure(backbone, batch, layout, settings, configs)
+        known = set.intersection(*(set(found[one.name].get("methods", ())) for one in batch))
+        wanted = {keys[name]: config for name, config in configs.items()}
+        wanted = {key: config for key, config in wanted.items() if key not in known}
+        rows = _measure(backbone, batch, layout, settings, wanted)
         for one, row in zip(batch, rows, strict=True):
+            if "methods" in row:
+                row["methods"] = found[one.name].get("methods", {}) | row["methods"]
             storage.publish_bytes(dump_json(row), _row_name(place, one.name))
             found[one.name] = row
         progress.report("samples", count=len(batch))
-    return _write(storage, settings, layout, [found[one.name] for one in layout.images])
+    rows = [dict(found[one.name]) for one in layout.images]
+    for row in rows:
+        if "methods" in row:
+            row["methods"] = {name: row["methods"][key] for name, key in keys.items()}
+    return _write(storage, settings, layout, rows)
 
 
 def _row_name(place: str, image: str) -> str:
@@ -157,6 +172,7 @@ def _measure(
         GenerationConfig(),
         settings.capture,
         timestep=settings.timestep,
+        self_map=any(config.needs_self_map for config in configs.values()),
     )
     for index, sample in zip(pixels, samples, strict=True):
         row: dict[str, Any] = {"image": batch[index].name}
@@ -174,9 +190,9 @@ def _score(
     sample: Sample, truth: Truth, layout: Layout, config: SegmentationConfig
 ) -> dict[str, Any]:
     """Scores of one method on one image; classes and objects by class."""
-    begin = time.process_time()
+    before, begin = reset_peak(), time.process_time()
     masks = segment_sample(sample, config).mask_set.masks
-    seconds = time.process_time() - begin
+    seconds, peak = time.process_time() - begin, peak_bytes() - before
     seen, instances = truth.semantic != IGNORE, defaultdict(list)
     regions = []
     if truth.instance is not None:
@@ -194,38 +210,45 @@ def _score(
         for (cls, _), best in zip(regions, ious.max(1, initial=0.0).tolist(), strict=True):
             instances[str(cls)].append(best)
     classes_found = class_iou(truth.semantic, masks, layout.background)
+    parts_found = {} if truth.part is None else part_iou(truth.part, masks)
     return {
         "class_iou": {str(cls): iou for cls, iou in classes_found.items()},
+        "part_iou": {str(part): iou for part, iou in parts_found.items()},
         "instance_iou": dict(instances) if truth.instance is not None else {},
         "one_to_one": one_to_one,
         "masks": len(masks),
         "seconds": seconds,
+        "megabytes": max(0, peak) / 1e6,
     }
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of one method's scores over images; IoU per class first (BL section 5).
 
-    >>> one = {"one_to_one": 0.5, "masks": 2, "seconds": 1.0, "instance_iou": {"1": [0.5, 1.0]}}
+    >>> one = {"one_to_one": 0.5, "masks": 2, "seconds": 1.0, "megabytes": 3.0, "part_iou": {}}
+    >>> one |= {"instance_iou": {"1": [0.5, 1.0]}}
     >>> found = summarize([one | {"class_iou": {"1": 1.0}}, one | {"class_iou": {"1": 0, "2": 1}}])
     >>> found["class_iou"], found["instance_iou"], found["per_class"]
     (0.75, 0.75, {'1': 0.5, '2': 1.0})
     """
     of_class: dict[str, list[float]] = defaultdict(list)
     of_objects: dict[str, list[float]] = defaultdict(list)
+    of_part: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for cls, iou in row["class_iou"].items():
             of_class[cls].append(iou)
+        for part, iou in row["part_iou"].items():
+            of_part[part].append(iou)
         for cls, ious in row["instance_iou"].items():
             of_objects[cls] += ious
     matched = [row["one_to_one"] for row in rows if row["one_to_one"] is not None]
     per_class = {cls: fmean(own) for cls, own in sorted(of_class.items(), key=lambda i: int(i[0]))}
     return {
         "class_iou": fmean(per_class.values()) if per_class else None,
+        "part_iou": fmean(map(fmean, of_part.values())) if of_part else None,
         "instance_iou": fmean(map(fmean, of_objects.values())) if of_objects else None,
         "one_to_one": fmean(matched) if matched else None,
-        "masks": fmean(row["masks"] for row in rows),
-        "seconds": fmean(row["seconds"] for row in rows),
+        **{key: fmean(row[key] for row in rows) for key in ("masks", "seconds", "megabytes")},
         "per_class": per_class,
     }
 

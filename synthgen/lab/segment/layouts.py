@@ -62,10 +62,12 @@ class Truth:
     Args:
         semantic: Class of each pixel, `IGNORE` where nobody says.
         instance: Number of the object at each pixel, 0 where there is none; None: not annotated.
+        part: Number of the part at each pixel, 0 where there is none.
     """
 
     semantic: Int[np.ndarray, "height width"]
     instance: Int[np.ndarray, "height width"] | None = None
+    part: Int[np.ndarray, "height width"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def open_layout(kind: str, root: Path | None = None, split: str = "val", num: in
 
 def _scenes(seeds: Sequence[int]) -> Callable[[Path, str, int], Layout]:
     def truth(scene: Scene) -> Truth:
-        return Truth(scene.semantic.astype(np.int64), scene.instance.astype(np.int64))
+        return Truth(*(m.astype(np.int64) for m in (scene.semantic, scene.instance, scene.part)))
 
     def read(_root: Path, _split: str, num: int) -> Layout:
         images = [
