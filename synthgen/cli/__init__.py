@@ -85,6 +85,7 @@ for _show in (report.report, report.view, report.inspect):
 app.command(rich_help_panel=PROVE)(doctor.doctor)
 app.command(rich_help_panel=PROVE)(train.train)
 train.app.command("segment")(segment.evaluate)
+train.app.command("language")(segment.language)
 train.app.command("oneshot")(oneshot.evaluate)
 app.add_typer(train.app, name="evaluate", rich_help_panel=PROVE)
 app.add_typer(bench.app, name="bench", rich_help_panel=PROVE)

@@ -7,17 +7,13 @@ Every pixel has a class: the background is one, so that a class id is a value of
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     Mask2FormerConfig,
@@ -25,9 +21,9 @@ from transformers import (
     Mask2FormerImageProcessorPil,
     ResNetConfig,
 )
-from transformers.utils import logging
 
 from synthgen.embedded.card import CARD_NAME, weights_dir
+from synthgen.embedded.folders import load_network, quiet, refusing
 from synthgen.embedded.vocabulary import CLASSES, IMAGE_SIZE
 
 LABELS: tuple[str, ...] = ("background", *CLASSES)
@@ -38,9 +34,6 @@ SIZE_DIVISOR = 32
 
 LONGEST_EDGE = 8 * IMAGE_SIZE
 SHIPPED_M2F = Path(__file__).parent / "weights_m2f"
-
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-"""What transformers raises for configurations and weights that are not right."""
 
 
 def m2f_config() -> Mask2FormerConfig:
@@ -75,22 +68,8 @@ def m2f_config() -> Mask2FormerConfig:
 
 def build_m2f() -> Mask2FormerForUniversalSegmentation:
     """Model with fresh weights; seed torch first."""
-    with _quiet():
+    with quiet():
         return Mask2FormerForUniversalSegmentation(m2f_config())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no warning that a ResNet backbone is not on transformers' list."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def build_processor() -> Mask2FormerImageProcessorPil:
@@ -106,7 +85,7 @@ def build_processor() -> Mask2FormerImageProcessorPil:
 
 def save_m2f(model: Mask2FormerForUniversalSegmentation, folder: Path) -> None:
     """Write model (fp16 safetensors), configuration and image processor."""
-    with _quiet():
+    with quiet():
         model.to(torch.float16).save_pretrained(folder)
         build_processor().save_pretrained(folder)
 
@@ -135,35 +114,11 @@ def load_m2f(
     Raises:
         ValueError: In one line, if the folder does not hold a complete Mask2Former.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"a Mask2Former folder must hold config.json. Got none in {folder}.")
-    try:
-        stored = json.loads(config.read_text(encoding="utf-8"))
-        kind = stored.get("model_type") if isinstance(stored, dict) else None
-        if kind != "mask2former":
-            raise ValueError(f"model_type {kind!r}")
-        with _quiet():
-            model, report = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+    noun = "a Mask2Former"
+    model = load_network(folder, Mask2FormerForUniversalSegmentation, "mask2former", noun)
+    with refusing(folder, noun), quiet():
         processor = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (*_UNREADABLE, SafetensorError, StrictDataclassError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"{folder} must hold a Mask2Former (config, safetensors, processor). Got: {reason}."
-        ) from None
-    absent = set(report["missing_keys"]) & {name for name, _ in model.named_parameters()}
-    if absent:
-        raise ValueError(
-            f"the weights in {folder} must be complete. Missing: {min(absent)} "
-            f"({len(absent)} in all); fetch them again."
-        )
-    return model.eval(), processor
+    return model, processor
 
 
 def class_scores(

@@ -9,8 +9,6 @@ OUT/rows: the command goes on where it was stopped, and measures only methods th
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,12 +17,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 from pydantic import Field
 
-from synthgen import progress
 from synthgen.config import (
     CaptureConfig,
     GenerationConfig,
@@ -36,11 +30,20 @@ from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.invert import invert_any
 from synthgen.lab.memory import peak_bytes, reset_peak
 from synthgen.lab.segment.layouts import PUBLISHED, Annotated, Layout, Truth, open_layout
+from synthgen.lab.segment.rows import (
+    Measure,
+    bars,
+    measure_images,
+    publish_tables,
+    read_annotated,
+    seed_of,
+    shown,
+)
 from synthgen.lab.tables import escape, markdown_table
 from synthgen.segmentation.metrics import class_iou, mean_assigned, part_iou
 from synthgen.segmentation.packed import iou_matrix
 from synthgen.segmentation.segment import segment_sample
-from synthgen.storage.publish import Storage, dump_json, open_storage
+from synthgen.storage.publish import Storage, open_storage
 from synthgen.types import IGNORE, Failure, Prompt, Sample
 
 SCORES = {
@@ -108,40 +111,16 @@ def evaluate_segment(out: Path, settings: SegmentSettings) -> dict[str, Any]:
     storage, configs = open_storage(out), settings.configs()
     keys = {name: digest(config.model_dump(mode="json"))[:12] for name, config in configs.items()}
     left_out = {"num", "root", "methods", "refiners", "segmentation"}
-    place = f"rows/{digest(settings.model_dump(mode='json', exclude=left_out))[:12]}"
-    found: dict[str, dict[str, Any]] = {}
-    missing: list[Annotated] = []
-    for one in layout.images:
-        content = storage.read(_row_name(place, one.name))
-        row = {} if content is None else json.loads(content)
-        found[one.name] = row
-        if "failed" not in row and not set(keys.values()) <= set(row.get("methods", ())):
-            missing.append(one)
-    progress.report("existing", shards=0, samples=len(found) - len(missing))
-    backbone = load_backbone(settings.model) if missing else None
-    for start in range(0, len(missing), settings.batch_size):
-        assert backbone is not None
-        batch = missing[start : start + settings.batch_size]
-        known = set.intersection(*(set(found[one.name].get("methods", ())) for one in batch))
-        wanted = {keys[name]: config for name, config in configs.items()}
-        wanted = {key: config for key, config in wanted.items() if key not in known}
-        rows = _measure(backbone, batch, layout, settings, wanted)
-        for one, row in zip(batch, rows, strict=True):
-            if "methods" in row:
-                row["methods"] = found[one.name].get("methods", {}) | row["methods"]
-            storage.publish_bytes(dump_json(row), _row_name(place, one.name))
-            found[one.name] = row
-        progress.report("samples", count=len(batch))
-    rows = [dict(found[one.name]) for one in layout.images]
-    for row in rows:
-        if "methods" in row:
-            row["methods"] = {name: row["methods"][key] for name, key in keys.items()}
+
+    def begin() -> Measure:
+        backbone = load_backbone(settings.model)
+        return lambda batch, wanted: _measure(
+            backbone, batch, layout, settings, {name: configs[name] for name in wanted}
+        )
+
+    known = settings.model_dump(mode="json", exclude=left_out)
+    rows = measure_images(storage, layout, known, keys, begin, settings.batch_size)
     return _write(storage, settings, layout, rows)
-
-
-def _row_name(place: str, image: str) -> str:
-    """Where an image's row is kept: its name is the publisher's, so it is no path of ours."""
-    return f"{place}/{digest({'image': image})[:16]}.json"
 
 
 def _measure(
@@ -157,18 +136,14 @@ def _measure(
     rows: dict[int, dict[str, Any]] = {}
     for index, one in enumerate(batch):
         try:
-            pixels[index], truths[index] = one.image(), one.truth()
-            if pixels[index].shape[:2] != truths[index].semantic.shape:
-                size = " x ".join(map(str, truths[index].semantic.shape))
-                raise ValueError(f"annotation of {size} pixels, image of other size")
+            pixels[index], truths[index] = read_annotated(one)
         except ValueError as error:
-            pixels.pop(index, None)
             rows[index] = {"image": one.name, "failed": str(error)}
     samples = invert_any(
         backbone,
         list(pixels.values()),
         [Prompt(str(i), batch[i].caption if settings.captions else "") for i in pixels],
-        [int(digest({"image": batch[i].name})[:8], 16) for i in pixels],
+        [seed_of(batch[i]) for i in pixels],
         GenerationConfig(),
         settings.capture,
         timestep=settings.timestep,
@@ -277,23 +252,15 @@ def _write(
         for name, scores in row.get("methods", {}).items()
         for cls, iou in scores["class_iou"].items()
     ]
-    parquet, picture = io.BytesIO(), io.BytesIO()
-    if flat:
-        pq.write_table(pa.Table.from_pylist(flat), parquet)
-        storage.publish_bytes(parquet.getvalue(), "rows.parquet")
-    bars(result).savefig(picture, format="png", dpi=120)
-    storage.publish_bytes(picture.getvalue(), "segment.png")
-    storage.publish_bytes(dump_json(result), "segment.json")
-    storage.publish_bytes(segment_table(result).encode(), "segment.md")
+    axis = f"IoU, {settings.data}, {len(good)} images"
+    figure = bars(table, {key: SCORES[key] for key in ("class_iou", "one_to_one")}, axis)
+    publish_tables(storage, "segment", result, segment_table(result), figure, flat)
     return result
 
 
 def segment_table(result: Mapping[str, Any]) -> str:
     """Markdown: methods by score, published figures, and IoU per class."""
     table, settings = result["table"], result["settings"]
-
-    def shown(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
     head = [settings["data"], *SCORES.values()]
     lines = [
@@ -320,20 +287,3 @@ def segment_table(result: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-def bars(result: Mapping[str, Any]) -> Figure:
-    """Class IoU of each row, and one-to-one IoU behind it."""
-    table = result["table"]
-    figure = Figure(figsize=(7, 0.6 + 0.34 * len(table)), layout="constrained")
-    axes = figure.subplots()
-    names = list(table)[::-1]
-    for offset, (key, color) in enumerate((("one_to_one", "#d55e00"), ("class_iou", "#0072b2"))):
-        values = [table[name][key] or 0.0 for name in names]
-        places = [place + 0.4 * offset - 0.2 for place in range(len(names))]
-        axes.barh(places, values, height=0.38, color=color, label=SCORES[key])
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(f"IoU, {result['settings']['data']}, {result['num']} images")
-    axes.legend(fontsize=8, loc="lower right")
-    return figure

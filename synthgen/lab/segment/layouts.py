@@ -6,6 +6,7 @@ class in VOC and COCO, whose other pixels are things that nobody annotated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -101,9 +102,11 @@ def open_layout(kind: str, root: Path | None = None, split: str = "val", num: in
     Args:
         kind: scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder.
         root: Its folder: of VOC the one with ``JPEGImages``, of ADE20K with ``images`` and
-            ``annotations``, of Cityscapes with ``leftImg8bit`` and ``gtFine``, of COCO with
+            ``annotations`` (and objectInfo150.txt, where classes are asked for by name), of
+            Cityscapes with ``leftImg8bit`` and ``gtFine``, of COCO with
             ``annotations`` and ``val2017``; of a pair of folders the one with ``images`` and
-            ``masks``, PNG of class numbers with the images' names.
+            ``masks``, PNG of class numbers with the images' names (and classes.json, names by
+            number).
         split: Part of it: val, train, …
         num: The first so many.
 
@@ -167,9 +170,12 @@ def _ade(root: Path, split: str, num: int) -> Layout:
             np.where(semantic == 0, IGNORE, semantic)
         )  # 0 is what has none of 150 classes
 
-    return Layout(
-        [_annotated(path.stem, path, truth) for path in _files(root / "images" / part)[:num]]
-    )
+    images = [_annotated(path.stem, path, truth) for path in _files(root / "images" / part)[:num]]
+    listed = root / "objectInfo150.txt"  # number, shares, …, "building, edifice"
+    rows = listed.read_text(encoding="utf-8").splitlines()[1:] if listed.is_file() else []
+    columns = [row.split("\t") for row in rows]
+    names = {int(c[0]): c[-1].strip() for c in columns if c[0].isdecimal() and len(c) > 1}
+    return Layout(images, names)
 
 
 def _cityscapes(root: Path, split: str, num: int) -> Layout:
@@ -229,10 +235,8 @@ def _pair(root: Path, _split: str, num: int) -> Layout:
     def truth(name: str) -> Truth:
         return Truth(read_labels(root / "masks" / f"{name}.png"))
 
-    return Layout(
-        [_annotated(path.stem, path, truth) for path in _files(root / "images")[:num]],
-        background=frozenset({0}),
-    )
+    images = [_annotated(path.stem, path, truth) for path in _files(root / "images")[:num]]
+    return Layout(images, _named(root / "classes.json"), frozenset({0}))
 
 
 LAYOUTS: Mapping[str, Callable[[Path, str, int], Layout]] = {
@@ -244,6 +248,17 @@ LAYOUTS: Mapping[str, Callable[[Path, str, int], Layout]] = {
     "coco": _coco,
     "folder": _pair,
 }
+
+
+def _named(path: Path) -> dict[int, str]:
+    """Names by number, as a dataset of this package has them; none where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {int(number): str(name) for number, name in found.items() if int(number)}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f'{path.name} must be names by number, {{"1": "cat"}}. Got {quote(str(error), 80)}.'
+        ) from None
 
 
 def read_labels(path: Path) -> Int[np.ndarray, "height width"]:

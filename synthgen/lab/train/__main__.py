@@ -9,6 +9,8 @@
     python -m synthgen.lab.train export-m2f
     python -m synthgen.lab.train sam --steps 6000 --workers 2 --scenes 16000
     python -m synthgen.lab.train export-sam
+    python -m synthgen.lab.train clip --steps 2000 --threads 1 --bf16
+    python -m synthgen.lab.train export-clip
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
 on, with more `--steps` to train longer. Without checkpoints, the diffusion model and SAM go on
@@ -41,10 +43,12 @@ from typing import Any
 import torch
 
 from synthgen.embedded.card import SHIPPED
+from synthgen.embedded.clip import SHIPPED_CLIP
 from synthgen.embedded.mask2former import SHIPPED_M2F
 from synthgen.embedded.sam import SHIPPED_SAM
 from synthgen.lab.train.classifier import ClassifierSettings, ClassifierTrainer
-from synthgen.lab.train.export import export_m2f, export_sam, export_weights
+from synthgen.lab.train.clip import ClipSettings, ClipTrainer
+from synthgen.lab.train.export import export_clip, export_m2f, export_sam, export_weights
 from synthgen.lab.train.ldm import LdmSettings, LdmTrainer, prepare_data
 from synthgen.lab.train.m2f import M2fTrainer
 from synthgen.lab.train.sam import SamSettings, SamTrainer
@@ -72,6 +76,11 @@ def _ldm(args: argparse.Namespace, settings: LdmSettings) -> LdmTrainer:
     return LdmTrainer(data, args.work / "tokenizer", settings)
 
 
+def _clip(args: argparse.Namespace, settings: ClipSettings) -> ClipTrainer:
+    write_tokenizer(args.work / "tokenizer")
+    return ClipTrainer(_scenes(args), args.work / "tokenizer", settings)
+
+
 RECIPES: dict[str, tuple[type, Callable[[argparse.Namespace, Any], Trainer]]] = {
     "vae": (VaeSettings, lambda args, settings: VaeTrainer(_scenes(args), settings)),
     "ldm": (LdmSettings, _ldm),
@@ -80,6 +89,7 @@ RECIPES: dict[str, tuple[type, Callable[[argparse.Namespace, Any], Trainer]]] = 
         lambda args, settings: ClassifierTrainer(_scenes(args), settings),
     ),
     "m2f": (Settings, lambda args, settings: M2fTrainer(_truth(args), settings)),
+    "clip": (ClipSettings, _clip),
     "sam": (SamSettings, lambda args, settings: SamTrainer(_truth(args), settings)),
 }
 
@@ -87,6 +97,7 @@ EXPORTS: dict[str, tuple[Callable[[Path, Path], None], Path]] = {
     "export": (export_weights, SHIPPED),
     "export-m2f": (export_m2f, SHIPPED_M2F),
     "export-sam": (export_sam, SHIPPED_SAM),
+    "export-clip": (export_clip, SHIPPED_CLIP),
 }
 
 

@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from synthgen.embedded.card import CARD_NAME, draft_of, file_digests, read_card, thinned
+from synthgen.embedded.clip import SHIPPED_CLIP, build_clip, save_clip
 from synthgen.embedded.mask2former import SHIPPED_M2F, build_m2f, save_m2f
 from synthgen.embedded.sam import SHIPPED_SAM, build_scenes_sam, save_sam
 from synthgen.embedded.vocabulary import IMAGE_SIZE
@@ -143,6 +144,26 @@ def export_sam(work: Path, folder: Path = SHIPPED_SAM) -> None:
     with draft_of(folder) as draft:
         save_sam(sam, draft)
         _write_card(draft, "scenes-sam", about)
+
+
+def export_clip(work: Path, folder: Path = SHIPPED_CLIP) -> None:
+    """Write weights and card of the checkpoint in `work/clip` to `folder`.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+    """
+    tensors, meta = require_state(work / "clip", "clip")
+    tokenizer = load_tokenizer(work / "tokenizer")
+    model = build_clip(tokenizer)
+    model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
+    about = {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "seed": meta["settings"]["seed"],
+        "recipe": _recipe(meta),
+    }
+    with draft_of(folder) as draft:
+        save_clip(model, tokenizer, draft)
+        _write_card(draft, "scenes-clip", about)
 
 
 def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:

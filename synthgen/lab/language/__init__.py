@@ -1,0 +1,1 @@
+"""Classes at pixels by their names: GEM and the methods of Le, *Language-based segmentation*."""
