@@ -10,14 +10,13 @@ import torch
 
 from synthgen.embedded.vocabulary import CLASS_PARTS
 from synthgen.lab.oneshot import evaluate
+from synthgen.lab.oneshot.data import part_scenes
 from synthgen.lab.oneshot.evaluate import (
     TABLES,
     OneshotSettings,
     evaluate_oneshot,
     num_rows,
     oneshot_table,
-    part_mask,
-    part_scenes,
 )
 from synthgen.lab.oneshot.rivals import labeled_places, nearest_centroid, train_mlp
 from synthgen.oneshot.settings import PartSettings
@@ -28,13 +27,13 @@ SETTINGS = OneshotSettings(
 
 
 def test_examples_and_tests_are_apart_and_have_all_parts() -> None:
-    first, tests = part_scenes("tree", 2, 0, SETTINGS)
-    second, same = part_scenes("tree", 2, 1, SETTINGS)
-    seeds = [[scene.seed for scene in scenes] for scenes in (first, second, tests)]
-    assert len({seed for own in seeds for seed in own}) == 5
-    assert [scene.seed for scene in same] == seeds[2]
-    for scene in (*first, *second, *tests):
-        assert set(np.unique(part_mask(scene, "tree"))) == {0, 1, 2}
+    data, more = part_scenes("tree", 4, 2, True), part_scenes("tree", 6, 5, True)
+    pairs = [read() for read in (*more.examples, *more.tests)]
+    assert len({pixels.tobytes() for pixels, _ in pairs}) == 11
+    for few, many in ((data.examples, more.examples), (data.tests, more.tests)):
+        for one, other in zip(few, many, strict=False):  # those that are there stay
+            np.testing.assert_array_equal(one()[0], other()[0])
+    assert all(set(np.unique(mask)) == {0, 1, 2} for _, mask in pairs)
 
 
 def test_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +45,9 @@ def test_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.startswith("| tree | examples | trunk | crown | background | average |")
     monkeypatch.setattr(evaluate, "learn_parts", None)  # nothing is measured again
     monkeypatch.setattr(evaluate, "head_features", None)
+    assert evaluate_oneshot(tmp_path, SETTINGS) == result
+    monkeypatch.undo()
+    evaluate_oneshot(tmp_path, SETTINGS.model_copy(update={"num": 2}))  # the second test alone
     assert evaluate_oneshot(tmp_path, SETTINGS) == result
 
 

@@ -8,16 +8,14 @@ that the command goes on where it was stopped.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from synthgen import progress
@@ -25,7 +23,7 @@ from synthgen.config import load_section
 from synthgen.config.settings import Section, digest
 from synthgen.diffusion.backbones import origin_of
 from synthgen.diffusion.generate import load_model
-from synthgen.embedded.vocabulary import CLASS_PARTS, PARTS, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.lab.oneshot.data import Pair, PartImages, part_scenes
 from synthgen.lab.oneshot.rivals import (
     head_features,
     labeled_places,
@@ -33,17 +31,14 @@ from synthgen.lab.oneshot.rivals import (
     train_mlp,
 )
 from synthgen.lab.tables import markdown_table
-from synthgen.lab.world.render import Scene, render
 from synthgen.labeling.refine import refine
 from synthgen.labeling.scores import upsample
 from synthgen.oneshot.attending import ClassReader
 from synthgen.oneshot.learn import learn_parts
 from synthgen.oneshot.settings import FOUND_BY, PartSettings
 from synthgen.segmentation.metrics import class_ious, confusion
-from synthgen.storage.publish import dump_json, open_storage
-
-FIRST = 20_000
-"""Of the seeds of a range that scenes with parts are taken from."""
+from synthgen.storage.publish import Storage, dump_json, open_storage
+from synthgen.types import IGNORE
 
 METHODS: Mapping[str, Sequence[str]] = {
     "WAS": ("was=true", "clusters=false", "refiner=none"),
@@ -107,58 +102,100 @@ def evaluate_oneshot(out: Path, settings: OneshotSettings) -> dict[str, Any]:
     Raises:
         ValueError: In one line, for a class without parts or an unknown table.
     """
-    for name in settings.classes:
-        if len(CLASS_PARTS.get(name, ())) < 2:
-            known = [cls for cls, parts in CLASS_PARTS.items() if len(parts) > 1]
-            raise ValueError(f"classes must be of {', '.join(known)}. Got {name!r:.40}.")
     if settings.table and settings.table not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}. Got {settings.table!r:.40}.")
+    wanted = max(settings.shots) * settings.inits
+    all_data = {
+        name: part_scenes(name, wanted, settings.num, settings.tuning) for name in settings.classes
+    }
     rows: list[dict[str, Any]] = []
-    for name in settings.classes:
+    for name, data in all_data.items():
         for shots in settings.shots:
-            runs = [_run(out, settings, name, shots, init) for init in range(settings.inits)]
+            runs = [
+                _run(open_storage(out), settings, data, Place(name, shots, init))
+                for init in range(settings.inits)
+            ]
             for method in runs[0]:
                 ious = np.array([run[method] for run in runs])
                 columns = dict(
-                    zip((*CLASS_PARTS[name], "background"), [*ious.T[1:], ious.T[0]], strict=True)
+                    zip((*data.names, "background"), [*ious.T[1:], ious.T[0]], strict=True)
                 )
-                columns["average"] = ious.mean(1)
+                columns["average"] = np.nanmean(ious, 1)
                 of_part = {part: (fmean(own), pstdev(own)) for part, own in columns.items()}
                 rows.append({"class": name, "shots": shots, "method": method, "iou": of_part})
     return {"settings": settings.model_dump(mode="json"), "rows": rows}
 
 
+class Place(NamedTuple):
+    """Of a run: its class, number of examples, and initialization."""
+
+    name: str
+    shots: int
+    init: int
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+    def examples(self, data: PartImages) -> list[Pair]:
+        """Of this initialization."""
+        own = slice(self.shots * self.init, self.shots * (self.init + 1))
+        return [read() for read in data.examples[own]]
+
+
 def _run(
-    out: Path, settings: OneshotSettings, name: str, shots: int, init: int
+    storage: Storage, settings: OneshotSettings, data: PartImages, place: Place
 ) -> dict[str, list[float]]:
     """IoU of each class by method, of one fit or, in an ablation, of one per row that needs it."""
-    storage = open_storage(out)
     found: dict[str, list[float]] = {}
-    asked = TABLES.get(settings.table, METHODS)
-    for method, changes in asked.items():
-        own = _card_settings(settings).changed(**_values(changes), seed=init)
-        known = {
-            "parts": own.model_dump(mode="json"),
-            "tuning": settings.tuning,
-            "num": settings.num,
-        }
-        key = f"rows/{name}-{shots}-{init}-{digest(known)[:12]}.json"
-        content = storage.read(key)
-        if content is None:
-            examples, tests = part_scenes(name, shots, init, settings)
-            parts = _fitted(out, own, name, shots, init, examples, settings.tuning)
+    known = {"tuning": settings.tuning}
+    for method, changes in TABLES.get(settings.table, METHODS).items():
+        own = _card_settings(settings).changed(**_values(changes), seed=place.init)
+
+        def find_parts(own: PartSettings = own) -> Finder:
+            parts = _fitted(storage, own, data, place, known)
             find = {each: getattr(own, each) for each in FOUND_BY}
-            counts = sum(
-                (_count(scene, name, parts(scene.image, **find).semantic) for scene in tests),
-                start=_zeros(name),
-            )
-            content = dump_json({"ious": class_ious(counts).tolist()})
-            storage.publish_bytes(content, key)
-        found[method] = json.loads(content)["ious"]
+            return lambda pixels: {"": parts(pixels, **find).semantic}
+
+        key = f"rows/{place}-{digest(known | {'parts': own.model_dump(mode='json')})[:12]}.json"
+        found[method] = measured(storage, key, data, find_parts)[""]
         progress.report("samples", count=1)
-    if not settings.table:
-        found |= _rivals(out, settings, name, shots, init)
-    return found
+    if settings.table:
+        return found
+    timestep = settings.parts.timestep
+    key = f"rows/{place}-rivals-{digest(known | {'t': timestep})[:12]}.json"
+    return found | measured(storage, key, data, lambda: _rivals(data, place, timestep))
+
+
+Finder = Callable[[Any], Mapping[str, Any]]
+"""The part of each pixel of an image, by method."""
+
+
+def measured(
+    storage: Storage, key: str, data: PartImages, prepare: Callable[[], Finder]
+) -> dict[str, list[float]]:
+    """IoU of each class by method; tests that a row does not have yet are measured and kept."""
+    content, num = storage.read(key), len(data.names) + 1
+    rows = [] if content is None else json.loads(content)["tests"]
+    if len(rows) < len(data.tests):
+        find = prepare()
+        try:
+            for read in data.tests[len(rows) :]:
+                pixels, mask = read()
+                seen, found = mask != IGNORE, find(pixels)
+                rows.append(
+                    {
+                        method: confusion(mask[seen], semantic[seen], num).tolist()
+                        for method, semantic in found.items()
+                    }
+                )
+                progress.report("step", step=len(rows), steps=len(data.tests))
+        finally:
+            storage.publish_bytes(dump_json({"tests": rows}), key)
+    own = rows[: len(data.tests)]
+    return {
+        method: class_ious(np.sum([row[method] for row in own], axis=0)).tolist()
+        for method in own[0]
+    }
 
 
 def _card_settings(settings: OneshotSettings) -> PartSettings:
@@ -170,115 +207,51 @@ def _card_settings(settings: OneshotSettings) -> PartSettings:
 
 
 def _fitted(
-    out: Path,
+    storage: Storage,
     own: PartSettings,
-    name: str,
-    shots: int,
-    init: int,
-    examples: Sequence[Scene],
-    tuning: bool,
+    data: PartImages,
+    place: Place,
+    known: Mapping[str, Any],
 ) -> Any:
     """A fit in OUT/fits, which goes on if it was interrupted; found settings do not matter."""
     learned = {k: v for k, v in dict(own).items() if k not in FOUND_BY or k == "seed"}
-    known = {**PartSettings(**learned).model_dump(mode="json"), "tuning": tuning}
-    folder = out / "fits" / f"{name}-{shots}-{init}-{digest(known)[:12]}"
+    settings = PartSettings(**learned).model_dump(mode="json")
+    examples = place.examples(data)
     return learn_parts(
         _model(),
-        [scene.image for scene in examples],
-        [part_mask(scene, name) for scene in examples],
-        names=CLASS_PARTS[name],
-        folder=folder,
+        [pixels for pixels, _ in examples],
+        [mask for _, mask in examples],
+        names=data.names,
+        folder=f"{storage.root}/fits/{place}-{digest({**settings, **known})[:12]}",
         **learned,
     )
 
 
-def _rivals(
-    out: Path, settings: OneshotSettings, name: str, shots: int, init: int
-) -> dict[str, list[float]]:
-    """IoU of each class by rival, with and without refined borders."""
-    storage = open_storage(out)
-    known = {"tuning": settings.tuning, "num": settings.num, "t": settings.parts.timestep}
-    key = f"rows/{name}-{shots}-{init}-rivals-{digest(known)[:12]}.json"
-    content = storage.read(key)
-    if content is None:
-        examples, tests = part_scenes(name, shots, init, settings)
-        reader, num = ClassReader(_model(), PartSettings()), len(CLASS_PARTS[name]) + 1
+def _rivals(data: PartImages, place: Place, timestep: int) -> Finder:
+    """Rivals that learned from the same examples, with and without refined borders."""
+    reader, num = ClassReader(_model(), PartSettings()), len(data.names) + 1
 
-        def features(scene: Scene) -> Any:
-            return head_features(reader, scene.image, settings.parts.timestep, init)
+    def features(pixels: Any) -> Any:
+        return head_features(reader, pixels, timestep, place.init)
 
-        places = labeled_places([(features(s), part_mask(s, name)) for s in examples])
-        rivals = {
-            "centroid": nearest_centroid(*places, num),
-            "MLP": train_mlp(*places, num, init),
-        }
-        counts: dict[str, Any] = {}
-        for scene in tests:
-            seen = features(scene)
-            for rival, classify in rivals.items():
-                maps = upsample(classify(seen).numpy(), scene.part.shape)
-                labels = maps.argmax(0).astype(np.uint8)
-                planes = dict(enumerate(maps - maps.min()))
-                for kind, semantic in (
-                    (rival, labels),
-                    (f"{rival}, refined", refine("pamr", labels, scene.image, planes)),
-                ):
-                    counts[kind] = counts.get(kind, _zeros(name)) + _count(scene, name, semantic)
-        content = dump_json({kind: class_ious(own).tolist() for kind, own in counts.items()})
-        storage.publish_bytes(content, key)
-    found: dict[str, list[float]] = json.loads(content)
-    return found
+    examples = [(features(pixels), mask) for pixels, mask in place.examples(data)]
+    places = labeled_places(examples)
+    rivals = {
+        "centroid": nearest_centroid(*places, num),
+        "MLP": train_mlp(*places, num, place.init),
+    }
 
+    def find(pixels: Any) -> dict[str, Any]:
+        seen, found = features(pixels), {}
+        for rival, classify in rivals.items():
+            maps = upsample(classify(seen).numpy(), pixels.shape[:2])
+            labels = maps.argmax(0).astype(np.uint8)
+            planes = dict(enumerate(maps - maps.min()))
+            found[rival] = labels
+            found[f"{rival}, refined"] = refine("pamr", labels, pixels, planes)
+        return found
 
-def part_scenes(
-    name: str, shots: int, init: int, settings: OneshotSettings
-) -> tuple[list[Scene], list[Scene]]:
-    """Examples of an initialization, and the scenes that all of them are tested on."""
-    stream = _stream(settings.tuning)
-    num = settings.num
-    examples = stream.scenes(name, num + shots * (init + 1))[num + shots * init :]
-    return examples, stream.scenes(name, num)
-
-
-class _Stream:
-    """Scenes of one object with all of its parts, by class, rendered once."""
-
-    def __init__(self, tuning: bool) -> None:
-        self.seeds = iter((TUNING_SEEDS if tuning else VALIDATION_SEEDS)[FIRST:])
-        self.found: dict[str, list[Scene]] = {name: [] for name in CLASS_PARTS}
-
-    def scenes(self, name: str, num: int) -> list[Scene]:
-        """The first ``num`` of a class."""
-        while len(self.found[name]) < num:
-            scene = render(next(self.seeds), 1)
-            item = scene.objects[0]
-            if len(item.parts) == len(CLASS_PARTS[item.class_name]):
-                self.found[item.class_name].append(scene)
-        return self.found[name][:num]
-
-
-@functools.cache
-def _stream(tuning: bool) -> _Stream:
-    return _Stream(tuning)
-
-
-def part_mask(scene: Scene, name: str) -> UInt8[np.ndarray, "height width"]:
-    """0 background, i the i-th part of a class."""
-    mask = np.zeros(scene.part.shape, dtype=np.uint8)
-    for number, part in enumerate(CLASS_PARTS[name], start=1):
-        mask[scene.part == PARTS.index((name, part)) + 1] = number
-    return mask
-
-
-def _count(
-    scene: Scene, name: str, semantic: UInt8[np.ndarray, "height width"]
-) -> Int[np.ndarray, "cls cls"]:
-    return confusion(part_mask(scene, name), semantic, len(CLASS_PARTS[name]) + 1)
-
-
-def _zeros(name: str) -> Int[np.ndarray, "cls cls"]:
-    num = len(CLASS_PARTS[name]) + 1
-    return np.zeros((num, num), dtype=np.int64)
+    return find
 
 
 def _values(changes: Sequence[str]) -> dict[str, Any]:
