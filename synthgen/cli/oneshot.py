@@ -145,6 +145,10 @@ def predict(
 
 
 def evaluate(
+    data: Annotated[str, typer.Option(help="scenes, pascal-part, celebamask.")] = "scenes",
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set, as it was published.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Output folder; run again to go on.")] = Path(
         "synthgen-oneshot"
     ),
@@ -153,22 +157,24 @@ def evaluate(
         typer.Option(
             "--set",
             "-s",
-            help="Change classes, shots ([1,10]), inits (3), num (scenes, 50), tuning, table (of "
-            "the paper: 1, 5 to 10), or parts.epochs and the like (repeatable).",
+            help="Change classes, shots (\\[1,10]), inits (3), num (images, 50), tuning, table "
+            "(1, 5 to 10 of the paper), parts.epochs, model.card and the like (repeatable).",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
 ) -> None:
-    r"""IoU of parts from 1 and 10 annotated scenes, beside rivals; or one of SLiMe's ablations.
+    r"""IoU of parts from 1 and 10 annotated images, beside rivals; or one of SLiMe's ablations.
 
-    Rows that were measured are kept in OUT: run again to go on.
+    OUT holds the table (md, json); rows that were measured are kept in it: run again to go on.
 
     Examples:
 
       synthgen evaluate oneshot --set num=20 --set inits=2 \
         --set classes=\[car,house]
+
+      synthgen evaluate oneshot --data pascal-part --root VOC2010 --set model.card=sd21-base
 
       synthgen evaluate oneshot --set table=7 --set tuning=true --set shots=[1]
     """
@@ -182,7 +188,7 @@ def evaluate(
         oneshot_table,
     )
 
-    settings = load_section(OneshotSettings, overrides or [])
+    settings = load_section(OneshotSettings, overrides or [], data=data, root=root)
     with show_progress(num_rows(settings), 1, words=("rows", "tables")):
         result = evaluate_oneshot(out, settings)
     typer.echo(json.dumps(result) if as_json else oneshot_table(result))

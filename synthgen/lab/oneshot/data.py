@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,11 +28,13 @@ class PartImages:
         names: Its parts; part i is ``names[i - 1]``.
         examples: That parts may be learned from.
         tests: That they are found in.
+        settings: Of `PartSettings`, that such images are learned with.
     """
 
     names: tuple[str, ...]
     examples: Sequence[Callable[[], Pair]]
     tests: Sequence[Callable[[], Pair]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def part_scenes(name: str, examples: int, tests: int, tuning: bool) -> PartImages:
@@ -43,14 +46,12 @@ def part_scenes(name: str, examples: int, tests: int, tuning: bool) -> PartImage
     if len(CLASS_PARTS.get(name, ())) < 2:
         known = [cls for cls, parts in CLASS_PARTS.items() if len(parts) > 1]
         raise ValueError(f"classes must be of {', '.join(known)}. Got {name!r:.40}.")
-    own = [
-        [
-            functools.partial(_pair, scene, name)
-            for scene in _stream(tuning, part).scenes(name, num)
-        ]
-        for part, num in (("examples", examples), ("tests", tests))
-    ]
-    return PartImages(CLASS_PARTS[name], *own)
+
+    def read(part: str, num: int) -> list[Callable[[], Pair]]:
+        scenes = _stream(tuning, part).scenes(name, num)
+        return [functools.partial(_pair, scene, name) for scene in scenes]
+
+    return PartImages(CLASS_PARTS[name], read("examples", examples), read("tests", tests))
 
 
 def _pair(scene: Scene, name: str) -> Pair:

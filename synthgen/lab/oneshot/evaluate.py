@@ -12,18 +12,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from synthgen import progress
-from synthgen.config import load_section
+from synthgen.config import ModelConfig, load_section
 from synthgen.config.settings import Section, digest
 from synthgen.diffusion.backbones import origin_of
 from synthgen.diffusion.generate import load_model
 from synthgen.lab.oneshot.data import Pair, PartImages, part_scenes
+from synthgen.lab.oneshot.layouts import PUBLISHED, celebamask, pascal_part
 from synthgen.lab.oneshot.rivals import (
     head_features,
     labeled_places,
@@ -35,6 +36,7 @@ from synthgen.labeling.refine import refine
 from synthgen.labeling.scores import upsample
 from synthgen.oneshot.attending import ClassReader
 from synthgen.oneshot.learn import learn_parts
+from synthgen.oneshot.parts import Parts
 from synthgen.oneshot.settings import FOUND_BY, PartSettings
 from synthgen.segmentation.metrics import class_ious, confusion
 from synthgen.storage.publish import Storage, dump_json, open_storage
@@ -75,44 +77,84 @@ TABLES: Mapping[str, Mapping[str, Sequence[str]]] = {
 class OneshotSettings(Section):
     """What `evaluate_oneshot` measures."""
 
-    classes: tuple[str, ...] = Field(
-        ("car", "house", "tree", "face", "cup"), description="Classes of scenes, each with parts."
+    data: Literal["scenes", "pascal-part", "celebamask"] = "scenes"
+    root: Path | None = Field(None, description="Folder of the data set, as it was published.")
+    classes: tuple[str, ...] | None = Field(
+        None, description="With parts; null: all, of scenes car, house, tree, face, cup."
     )
-    shots: tuple[int, ...] = Field((1, 10), description="Numbers of examples.")
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 10), min_length=1, description="Numbers of examples."
+    )
     inits: int = Field(3, ge=1, description="Initializations: other examples and seeds.")
-    num: int = Field(50, ge=1, description="Scenes that parts are found in.")
+    num: int = Field(50, ge=1, description="Images that parts are found in.")
     tuning: bool = Field(False, description="Tuning scenes, to choose settings.")
     table: str = Field("", description="An ablation of the paper (1, 5 to 10) in place of rivals.")
     parts: PartSettings = PartSettings()
+    model: ModelConfig = ModelConfig()
+
+    def part_images(self) -> dict[str, PartImages]:
+        """Annotated images by class.
+
+        Raises:
+            ValueError: In one line, for a class without parts, or too few images.
+        """
+        classes = CLASSES[self.data] if self.classes is None else self.classes
+        wanted = max(self.shots) * self.inits
+        if self.data == "scenes":
+            return {name: part_scenes(name, wanted, self.num, self.tuning) for name in classes}
+        if self.root is None:
+            raise ValueError(f"root must be the folder of {self.data}. Got none.")
+        opened = pascal_part if self.data == "pascal-part" else celebamask
+        found = {name: opened(self.root, name, wanted, self.num) for name in classes}
+        for name, data in found.items():
+            if len(data.examples) < wanted or not data.tests:
+                raise ValueError(
+                    f"root must hold {wanted} examples of {name} with all parts, and tests. Got "
+                    f"{len(data.examples)} and {len(data.tests)}; change shots or inits."
+                )
+        return found
+
+    def known(self) -> dict[str, Any]:
+        """What rows of different runs differ by, beside the settings of parts."""
+        given = self.model_dump(
+            mode="json", include={"data", "root", "model"}, exclude_defaults=True
+        )
+        return {"tuning": self.tuning, **given}
+
+
+CLASSES = {
+    "scenes": ("car", "house", "tree", "face", "cup"),
+    "pascal-part": ("car", "horse"),
+    "celebamask": ("face",),
+}
 
 
 def num_rows(settings: OneshotSettings) -> int:
     """Rows that are measured, over classes, examples and initializations; rivals aside."""
     methods = len(TABLES.get(settings.table, METHODS))
-    return methods * len(settings.classes) * len(settings.shots) * settings.inits
+    classes = settings.classes or CLASSES[settings.data]
+    return methods * len(classes) * len(settings.shots) * settings.inits
 
 
 def evaluate_oneshot(out: Path, settings: OneshotSettings) -> dict[str, Any]:
-    """Measure what is missing in a folder.
+    """Measure what is missing in a folder; the table is written beside, as md and json.
 
     Returns:
         ``rows``: a list of class, shots, method and, per part, mean and deviation of IoU over the
-        initializations.
+        initializations, or null if no test shows it.
 
     Raises:
-        ValueError: In one line, for a class without parts or an unknown table.
+        ValueError: In one line, for a class without parts, an unknown table, or data that are not
+            there.
     """
     if settings.table and settings.table not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}. Got {settings.table!r:.40}.")
-    wanted = max(settings.shots) * settings.inits
-    all_data = {
-        name: part_scenes(name, wanted, settings.num, settings.tuning) for name in settings.classes
-    }
+    storage = open_storage(out)
     rows: list[dict[str, Any]] = []
-    for name, data in all_data.items():
+    for name, data in settings.part_images().items():
         for shots in settings.shots:
             runs = [
-                _run(open_storage(out), settings, data, Place(name, shots, init))
+                _run(storage, settings, data, Place(name, shots, init))
                 for init in range(settings.inits)
             ]
             for method in runs[0]:
@@ -121,9 +163,17 @@ def evaluate_oneshot(out: Path, settings: OneshotSettings) -> dict[str, Any]:
                     zip((*data.names, "background"), [*ious.T[1:], ious.T[0]], strict=True)
                 )
                 columns["average"] = np.nanmean(ious, 1)
-                of_part = {part: (fmean(own), pstdev(own)) for part, own in columns.items()}
+                of_part = {
+                    part: None if np.isnan(own).any() else (fmean(own), pstdev(own))
+                    for part, own in columns.items()
+                }
                 rows.append({"class": name, "shots": shots, "method": method, "iou": of_part})
-    return {"settings": settings.model_dump(mode="json"), "rows": rows}
+    result = {"settings": settings.model_dump(mode="json"), "rows": rows}
+    stem = "-".join(("table", settings.table) if settings.table else ("oneshot",))
+    stem = "-".join((stem, *map(str, settings.shots)))
+    storage.publish_bytes(dump_json(result), f"{stem}.json")
+    storage.publish_bytes(oneshot_table(result).encode(), f"{stem}.md")
+    return result
 
 
 class Place(NamedTuple):
@@ -146,13 +196,12 @@ def _run(
     storage: Storage, settings: OneshotSettings, data: PartImages, place: Place
 ) -> dict[str, list[float]]:
     """IoU of each class by method, of one fit or, in an ablation, of one per row that needs it."""
-    found: dict[str, list[float]] = {}
-    known = {"tuning": settings.tuning}
+    found, known = dict[str, list[float]](), settings.known()
     for method, changes in TABLES.get(settings.table, METHODS).items():
-        own = _card_settings(settings).changed(**_values(changes), seed=place.init)
+        own = part_settings(settings, data).changed(**_values(changes), seed=place.init)
 
         def find_parts(own: PartSettings = own) -> Finder:
-            parts = _fitted(storage, own, data, place, known)
+            parts = fitted(storage, settings, own, data, place)
             find = {each: getattr(own, each) for each in FOUND_BY}
             return lambda pixels: {"": parts(pixels, **find).semantic}
 
@@ -163,7 +212,9 @@ def _run(
         return found
     timestep = settings.parts.timestep
     key = f"rows/{place}-rivals-{digest(known | {'t': timestep})[:12]}.json"
-    return found | measured(storage, key, data, lambda: _rivals(data, place, timestep))
+    return found | measured(
+        storage, key, data, lambda: _rivals(_model(settings), data, place, timestep)
+    )
 
 
 Finder = Callable[[Any], Mapping[str, Any]]
@@ -198,38 +249,38 @@ def measured(
     }
 
 
-def _card_settings(settings: OneshotSettings) -> PartSettings:
-    """The settings of the model's card, changed by those that were given."""
+def part_settings(settings: OneshotSettings, data: PartImages) -> PartSettings:
+    """Settings of the model's card, changed by the data's, and by those that were given."""
     given = {name: getattr(settings.parts, name) for name in settings.parts.model_fields_set}
-    origin = origin_of(_model())
+    origin = origin_of(_model(settings))
     assert origin is not None
-    return PartSettings.model_validate({**origin.card.parts, **given})
+    return PartSettings.model_validate({**origin.card.parts, **data.settings, **given})
 
 
-def _fitted(
+def fitted(
     storage: Storage,
+    settings: OneshotSettings,
     own: PartSettings,
     data: PartImages,
     place: Place,
-    known: Mapping[str, Any],
-) -> Any:
+) -> Parts:
     """A fit in OUT/fits, which goes on if it was interrupted; found settings do not matter."""
     learned = {k: v for k, v in dict(own).items() if k not in FOUND_BY or k == "seed"}
-    settings = PartSettings(**learned).model_dump(mode="json")
+    known = {**PartSettings(**learned).model_dump(mode="json"), **settings.known()}
     examples = place.examples(data)
     return learn_parts(
-        _model(),
+        _model(settings),
         [pixels for pixels, _ in examples],
         [mask for _, mask in examples],
         names=data.names,
-        folder=f"{storage.root}/fits/{place}-{digest({**settings, **known})[:12]}",
+        folder=f"{storage.root}/fits/{place}-{digest(known)[:12]}",
         **learned,
     )
 
 
-def _rivals(data: PartImages, place: Place, timestep: int) -> Finder:
+def _rivals(pipe: Any, data: PartImages, place: Place, timestep: int) -> Finder:
     """Rivals that learned from the same examples, with and without refined borders."""
-    reader, num = ClassReader(_model(), PartSettings()), len(data.names) + 1
+    reader, num = ClassReader(pipe, PartSettings()), len(data.names) + 1
 
     def features(pixels: Any) -> Any:
         return head_features(reader, pixels, timestep, place.init)
@@ -259,9 +310,9 @@ def _values(changes: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in asked.model_fields_set}
 
 
-def _model() -> Any:
+def _model(settings: OneshotSettings) -> Any:
     torch.set_num_threads(1)
-    return load_model()
+    return load_model(**dict(settings.model))
 
 
 def oneshot_table(result: Mapping[str, Any]) -> str:
@@ -274,13 +325,18 @@ def oneshot_table(result: Mapping[str, Any]) -> str:
             [
                 row["method"],
                 str(row["shots"]),
-                *(_percent(*own) for own in row["iou"].values()),
+                *(_percent(own) for own in row["iou"].values()),
             ]
             for row in own
+        ]
+        reported = PUBLISHED.get(name, {}) if result["settings"]["data"] != "scenes" else {}
+        lines += [
+            ["SLiMe, as reported", str(shots), *["–"] * (len(head) - 3), f"{100 * iou:.1f}"]
+            for shots, iou in reported.items()
         ]
         tables.append(markdown_table(head, lines))
     return "\n\n".join(tables)
 
 
-def _percent(mean: float, deviation: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+def _percent(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{100 * found[0]:.1f} ± {100 * found[1]:.1f}"
