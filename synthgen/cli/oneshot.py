@@ -158,14 +158,14 @@ def evaluate(
             "--set",
             "-s",
             help="Change classes, shots (\\[1,10]), inits (3), num (images, 50), tuning, table "
-            "(1, 5 to 10 of the paper), parts.epochs, model.card and the like (repeatable).",
+            "(1, 5 to 10 of the paper), figures (true), parts.epochs, model.card … (repeatable).",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
 ) -> None:
-    r"""IoU of parts from 1 and 10 annotated images, beside rivals; or one of SLiMe's ablations.
+    r"""IoU of parts from 1 and 10 annotated images, beside rivals; or SLiMe's tables and figures.
 
     OUT holds the table (md, json); rows that were measured are kept in it: run again to go on.
 
@@ -175,6 +175,8 @@ def evaluate(
         --set classes=\[car,house]
 
       synthgen evaluate oneshot --data pascal-part --root VOC2010 --set model.card=sd21-base
+
+      synthgen evaluate oneshot --set figures=true --set inits=1
 
       synthgen evaluate oneshot --set table=7 --set tuning=true --set shots=[1]
     """
@@ -187,11 +189,17 @@ def evaluate(
         num_rows,
         oneshot_table,
     )
+    from synthgen.lab.oneshot.figures import evaluate_figures, figures_table, num_measured
 
     settings = load_section(OneshotSettings, overrides or [], data=data, root=root)
-    with show_progress(num_rows(settings), 1, words=("rows", "tables")):
-        result = evaluate_oneshot(out, settings)
-    typer.echo(json.dumps(result) if as_json else oneshot_table(result))
+    measure, table, num = (
+        (evaluate_figures, figures_table, num_measured)
+        if settings.figures
+        else (evaluate_oneshot, oneshot_table, num_rows)
+    )
+    with show_progress(num(settings), 1, words=("rows", "tables")):
+        result = measure(out, settings)
+    typer.echo(json.dumps(result) if as_json else table(result))
 
 
 def _model_and_settings(card: str, overrides: list[str]) -> tuple[Any, dict[str, Any]]:

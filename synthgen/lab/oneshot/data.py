@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,32 @@ class PartImages:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def part_scenes(name: str, examples: int, tests: int, tuning: bool) -> PartImages:
+Maker = Callable[[int], Scene]
+"""Makes a scene of a seed."""
+
+
+def single(seed: int) -> Scene:
+    """A scene of one object."""
+    return render(seed, 1)
+
+
+def part_scenes(
+    name: str,
+    examples: int,
+    tests: int,
+    tuning: bool,
+    learned: Maker = single,
+    found: Maker = single,
+) -> PartImages:
     """Scenes of one object of a class, with all of its parts.
+
+    Args:
+        name: The class.
+        examples: Number of scenes to learn from.
+        tests: Number of scenes that parts are found in.
+        tuning: Whether of seeds that settings are chosen on.
+        learned: Makes examples; those that do not show all parts any more are left out.
+        found: Makes tests.
 
     Raises:
         ValueError: In one line, for a class without parts.
@@ -47,46 +72,45 @@ def part_scenes(name: str, examples: int, tests: int, tuning: bool) -> PartImage
         known = [cls for cls, parts in CLASS_PARTS.items() if len(parts) > 1]
         raise ValueError(f"classes must be of {', '.join(known)}. Got {name!r:.40}.")
 
-    def read(part: str, num: int) -> list[Callable[[], Pair]]:
-        scenes = _stream(tuning, part).scenes(name, num)
-        return [functools.partial(_pair, scene, name) for scene in scenes]
+    def read(make: Maker, seed: int) -> Pair:
+        scene = make(seed)
+        return scene.image, part_mask(scene, name)
 
-    return PartImages(CLASS_PARTS[name], read("examples", examples), read("tests", tests))
-
-
-def _pair(scene: Scene, name: str) -> Pair:
-    return scene.image, part_mask(scene, name)
+    complete = (
+        seed
+        for seed in class_seeds(name, tuning, EXAMPLES)
+        if learned is single
+        or len(np.unique(part_mask(learned(seed), name))) == len(CLASS_PARTS[name]) + 1
+    )
+    tested = class_seeds(name, tuning, TESTS)
+    return PartImages(
+        CLASS_PARTS[name],
+        [functools.partial(read, learned, seed) for seed in islice(complete, examples)],
+        [functools.partial(read, found, seed) for seed in islice(tested, tests)],
+    )
 
 
 def part_mask(
     scene: Scene, name: str, numbers: Mapping[str, int] | None = None
 ) -> UInt8[np.ndarray, "height width"]:
-    """0 background, i the i-th part of a class, or the number that is said of it."""
+    """0 background, i the i-th part of a class, or the number that is said of a part."""
     mask = np.zeros(scene.part.shape, dtype=np.uint8)
     for place, part in enumerate(CLASS_PARTS[name], start=1):
-        number = place if numbers is None else numbers.get(part, 0)
+        number = place if numbers is None else numbers[part]
         mask[scene.part == PARTS.index((name, part)) + 1] = number
     return mask
 
 
-class _Stream:
-    """Scenes of one object with all of its parts, by class, rendered once."""
-
-    def __init__(self, seeds: Iterator[int]) -> None:
-        self.seeds = seeds
-        self.found: dict[str, list[Scene]] = {name: [] for name in CLASS_PARTS}
-
-    def scenes(self, name: str, num: int) -> list[Scene]:
-        """The first ``num`` of a class."""
-        while len(self.found[name]) < num:
-            scene = render(next(self.seeds), 1)
-            item = scene.objects[0]
-            if len(item.parts) == len(CLASS_PARTS[item.class_name]):
-                self.found[item.class_name].append(scene)
-        return self.found[name][:num]
+def class_seeds(name: str, tuning: bool, part: slice) -> Iterator[int]:
+    """Seeds of scenes of one object, of a class, that shows all of its parts."""
+    for seed in (TUNING_SEEDS if tuning else VALIDATION_SEEDS)[part]:
+        if _shown(seed) == name:
+            yield seed
 
 
 @functools.cache
-def _stream(tuning: bool, part: str) -> _Stream:
-    seeds = TUNING_SEEDS if tuning else VALIDATION_SEEDS
-    return _Stream(iter(seeds[EXAMPLES if part == "examples" else TESTS]))
+def _shown(seed: int) -> str | None:
+    """The class of a scene's object, if it shows all of its parts."""
+    item = single(seed).objects[0]
+    complete = len(item.parts) == len(CLASS_PARTS[item.class_name])
+    return item.class_name if complete else None

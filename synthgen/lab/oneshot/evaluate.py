@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from pydantic import Field
 
 from synthgen import progress
@@ -89,6 +90,7 @@ class OneshotSettings(Section):
     num: int = Field(50, ge=1, description="Images that parts are found in.")
     tuning: bool = Field(False, description="Tuning scenes, to choose settings.")
     table: str = Field("", description="An ablation of the paper (1, 5 to 10) in place of rivals.")
+    figures: bool = Field(False, description="The paper's figures 5, 9 to 13, in place of rivals.")
     parts: PartSettings = PartSettings()
     model: ModelConfig = ModelConfig()
 
@@ -98,7 +100,7 @@ class OneshotSettings(Section):
         Raises:
             ValueError: In one line, for a class without parts, or too few images.
         """
-        classes = CLASSES[self.data] if self.classes is None else self.classes
+        classes = self.part_classes()
         wanted = max(self.shots) * self.inits
         if self.data == "scenes":
             return {name: part_scenes(name, wanted, self.num, self.tuning) for name in classes}
@@ -113,6 +115,10 @@ class OneshotSettings(Section):
                     f"{len(data.examples)} and {len(data.tests)}; change shots or inits."
                 )
         return found
+
+    def part_classes(self) -> tuple[str, ...]:
+        """Classes that are asked for, or all."""
+        return CLASSES[self.data] if self.classes is None else self.classes
 
     def known(self) -> dict[str, Any]:
         """What rows of different runs differ by, beside the settings of parts."""
@@ -132,8 +138,7 @@ CLASSES = {
 def num_rows(settings: OneshotSettings) -> int:
     """Rows that are measured, over classes, examples and initializations; rivals aside."""
     methods = len(TABLES.get(settings.table, METHODS))
-    classes = settings.classes or CLASSES[settings.data]
-    return methods * len(classes) * len(settings.shots) * settings.inits
+    return methods * len(settings.part_classes()) * len(settings.shots) * settings.inits
 
 
 def evaluate_oneshot(out: Path, settings: OneshotSettings) -> dict[str, Any]:
@@ -206,15 +211,19 @@ def _run(
             return lambda pixels: {"": parts(pixels, **find).semantic}
 
         key = f"rows/{place}-{digest(known | {'parts': own.model_dump(mode='json')})[:12]}.json"
-        found[method] = measured(storage, key, data, find_parts)[""]
+        found |= _ious({method: measured(storage, key, data, find_parts)[""]})
         progress.report("samples", count=1)
     if settings.table:
         return found
     timestep = settings.parts.timestep
     key = f"rows/{place}-rivals-{digest(known | {'t': timestep})[:12]}.json"
-    return found | measured(
-        storage, key, data, lambda: _rivals(_model(settings), data, place, timestep)
+    return found | _ious(
+        measured(storage, key, data, lambda: _rivals(_model(settings), data, place, timestep))
     )
+
+
+def _ious(counts: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {method: class_ious(own).tolist() for method, own in counts.items()}
 
 
 Finder = Callable[[Any], Mapping[str, Any]]
@@ -223,8 +232,8 @@ Finder = Callable[[Any], Mapping[str, Any]]
 
 def measured(
     storage: Storage, key: str, data: PartImages, prepare: Callable[[], Finder]
-) -> dict[str, list[float]]:
-    """IoU of each class by method; tests that a row does not have yet are measured and kept."""
+) -> dict[str, Int[np.ndarray, "cls cls"]]:
+    """Pixels by true and found class, by method; tests that a row lacks are measured and kept."""
     content, num = storage.read(key), len(data.names) + 1
     rows = [] if content is None else json.loads(content)["tests"]
     if len(rows) < len(data.tests):
@@ -243,10 +252,7 @@ def measured(
         finally:
             storage.publish_bytes(dump_json({"tests": rows}), key)
     own = rows[: len(data.tests)]
-    return {
-        method: class_ious(np.sum([row[method] for row in own], axis=0)).tolist()
-        for method in own[0]
-    }
+    return {method: np.sum([row[method] for row in own], axis=0) for method in own[0]}
 
 
 def part_settings(settings: OneshotSettings, data: PartImages) -> PartSettings:
@@ -263,10 +269,21 @@ def fitted(
     own: PartSettings,
     data: PartImages,
     place: Place,
+    kind: str = "",
 ) -> Parts:
-    """A fit in OUT/fits, which goes on if it was interrupted; found settings do not matter."""
+    """A fit in OUT/fits, which goes on if it was interrupted; found settings do not matter.
+
+    Args:
+        storage: OUT.
+        settings: Of the evaluation.
+        own: Of the fit.
+        data: Its examples.
+        place: Of the run.
+        kind: Of examples that differ from the ordinary.
+    """
     learned = {k: v for k, v in dict(own).items() if k not in FOUND_BY or k == "seed"}
     known = {**PartSettings(**learned).model_dump(mode="json"), **settings.known()}
+    known |= {"examples": kind} if kind else {}
     examples = place.examples(data)
     return learn_parts(
         _model(settings),

@@ -8,6 +8,7 @@ Only coverage is supersampled; patterns are antialiased analytically and noise c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pose:
+class Pose:
     """Where an object stands: center and radius in pixels, rotation in radians, mirroring."""
 
     x: float
@@ -116,7 +117,26 @@ class _Pose:
         return dx * cos + dy * sin, dy * cos - dx * sin
 
 
-def _coverage(part: Part, pose: _Pose, size: int) -> tuple[Plane, tuple[slice, slice]]:
+Arranged = tuple[list[ObjectPhrase], list[Pose]]
+"""Objects and where they stand, back to front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a scene differs from the one of its seed.
+
+    Args:
+        arrange: Makes other objects and poses of those that were drawn.
+        min_visible: Smallest visible share of an object.
+        camouflaged: Objects' own colors are the background's, of half a scene to the side.
+    """
+
+    arrange: Callable[[list[ObjectPhrase], list[Pose]], Arranged] | None = None
+    min_visible: float = MIN_VISIBLE
+    camouflaged: bool = False
+
+
+def _coverage(part: Part, pose: Pose, size: int) -> tuple[Plane, tuple[slice, slice]]:
     """Covered share of each pixel within the part's bounding box, and that box."""
     mask = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     draw = ImageDraw.Draw(mask)
@@ -148,9 +168,9 @@ def _draw_phrase(rng: np.random.Generator, background: str) -> ObjectPhrase:
     return ObjectPhrase(str(rng.choice(CLASSES)), colors, pattern)
 
 
-def _draw_poses(rng: np.random.Generator, count: int, size: int) -> list[_Pose]:
+def _draw_poses(rng: np.random.Generator, count: int, size: int) -> list[Pose]:
     """Poses whose discs overlap by at most a third of the smaller radius."""
-    poses: list[_Pose] = []
+    poses: list[Pose] = []
     low, high = (r * size / IMAGE_SIZE for r in RADIUS[count])
     while len(poses) < count:
         for _ in range(40):
@@ -161,23 +181,29 @@ def _draw_poses(rng: np.random.Generator, count: int, size: int) -> list[_Pose]:
             if all(gap > 0 for gap in gaps):
                 break
         turn, flip, up = rng.uniform(-0.2, 0.2), rng.random() < 0.5, rng.random() < 0.5
-        poses.append(_Pose(float(x), float(y), float(radius), float(turn), bool(flip), bool(up)))
+        poses.append(Pose(float(x), float(y), float(radius), float(turn), bool(flip), bool(up)))
     return sorted(poses, key=lambda pose: pose.y)
 
 
 class _Painter:
     """The canvas and ground-truth maps of one scene while it is painted."""
 
-    def __init__(self, canvas: Float32[np.ndarray, "height width 3"], rng: np.random.Generator):
+    def __init__(
+        self,
+        canvas: Float32[np.ndarray, "height width 3"],
+        rng: np.random.Generator,
+        camouflaged: bool,
+    ):
         size = canvas.shape[0]
         self.canvas = canvas
+        self.own_colors = np.roll(canvas, size // 2, axis=1) if camouflaged else None
         self.semantic, self.instance, self.part = np.zeros((3, size, size), np.uint8)
         self.ys, self.xs = np.mgrid[0:size, 0:size].astype(np.float32)
         self.light = float(rng.uniform(-math.pi, 0))
         self.bank = texture_bank(size)
         self.rng = rng
 
-    def add_object(self, item: ObjectPhrase, pose: _Pose, instance: int) -> int:
+    def add_object(self, item: ObjectPhrase, pose: Pose, instance: int) -> int:
         """Paint one object over what is there; returns its area in pixels."""
         grain = self.bank[self.rng.integers(len(self.bank))]
         area = np.zeros(self.semantic.shape, bool)
@@ -194,12 +220,14 @@ class _Painter:
         return int(area.sum())
 
     def _paint(
-        self, part: Part, item: ObjectPhrase, pose: _Pose, window: tuple[slice, slice]
+        self, part: Part, item: ObjectPhrase, pose: Pose, window: tuple[slice, slice]
     ) -> Float32[np.ndarray, "height width 3"]:
         """Lit color of a part at each pixel of its box."""
         xs, ys = self.xs[window], self.ys[window]
         u, v = pose.local(xs, ys)
-        if part.paint == "main":
+        if part.paint == "main" and self.own_colors is not None:
+            color = self.own_colors[window]
+        elif part.paint == "main":
             first, second = (
                 np.array(COLORS[c], np.float32) for c in (item.colors[0], item.colors[-1])
             )
@@ -212,13 +240,19 @@ class _Painter:
         return lit.astype(np.float32)
 
 
-def render(seed: int, num_objects: int | None = None, size: int = IMAGE_SIZE) -> Scene:
+def render(
+    seed: int,
+    num_objects: int | None = None,
+    size: int = IMAGE_SIZE,
+    change: Change | None = None,
+) -> Scene:
     """Scene of a seed: the same seed and arguments give the same bytes.
 
     Args:
         seed: Take it from `TRAIN_SEEDS`, `TUNING_SEEDS` or `VALIDATION_SEEDS`.
         num_objects: 1 to 4, or None to draw it.
         size: Side, in pixels.
+        change: Of the scene that the seed makes; None: that one.
 
     Raises:
         ValueError: If `num_objects` is not 1 to 4.
@@ -228,22 +262,26 @@ def render(seed: int, num_objects: int | None = None, size: int = IMAGE_SIZE) ->
     rng = np.random.default_rng(seed)
     count = num_objects or _draw_count(rng)
     while True:
-        scene = _attempt(seed, rng, count, size)
+        scene = _attempt(seed, rng, count, size, change or Change())
         if scene is not None:
             return scene
 
 
-def _attempt(seed: int, rng: np.random.Generator, count: int, size: int) -> Scene | None:
+def _attempt(
+    seed: int, rng: np.random.Generator, count: int, size: int, change: Change
+) -> Scene | None:
     """One layout, or None where an object is hidden too far."""
     background = str(rng.choice(list(BACKGROUNDS)))
     canvas = paint_background(background, size, rng)
     canvas += 5.0 * texture_bank(size)[rng.integers(len(texture_bank(size)))][..., None]
-    painter = _Painter(canvas, rng)
+    painter = _Painter(canvas, rng, change.camouflaged)
     items = [_draw_phrase(rng, background) for _ in range(count)]
     poses = _draw_poses(rng, count, size)
-    areas = [painter.add_object(items[i], poses[i], i + 1) for i in range(count)]
-    visible = np.bincount(painter.instance.ravel(), minlength=count + 1)[1:]
-    if any(seen < MIN_VISIBLE * area for seen, area in zip(visible, areas, strict=True)):
+    if change.arrange is not None:
+        items, poses = change.arrange(items, poses)
+    areas = [painter.add_object(items[i], poses[i], i + 1) for i in range(len(items))]
+    visible = np.bincount(painter.instance.ravel(), minlength=len(items) + 1)[1:]
+    if any(seen < change.min_visible * area for seen, area in zip(visible, areas, strict=True)):
         return None
     exposure = rng.uniform(0.88, 1.06)
     image = np.clip(painter.canvas * exposure + 0.5, 0, 255).astype(np.uint8)
