@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.cli.display import JsonLogs, Quiet, Tally, Verbose, logged, show_progress
-from synthgen.cli.options import Engine, printed, say
+from synthgen.cli.options import IN_FLIGHT, Engine, printed, say
 from synthgen.cli.stopping import apart, end
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def check_runner(
                 f"Prompts from standard input must be used by this process. Got --runner "
                 f"{runner}, whose workers cannot read them; save them in a file."
             )
-    elif (runner, workers, address) != ("threads", 1, None):
+    elif (runner, address) != ("threads", None) or workers not in (1, IN_FLIGHT):
         raise ValueError(
             "--runner, --workers and --address have no effect with --engine inline, which makes "
             "one shard after the other. Leave them out, or leave out --engine."

@@ -11,6 +11,7 @@ import typer
 from synthgen.cli.audit import MAX_FAILED, run_audit, verdict
 from synthgen.cli.command import Result, check_runner, run_job
 from synthgen.cli.options import (
+    IN_FLIGHT,
     Address,
     Classes,
     Engine,
@@ -47,7 +48,7 @@ def generate(
     overrides: Set = None,
     engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = IN_FLIGHT,
     address: Address = None,
     strict: Strict = False,
     dry_run: Annotated[
@@ -110,7 +111,7 @@ def annotate(
     overrides: Set = None,
     engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = IN_FLIGHT,
     address: Address = None,
     strict: Strict = False,
     audit: ThenAudit = None,
@@ -150,7 +151,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("synthgen-demo"),
     num: Annotated[int, typer.Option(help="Images.")] = 16,
     engine: EngineOption = Engine.flow,
-    workers: Workers = 1,
+    workers: Workers = IN_FLIGHT,
 ) -> Result:
     """Make, label, audit and show a small dataset with the embedded models, offline."""
     from synthgen.dataset.contact_sheet import write_contact_sheet
@@ -180,7 +181,7 @@ def extend(
     ] = None,
     engine: EngineOption = Engine.flow,
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = IN_FLIGHT,
     address: Address = None,
     strict: Strict = False,
 ) -> Result:
@@ -277,7 +278,7 @@ def execute(
     out: str | Path,
     engine: Engine,
     runner: str = "threads",
-    workers: int = 1,
+    workers: int = IN_FLIGHT,
     strict: bool = False,
     address: str | None = None,
 ) -> dict[str, Any]:

@@ -50,6 +50,8 @@ FirstNum = Annotated[int | None, typer.Option(min=1, help="Whole shards until th
 EngineOption = Annotated[Engine, _where("--engine", help="A Prefect flow, or this process alone.")]
 Runner = Annotated[str, _where(help="Where shards are made: threads, ray, dask.")]
 Workers = Annotated[int, _where(min=1, help="Shards in flight at once.")]
+IN_FLIGHT = 2
+"""Shards at once where images are drawn: one is drawn while the one before is published."""
 Address = Annotated[
     str | None, _where(help="Cluster of ray (auto, host:port) or dask; default: here.")
 ]

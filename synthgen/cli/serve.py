@@ -9,6 +9,7 @@ import typer
 
 from synthgen.cli.command import prepare_prefect
 from synthgen.cli.options import (
+    IN_FLIGHT,
     Address,
     Num,
     Runner,
@@ -45,7 +46,7 @@ def serve(
     audit: ThenAudit = None,
     report: Annotated[bool, typer.Option("--report", help="Then write its report.")] = False,
     runner: Runner = "threads",
-    workers: Workers = 1,
+    workers: Workers = IN_FLIGHT,
     address: Address = None,
     name: Annotated[
         str | None, typer.Option(help="Of the deployment on the server; default: the dataset's.")

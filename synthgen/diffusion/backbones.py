@@ -70,6 +70,8 @@ class Backbone:
         draw: Draws samples in place of the pipeline, from prompts, seeds and GenerationConfig;
             None for a diffusers pipeline.
         lock: Held while the model runs: hooks see every call of the UNet, whoever makes it.
+        turn: Held by the shard that is drawn: of several in flight in one process the next is
+            drawn while the samples of the one before are finished and published.
     """
 
     pipeline: Any
@@ -79,6 +81,7 @@ class Backbone:
     dtype: torch.dtype
     draw: Callable[..., Any] | None = None
     lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
+    turn: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def native_size(self) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from synthgen.jobs.shard import Staged
 from synthgen.labeling.label import label_sample
 from synthgen.labeling.refine import reads_uncertainty
 from synthgen.oneshot.parts import Parts, load_parts
-from synthgen.progress import Progress
+from synthgen.progress import Progress, Stopped, stop_requested
 from synthgen.segmentation.features import feature_blocks, upsampling_error
 from synthgen.segmentation.segment import segment_sample
 from synthgen.storage.redaction import redact
@@ -139,7 +139,8 @@ def draft(
     """The samples of a shard in a staging folder, and where its wall time went.
 
     Of ``seconds``, ``generate`` is drawing, ``segment`` waiting for masks and labels (nothing,
-    where they keep up with the device), ``write`` putting files into the tar.
+    where they keep up with the device), ``write`` putting files into the tar. It has the model's
+    turn while it draws: another shard of this process begins when the last batch is drawn.
 
     Raises:
         torch.OutOfMemoryError, MemoryError: See ``make_batches``.
@@ -148,12 +149,22 @@ def draft(
     rows: list[Row] = []
     verified: dict[str, str] = {}
     seconds = dict.fromkeys(("generate", "segment", "write"), 0.0)
-    has_previews, begun = False, time.perf_counter()
-    numbered = enumerate(batches(samples, recipe.batch_size))
+    has_previews, begun = False, 0.0
+
+    def in_turn() -> Generator[tuple[int, Sequence[PlannedSample]], None, None]:
+        nonlocal begun
+        with recipe.model.turn:
+            begun = time.perf_counter()
+            for numbered in enumerate(batches(samples, recipe.batch_size)):
+                if stop_requested():  # while another shard was drawn
+                    raise Stopped
+                yield numbered
+
     with (
         whole_tar(tar_path) as tar,
         whole_tar(previews_path) as previews,
-        closing(make_batches(recipe, numbered)) as finished,
+        closing(in_turn()) as drawn,
+        closing(make_batches(recipe, drawn)) as finished,
     ):
         for batch in finished:
             started = time.perf_counter()

@@ -79,7 +79,7 @@ def test_help_names_every_command_and_teaches_by_example() -> None:
         (["generate", "scenes", "--set", "segmentation.method=per-haed"], "'per-head'?"),
         (["generate", "scenes", "--set", "labeling.method=cluster"], "'clusters'?"),
         (["generate", "scenes", "--runner", "rayy"], "'ray'?"),
-        (["generate", "scenes", "--engine", "inline", "--workers", "2"], "--engine inline"),
+        (["generate", "scenes", "--engine", "inline", "--workers", "3"], "--engine inline"),
         (["generate", "scenes", "--audit", "scenes-sma"], "'scenes-sam'?"),
         (
             ["config", "validate", "scenes", "--set", "labeling.refiner=guided"],

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from synthgen.devices import free_cores, one_thread
 from synthgen.jobs.batch import Recipe, draft, make_batches
 from synthgen.jobs.estimate import bytes_in_flight
 from synthgen.jobs.plan import batches, plan, samples_in_flight
+from synthgen.progress import Stopped
 
 
 def with_workers(config: Config, workers: int | None) -> Config:
@@ -94,6 +96,52 @@ def test_what_stops_a_shard_leaves_no_thread(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         draft(recipe, plan(config)[0].samples, tmp_path, cut)
     assert finishing() == []
+
+
+def test_a_shard_is_finished_while_the_next_one_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two shards in flight one is drawn at a time; the last samples of the first wait here
+    until the second is drawn."""
+    config = with_workers(ordered_config(tmp_path, "num=8", "dataset.shard_size=4"), 1)
+    jobs.generate(config, tmp_path / "alone")
+    job = jobs.GenerateJob(config, tmp_path / "out")
+    job.begin()
+    drawn: list[int] = []
+    next_begun = threading.Event()
+    denoise, segment = jobs.batch._denoise, jobs.batch.segment_sample
+
+    def logged(recipe: Recipe, samples: Any) -> Any:
+        drawn.extend(int(sample.key) // 10_000 for sample in samples)
+        if len(set(drawn)) == 2:
+            next_begun.set()
+        return denoise(recipe, samples)
+
+    def held(*arguments: Any) -> Any:
+        assert len(drawn) < 4 or next_begun.wait(60)
+        return segment(*arguments)
+
+    monkeypatch.setattr(jobs.batch, "_denoise", logged)
+    monkeypatch.setattr(jobs.batch, "segment_sample", held)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(job.run_shard, ("train-000000", "train-000001")))
+    assert drawn in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
+    for tar in ("train-000000.tar", "train-000001.tar"):
+        one, other = (tmp_path / out / "data" / tar for out in ("alone", "out"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_shard_that_waits_for_its_turn_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it draws anything; and the turn is free again."""
+    config = ordered_config(tmp_path, "num=4")
+    recipe = Recipe(config, "0" * 64, config.generation.batch_size)
+    monkeypatch.setattr(jobs.batch, "stop_requested", lambda: True)
+    with pytest.raises(Stopped):
+        draft(recipe, plan(config)[0].samples, tmp_path, lambda *_, **__: None)
+    assert recipe.model.turn.acquire(blocking=False)
+    recipe.model.turn.release()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
