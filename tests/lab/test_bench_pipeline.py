@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from synthgen.lab.bench.capture import SD21_UNET
-from synthgen.lab.bench.pipeline import full_size, simulated_share, throughput
+from synthgen.lab.bench.pipeline import full_size, shards_share, simulated_share, throughput
 
 SMALL = {
     **SD21_UNET,
@@ -39,3 +39,7 @@ def test_the_gpu_part_runs_with_a_small_model_on_any_device() -> None:
     assert 0 < found["drawing"] < 1
     rates = found["images_per_hour"], found["images_per_hour_alone"]
     assert found["share"] == pytest.approx(rates[0] / rates[1])
+
+
+def test_the_stand_in_draws_whole_shards() -> None:
+    assert 0 < shards_share(0.01, 2, num=2, size=2) < 1

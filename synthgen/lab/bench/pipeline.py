@@ -7,7 +7,9 @@ ones, on photographs, with two classes. Process time, so that another load falls
 (b) A stand-in for the device sleeps t seconds per image and gives such features: its throughput
 within the engine as a share of its throughput alone, in a long shard (what is left to be finished
 when the last batch is drawn is told apart, as ``tail``). Wall time, which needs cores that are
-free; so the same is simulated from (a) for any number of workers.
+free; so the same is simulated from (a) for any number of workers. Then short shards from end to
+end, masks alone, with their publication: one after the other, and two in flight, where the next is
+drawn while the one before is finished.
 
 (c) The embedded model: images per second of the engine, with masks and labels, as a share of
 diffusers drawing the same prompts in the same batches, one after the other in the same process.
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -44,6 +47,7 @@ from synthgen.diffusion.cards import Card
 from synthgen.diffusion.generate import with_scheduler
 from synthgen.diffusion.schedulers import make_scheduler
 from synthgen.jobs.batch import Recipe, draft
+from synthgen.jobs.generate import GenerateJob
 from synthgen.jobs.plan import samples_in_flight
 from synthgen.lab.bench.capture import SD21_UNET
 from synthgen.lab.bench.fake_model import load_fake
@@ -89,6 +93,7 @@ def bench_pipeline(quick: bool = False) -> dict[str, Any]:
         "share": {str(t): cost / t for t in SECONDS},  # behind denoising / denoising
         "simulated": simulated,
         "standin": standin,
+        "shards": {str(n): shards_share(1.0, n, 2 if quick else 4) for n in (1, 2)},
         "embedded": None if quick else throughput(load_backbone(ModelConfig()), 16),
         "gpu": throughput(full_size(), 32, 8) if torch.cuda.is_available() else "not measured",
     }
@@ -149,6 +154,27 @@ def standin_share(seconds: float, workers: int, num: int) -> dict[str, float]:
     return row
 
 
+def shards_share(seconds: float, in_flight: int, num: int, size: int = 16) -> float:
+    """The stand-in's throughput over ``num`` shards of ``size`` samples, over its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        _standin["seconds"] = 0.0
+        prompts = Path(folder) / "prompts.txt"
+        prompts.write_text("a house behind a tree\n")
+        settings = [f"num={num * size}", f"dataset.shard_size={size}", f"prompts={prompts}"]
+        settings += [f"model.card={__name__}:load_standin", f"generation.batch_size={BATCH}"]
+        settings += ["generation.workers=1", "dataset.preview_every=0"]
+        job = GenerateJob(load(overrides=settings), Path(folder) / "out")
+        job.begin()
+        _drawn(0), _drawn(1)
+        _standin["seconds"] = seconds
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(in_flight) as pool:
+            list(pool.map(job.run_shard, job.missing()))
+        share = num * size * seconds / (time.perf_counter() - begin)
+    print(f"{num} shards, {in_flight} in flight: {share:.3f}", file=sys.stderr, flush=True)
+    return share
+
+
 def load_standin(config: ModelConfig) -> Backbone:
     """The stand-in, as a configuration names it: the fake model, which draws full-size samples."""
     card = Card(name="stand-in", height=SIDE, width=SIDE, num_inference_steps=1)
@@ -200,7 +226,7 @@ def full_size(unet: Mapping[str, Any] = SD21_UNET, width: int = 128, layers: int
                     hidden_size=text,
                     intermediate_size=4 * text,
                     num_hidden_layers=layers,
-                    num_attention_heads=text // 16,
+                    num_attention_heads=max(1, text // 64),
                 )
             ),
         }
