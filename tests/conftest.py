@@ -35,8 +35,13 @@ UNIT = (
 """Folders and files of tests of pure functions; with all doctests they are the marker ``unit``."""
 
 
+LONG = ("test_clusters.py", "test_schedule.py", "test_demo.py", "test_store_faults.py")
+"""Files of minutes go first, so that of several processes none is left alone with one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of a minute: ``pytest -m unit``."""
+    """Mark the tests of a minute: ``pytest -m unit``; long files first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         pure = isinstance(item, pytest.DoctestItem) or {*item.path.parts} & {*UNIT}
         if pure and not any(item.iter_markers("slow")):
