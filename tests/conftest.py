@@ -41,7 +41,9 @@ LONG = ("test_clusters.py", "test_schedule.py", "test_demo.py", "test_store_faul
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a minute: ``pytest -m unit``; long files first."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    items.sort(
+        key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
+    )
     for item in items:
         pure = isinstance(item, pytest.DoctestItem) or {*item.path.parts} & {*UNIT}
         if pure and not any(item.iter_markers("slow")):
