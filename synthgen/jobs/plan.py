@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, overload
@@ -99,8 +100,11 @@ def prompts_of(config: Config) -> PromptList:
     """
     if config.annotation.images:
         return open_photos(config.annotation.images, *_said(config)).prompts
-    looked_for = None if config.labeling.parts else config.classes  # parts are in no prompt
-    return open_prompts(config.prompts, looked_for)
+    if config.labeling.parts is None:
+        return open_prompts(config.prompts, config.classes)
+    with warnings.catch_warnings():  # parts are in no prompt, and in every image
+        warnings.filterwarnings("ignore", r"\d+ prompt\(s\) have no classes")
+        return open_prompts(config.prompts, None)
 
 
 def photos_of(config: Config) -> PhotoList | None:

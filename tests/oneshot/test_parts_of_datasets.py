@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from synthgen.cli.options import of_parts
 from synthgen.config import Config, LabelConfig, ModelConfig, load
 from synthgen.diffusion.generate import load_model
 from synthgen.jobs.from_prompts import annotating
+from synthgen.jobs.plan import prompts_of
 
 NAMES = ("hole", "body")
 
@@ -55,6 +57,15 @@ def test_every_drawn_sample_has_its_parts(config: Config, tmp_path: Path) -> Non
     jobs.generate(config, tmp_path / "again")
     for tar in sorted((tmp_path / "out/data").iterdir()):
         assert tar.read_bytes() == (tmp_path / "again/data" / tar.name).read_bytes()
+
+
+def test_prompts_need_no_classes(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "plain.txt"
+    path.write_text("a cat\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(prompts_of(Config(**{**dict(config), "prompts": path}))) == 1
+    assert not said
 
 
 def test_photographs_have_their_parts(tiny_pipeline: Path, parts: Path, tmp_path: Path) -> None:
