@@ -64,7 +64,7 @@ def test_prompts_need_no_classes(config: Config, tmp_path: Path) -> None:
     path.write_text("a cat\n")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert len(prompts_of(Config(**{**dict(config), "prompts": path}))) == 1
+        assert len(prompts_of(Config(**{**dict(config), "prompts": str(path)}))) == 1
     assert not said
 
 
