@@ -11,7 +11,10 @@ import typer
 from synthgen.cli.display import show_progress
 
 Data = Annotated[
-    str, typer.Option(help="scenes, scenes-tuning, voc, ade, cityscapes, coco, folder.")
+    str,
+    typer.Option(
+        help="scenes, scenes-tuning, voc, context, ade, cityscapes, coco, cocostuff, bsds, folder."
+    ),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set, as it was published.")]
 Num = Annotated[int, typer.Option(min=1, help="Images, the first so many.")]

@@ -81,6 +81,25 @@ def hungarian_iou(
     return mean_assigned(iou_matrix(references, masks))
 
 
+def covering(
+    pieces: Int[np.ndarray, "height width"], labels: Shaped[np.ndarray, "height width"]
+) -> float:
+    """How well a partition covers another: sum over pieces R of |R| max_C IoU(R, C), over all
+    pixels (Arbelaez et al., PAMI 2011, eq. 8).
+
+    >>> covering(np.array([[1, 1, 2, 2]]), np.array([[0, 0, 0, 1]])).__round__(3)
+    0.583
+    """
+    _, rows = np.unique(pieces, return_inverse=True)
+    _, columns = np.unique(labels, return_inverse=True)
+    shape = int(rows.max()) + 1, int(columns.max()) + 1
+    shared = np.zeros(shape, dtype=np.int64)
+    np.add.at(shared, (rows.ravel(), columns.ravel()), 1)
+    areas = shared.sum(1)
+    union = areas[:, None] + shared.sum(0) - shared
+    return float((areas * (shared / union).max(1)).sum() / areas.sum())
+
+
 def mean_assigned(iou: Float[np.ndarray, "reference mask"]) -> float:
     """`hungarian_iou` from the IoU of all pairs.
 

@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
+from scipy.io import savemat
 from typer.testing import CliRunner
 
 from synthgen.cli import app
+from synthgen.lab.segment.class_names import STUFF_27_OF
 from synthgen.lab.segment.evaluate import SegmentSettings, evaluate_segment
 from synthgen.lab.segment.layouts import open_layout
 from synthgen.lab.world.render import render
+from synthgen.segmentation.metrics import covering
 
 SIZE = (96, 128)
 CLASSES = np.zeros(SIZE, dtype=np.uint8)
@@ -87,6 +90,48 @@ def coco(root: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def context(root: Path) -> None:
+    """Of 459 classes: 23 is bird, 427 pottedplant (numbers of labels.txt), 5 nothing of the 59."""
+    save(root / "JPEGImages" / "2008_000002.jpg", PICTURE)
+    listed = root / "ImageSets" / "Main" / "val.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("2008_000002\n")
+    (root / "labels.txt").write_text("23: bird\n5: airplane door\n427: pottedplant\n")
+    labels = np.select([CLASSES == 7, CLASSES == 15], [23, 427], 5).astype(np.uint16)
+    (root / "trainval").mkdir()
+    savemat(root / "trainval" / "2008_000002.mat", {"LabelMap": labels})
+
+
+def context_pictures(root: Path) -> None:
+    context(root)
+    (root / "trainval" / "2008_000002.mat").unlink()
+    numbers = np.select([CLASSES == 7, CLASSES == 15], [3, 16], 0).astype(np.uint8)
+    save(root / "59_context_labels" / "2008_000002.png", numbers, palette=True)
+
+
+def cocostuff(root: Path) -> None:
+    save(root / "images" / "val2017" / "000000000139.jpg", PICTURE)
+    save(root / "images" / "val2017" / "000000000285.jpg", PICTURE)
+    fine = np.select([CLASSES == 7, CLASSES == 15, CLASSES == 0], [1, 105, 181], 255)
+    save(root / "annotations" / "val2017" / "000000000285.png", fine.astype(np.uint8))
+    listed = root / "curated" / "val2017" / "Coco164kFull_Stuff_Coarse_7.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("000000000285\n")
+
+
+def bsds(root: Path) -> None:
+    save(root / "data" / "images" / "val" / "101085.jpg", PICTURE)
+    people = np.empty((1, 2), dtype=object)
+    for index, pieces in enumerate((OBJECTS + 1, np.where(OBJECTS, 2, 1))):
+        struct = np.zeros((1, 1), dtype=[("Segmentation", "O"), ("Boundaries", "O")])
+        struct["Segmentation"][0, 0] = pieces.astype(np.uint16)
+        struct["Boundaries"][0, 0] = np.zeros(SIZE, dtype=np.uint8)
+        people[0, index] = struct
+    path = root / "data" / "groundTruth" / "val" / "101085.mat"
+    path.parent.mkdir(parents=True)
+    savemat(path, {"groundTruth": people})
+
+
 def folder(root: Path) -> None:
     save(root / "images" / "a.png", PICTURE)
     save(root / "masks" / "a.png", CLASSES)
@@ -118,6 +163,67 @@ def test_each_layout_gives_the_same_two_regions(
     found = None if truth.instance is None else set(np.unique(truth.instance))
     assert found == objects
     assert len(open_layout(kind, tmp_path, num=1).images) == 1
+
+
+@pytest.mark.parametrize("make", [context, context_pictures])
+def test_context_has_its_59_classes_of_either_annotation(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path)
+    layout = open_layout("context", tmp_path)
+    (semantic,) = (one.truth().semantic for one in layout.images)
+    assert len(layout.names) == 59
+    named = {layout.names.get(int(number)) for number in np.unique(semantic)}
+    assert named == {"bird", "pottedplant", None}
+    assert np.array_equal(semantic == 3, CLASSES == 7)
+    assert (semantic[CLASSES == 0] == 255).all()
+
+
+def test_cocostuff_has_the_27_classes_of_picie_and_its_images(tmp_path: Path) -> None:
+    cocostuff(tmp_path)
+    layout = open_layout("cocostuff", tmp_path)
+    assert [one.name for one in layout.images] == ["000000000285"]
+    semantic = layout.images[0].truth().semantic
+    names = {layout.names.get(int(number)) for number in np.unique(semantic)}
+    assert names == {"vehicle", "sky", "solid", None}  # bicycle, clouds, wood, unlabeled
+    assert np.array_equal(semantic == 11, CLASSES == 7)
+    assert len(STUFF_27_OF) == 182
+    assert set(STUFF_27_OF) == set(range(27)) == set(layout.names)
+    assert [STUFF_27_OF[n] for n in (0, 15, 43, 60, 71, 90, 91)] == [9, 7, 5, 2, 0, 4, 17]
+
+
+def test_bsds_is_covered_as_its_benchmark_says(tmp_path: Path) -> None:
+    root = tmp_path / "BSDS500"
+    bsds(root)
+    layout = open_layout("bsds", root)
+    truth = layout.images[0].truth()
+    assert [len(np.unique(pieces)) for pieces in truth.partitions] == [3, 2]
+    settings = SegmentSettings(data="bsds", root=root, methods=("rgbxy",), refiners=("none",))
+    result = evaluate_segment(tmp_path / "out", settings)
+    row = result["table"]["rgbxy, none"]
+    assert row["class_iou"] is None
+    assert 0.5 < row["ods"] <= row["ois"] <= 1
+    table = (tmp_path / "out" / "segment.md").read_text()
+    assert "covering, ODS" in table
+    assert "class IoU" not in table
+    (root / "data" / "groundTruth" / "val" / "101085.mat").write_bytes(b"MATLAB 5.0 nothing")
+    with pytest.raises(ValueError, match="must be a MATLAB file"):
+        layout.images[0].truth()
+
+
+def test_covering_is_the_mean_over_pixels_of_the_best_iou_of_their_piece() -> None:
+    rng = np.random.default_rng(0)
+    pieces, labels = rng.integers(3, 6, (9, 11)), rng.integers(0, 4, (9, 11))
+    total = 0.0
+    for row in range(9):
+        for column in range(11):
+            piece = pieces == pieces[row, column]
+            ious = [
+                (piece & (labels == c)).sum() / (piece | (labels == c)).sum() for c in range(4)
+            ]
+            total += max(ious)
+    assert covering(pieces, labels) == pytest.approx(total / 99)
+    assert covering(pieces, pieces) == 1.0
 
 
 def test_what_is_laid_out_otherwise_is_one_line(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 Every image goes through the same recording, and each method makes its masks of it. Scores are BL's
 (section 5): the best IoU of any mask with each class in an image, and with each object; averaged
 per class over images, then over classes. Best-of-all matching is kind to many masks, so their
-number and the best one-to-one matching stand beside. What a method got of an image is kept in
-OUT/rows: the command goes on where it was stopped, and measures only methods that are new.
+number and the best one-to-one matching stand beside. Where people took images apart (BSDS500),
+clusters cover their pieces: with the best k for all images (ODS), with each image's best (OIS).
+What a method got of an image is kept in OUT/rows: the command goes on where it was stopped, and
+measures only methods that are new.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from synthgen.lab.segment.rows import (
     shown,
 )
 from synthgen.lab.tables import escape, markdown_table
-from synthgen.segmentation.metrics import class_iou, mean_assigned, part_iou
+from synthgen.segmentation.metrics import class_iou, covering, mean_assigned, part_iou
 from synthgen.segmentation.packed import iou_matrix
 from synthgen.segmentation.segment import segment_sample
 from synthgen.storage.publish import Storage, open_storage
@@ -51,6 +53,8 @@ SCORES = {
     "part_iou": "part IoU",
     "instance_iou": "instance IoU",
     "one_to_one": "one-to-one",
+    "ods": "covering, ODS",
+    "ois": "OIS",
     "masks": "masks",
     "seconds": "core-s",
     "megabytes": "peak MB",
@@ -61,7 +65,9 @@ class SegmentSettings(Section):
     """What `evaluate_segment` measures."""
 
     data: str = Field(
-        "scenes", description="scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder."
+        "scenes",
+        description="scenes, scenes-tuning, voc, context, ade, cityscapes, coco, cocostuff, bsds, "
+        "or folder.",
     )
     root: Path | None = Field(None, description="Folder of the data set, as it was published.")
     split: str = "val"
@@ -166,7 +172,8 @@ def _score(
 ) -> dict[str, Any]:
     """Scores of one method on one image; classes and objects by class."""
     before, begin = reset_peak(), time.process_time()
-    masks = segment_sample(sample, config).mask_set.masks
+    found = segment_sample(sample, config)
+    masks = found.masks
     seconds, peak = time.process_time() - begin, peak_bytes() - before
     seen, instances = truth.semantic != IGNORE, defaultdict(list)
     regions = []
@@ -191,6 +198,9 @@ def _score(
         "part_iou": {str(part): iou for part, iou in parts_found.items()},
         "instance_iou": dict(instances) if truth.instance is not None else {},
         "one_to_one": one_to_one,
+        "covering": [
+            [covering(pieces, labels) for pieces in truth.partitions] for labels in found.labels
+        ],
         "masks": len(masks),
         "seconds": seconds,
         "megabytes": max(0, peak) / 1e6,
@@ -201,11 +211,13 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of one method's scores over images; IoU per class first (BL section 5).
 
     >>> one = {"one_to_one": 0.5, "masks": 2, "seconds": 1.0, "megabytes": 3.0, "part_iou": {}}
-    >>> one |= {"instance_iou": {"1": [0.5, 1.0]}}
+    >>> one |= {"instance_iou": {"1": [0.5, 1.0]}, "covering": [[0.5, 0.5], [0.75, 0.0]]}
     >>> found = summarize([one | {"class_iou": {"1": 1.0}}, one | {"class_iou": {"1": 0, "2": 1}}])
-    >>> found["class_iou"], found["instance_iou"], found["per_class"]
-    (0.75, 0.75, {'1': 0.5, '2': 1.0})
+    >>> found["class_iou"], found["instance_iou"], found["per_class"], found["ods"], found["ois"]
+    (0.75, 0.75, {'1': 0.5, '2': 1.0}, 0.5, 0.5)
     """
+    people = sum(len(row["covering"][0]) for row in rows)
+    levels = np.array([[sum(own) for own in row["covering"]] for row in rows])
     of_class: dict[str, list[float]] = defaultdict(list)
     of_objects: dict[str, list[float]] = defaultdict(list)
     of_part: dict[str, list[float]] = defaultdict(list)
@@ -223,6 +235,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "part_iou": fmean(map(fmean, of_part.values())) if of_part else None,
         "instance_iou": fmean(map(fmean, of_objects.values())) if of_objects else None,
         "one_to_one": fmean(matched) if matched else None,
+        "ods": float(levels.sum(0).max()) / people if people else None,
+        "ois": float(levels.max(1).sum()) / people if people else None,
         **{key: fmean(row[key] for row in rows) for key in ("masks", "seconds", "megabytes")},
         "per_class": per_class,
     }
@@ -262,12 +276,13 @@ def segment_table(result: Mapping[str, Any]) -> str:
     """Markdown: methods by score, published figures, and IoU per class."""
     table, settings = result["table"], result["settings"]
 
-    head = [settings["data"], *SCORES.values()]
+    keys = [key for key in SCORES if any(row[key] is not None for row in table.values())]
+    head = [settings["data"], *(SCORES[key] for key in keys)]
     lines = [
-        [escape(name), *(shown(scores[key]) for key in SCORES)] for name, scores in table.items()
+        [escape(name), *(shown(scores[key]) for key in keys)] for name, scores in table.items()
     ]
     lines += [
-        [f"{escape(name)}, as reported", shown(value), *["–"] * (len(SCORES) - 1)]
+        [f"{escape(name)}, as reported", shown(value), *["–"] * (len(keys) - 1)]
         for name, value in result["published"].items()
     ]
     classes = next(iter(table.values()))["per_class"]
@@ -283,7 +298,7 @@ def segment_table(result: Mapping[str, Any]) -> str:
         [
             f"{of}; {settings['model']['card']}.",
             markdown_table(head, lines),
-            markdown_table(["class IoU", *map(escape, table)], by_class),
+            *([markdown_table(["class IoU", *map(escape, table)], by_class)] if by_class else []),
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""Annotated images as their publishers lay them out: Pascal VOC, ADE20K, Cityscapes, COCO, yours.
+"""Annotated images as their publishers lay them out: VOC, Context, ADE20K, Cityscapes, COCO, …
 
 Class maps keep the publisher's numbers; what a benchmark leaves out is 255. Background (0) is no
 class in VOC and COCO, whose other pixels are things that nobody annotated.
@@ -7,6 +7,7 @@ class in VOC and COCO, whose other pixels are things that nobody annotated.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -15,45 +16,25 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS, VALIDATION_SEEDS
+from synthgen.lab.segment.class_names import (
+    CITYSCAPES,
+    CONTEXT,
+    STUFF_27,
+    STUFF_27_OF,
+    VOC,
+)
 from synthgen.lab.world.render import Scene, render
 from synthgen.registry import near_miss
 from synthgen.storage.images import MAX_BYTES, SUFFIXES, open_image, read_photo, readable_image
-from synthgen.storage.untrusted import quote
+from synthgen.storage.untrusted import one_line, quote
 from synthgen.types import IGNORE
-
-VOC = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
-CITYSCAPES = {
-    7: "road",
-    8: "sidewalk",
-    11: "building",
-    12: "wall",
-    13: "fence",
-    17: "pole",
-    19: "traffic light",
-    20: "traffic sign",
-    21: "vegetation",
-    22: "terrain",
-    23: "sky",
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
-"""The 19 classes that are evaluated, by their number in ``labelIds``."""
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "voc": {"BL, SD 2.1, semantic": 0.66, "BL, SD 2.1, instances": 0.62},
     "cityscapes": {"BL, SD 2.1, semantic": 0.27, "BL, SD 2.1, instances": 0.21},
+    "cocostuff": {"DiffSeg, SD 1.4, mIoU": 0.436, "DiffCut, SSD-1B, mIoU": 0.491},
 }
-"""Class IoU as reported (BL section 5), to stand beside ours."""
+"""As reported (class IoU: BL section 5; one mask per class: mIoU), to stand beside ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +45,13 @@ class Truth:
         semantic: Class of each pixel, `IGNORE` where nobody says.
         instance: Number of the object at each pixel, 0 where there is none; None: not annotated.
         part: Number of the part at each pixel, 0 where there is none.
+        partitions: What several people took the image apart into: a number per piece.
     """
 
     semantic: Int[np.ndarray, "height width"]
     instance: Int[np.ndarray, "height width"] | None = None
     part: Int[np.ndarray, "height width"] | None = None
+    partitions: tuple[Int[np.ndarray, "height width"], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +83,16 @@ def open_layout(kind: str, root: Path | None = None, split: str = "val", num: in
     """Annotated images of a data set.
 
     Args:
-        kind: scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder.
-        root: Its folder: of VOC the one with ``JPEGImages``, of ADE20K with ``images`` and
-            ``annotations`` (and objectInfo150.txt, where classes are asked for by name), of
-            Cityscapes with ``leftImg8bit`` and ``gtFine``, of COCO with
-            ``annotations`` and ``val2017``; of a pair of folders the one with ``images`` and
-            ``masks``, PNG of class numbers with the images' names (and classes.json, names by
-            number).
+        kind: Row of `LAYOUTS`.
+        root: Its folder: of VOC the one with ``JPEGImages``, of PASCAL Context VOC2010's with
+            ``59_context_labels`` or ``trainval`` and ``labels.txt`` in it, of ADE20K with
+            ``images`` and ``annotations`` (and objectInfo150.txt, where classes are asked for by
+            name), of Cityscapes with ``leftImg8bit`` and ``gtFine``, of
+            COCO with ``annotations`` and ``val2017``, of COCO-Stuff with ``images/val2017`` and
+            ``annotations/val2017`` (PNG of stuffthingmaps; PiCIE's list in ``curated``, if there
+            is one), of BSDS500 with ``data/images`` and ``data/groundTruth``; of a pair of
+            folders the one with ``images`` and ``masks``, PNG of class numbers with the images'
+            names (and classes.json, names by number).
         split: Part of it: val, train, …
         num: The first so many.
 
@@ -128,7 +114,9 @@ def open_layout(kind: str, root: Path | None = None, split: str = "val", num: in
 
 def _scenes(seeds: Sequence[int]) -> Callable[[Path, str, int], Layout]:
     def truth(scene: Scene) -> Truth:
-        return Truth(*(m.astype(np.int64) for m in (scene.semantic, scene.instance, scene.part)))
+        maps = (scene.semantic, scene.instance, scene.part)
+        semantic, instance, part = (one.astype(np.int64) for one in maps)
+        return Truth(semantic, instance, part)
 
     def read(_root: Path, _split: str, num: int) -> Layout:
         images = [
@@ -159,6 +147,59 @@ def _voc(root: Path, split: str, num: int) -> Layout:
 
     images = [_annotated(name, root / "JPEGImages" / f"{name}.jpg", truth) for name in listed]
     return Layout(images, dict(enumerate(VOC, start=1)), frozenset({0}))
+
+
+def _context(root: Path, split: str, num: int) -> Layout:
+    """59 classes; all else is left out (LS section 4.1)."""
+    listed = _lines(root / "ImageSets" / "Main" / f"{split}.txt")[:num]
+    _refuse_paths(listed)
+    pictures = root / "59_context_labels"
+    numbers = np.full(2**16, IGNORE)
+    if pictures.is_dir():
+        numbers[1 : len(CONTEXT) + 1] = np.arange(1, len(CONTEXT) + 1)
+    else:  # of 459 classes, called by their names
+        text = "\n".join(_lines(root / "labels.txt", "\n"))
+        for number, name in re.findall(r"^\s*(\d{1,3})\s*:\s*(.+?)\s*$", text, re.MULTILINE):
+            if name in CONTEXT:
+                numbers[int(number)] = CONTEXT.index(name) + 1
+
+    def truth(name: str) -> Truth:
+        if pictures.is_dir():
+            return Truth(numbers[read_labels(pictures / f"{name}.png")])
+        return Truth(numbers[read_mat(root / "trainval" / f"{name}.mat", "LabelMap").astype(int)])
+
+    images = [_annotated(name, root / "JPEGImages" / f"{name}.jpg", truth) for name in listed]
+    return Layout(images, dict(enumerate(CONTEXT, start=1)))
+
+
+def _cocostuff(root: Path, split: str, num: int) -> Layout:
+    """27 classes, of PiCIE's images where its list is there; as DiffSeg."""
+    folder, numbers = root / "images" / f"{split}2017", np.full(256, IGNORE)
+    numbers[: len(STUFF_27_OF)] = np.array(STUFF_27_OF)
+    curated = root / "curated" / f"{split}2017" / "Coco164kFull_Stuff_Coarse_7.txt"
+    names = _lines(curated) if curated.is_file() else [path.stem for path in _files(folder)]
+    _refuse_paths(names[:num])
+
+    def truth(name: str) -> Truth:
+        found = read_labels(root / "annotations" / f"{split}2017" / f"{name}.png")
+        return Truth(numbers[found.clip(0, 255)])
+
+    images = [_annotated(name, folder / f"{name}.jpg", truth) for name in names[:num]]
+    return Layout(images, dict(enumerate(STUFF_27)))
+
+
+def _bsds(root: Path, split: str, num: int) -> Layout:
+    """No classes: pieces, as five people see them."""
+
+    def truth(name: str) -> Truth:
+        path = root / "data" / "groundTruth" / split / f"{name}.mat"
+        people = read_mat(path, "groundTruth")
+        pieces = [one["Segmentation"][0, 0].astype(np.int64) for one in people[0]]
+        return Truth(np.zeros_like(pieces[0]), partitions=tuple(pieces))
+
+    paths = _files(root / "data" / "images" / split)[:num]
+    images = [_annotated(path.stem, path, truth) for path in paths]
+    return Layout(images, background=frozenset({0}))
 
 
 def _ade(root: Path, split: str, num: int) -> Layout:
@@ -243,6 +284,9 @@ LAYOUTS: Mapping[str, Callable[[Path, str, int], Layout]] = {
     "scenes": _scenes(VALIDATION_SEEDS),
     "scenes-tuning": _scenes(TUNING_SEEDS),
     "voc": _voc,
+    "context": _context,
+    "cocostuff": _cocostuff,
+    "bsds": _bsds,
     "ade": _ade,
     "cityscapes": _cityscapes,
     "coco": _coco,
@@ -281,6 +325,26 @@ def read_labels(path: Path) -> Int[np.ndarray, "height width"]:
         ) from None
 
 
+def read_mat(path: Path, name: str) -> np.ndarray:
+    """An array of a MATLAB file.
+
+    Raises:
+        ValueError: In one line, if it is none.
+    """
+    from scipy.io import loadmat
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        found: np.ndarray = loadmat(path, variable_names=[name])[name]
+    except Exception as error:  # scipy raises of every kind for files that are damaged
+        raise ValueError(
+            f"An annotation must be a MATLAB file with {name}. Got {quote(path.name)}: "
+            f"{one_line(error, 80)}"
+        ) from None
+    return found
+
+
 def _annotated(name: str, path: Path, truth: Callable[[str], Truth]) -> Annotated:
     return Annotated(name, lambda: read_photo(path), lambda: truth(name))
 
@@ -302,7 +366,7 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, separator: str | None = None) -> list[str]:
     if not path.is_file():
         raise ValueError(f"root must have its publisher's files. Got no {path}.")
-    return path.read_text(encoding="utf-8").split()
+    return path.read_text(encoding="utf-8").split(separator)
