@@ -302,6 +302,13 @@ class AnnotationConfig(Section):
     noises: int = Field(
         1, ge=1, le=100, description="At a timestep: looks with different noise, averaged."
     )
+    tiles: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="An image larger than the model's is also seen in overlapping tiles of that "
+        "size, at most so many along a side; 1: as a whole alone.",
+    )
 
 
 class DatasetConfig(Section):
@@ -422,6 +429,8 @@ class Config(Section):
             del settings["classes"]
         if self.annotation.images:
             del settings["annotation"]["images"], settings["annotation"]["captions"]
+            if self.annotation.tiles == 1:  # the digest that it had without them
+                del settings["annotation"]["tiles"]
         else:
             del settings["annotation"]
         if self.labeling.method == "none":  # likewise

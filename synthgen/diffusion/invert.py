@@ -4,12 +4,12 @@ BL's zero-shot segmentation of real images adds little noise (strength .05) and 
 steps, with an empty prompt or a caption. The single call (`timestep`) noises the latent mean to t
 and reads the UNet once, as LS and DiffSeg do; several noises, a call each, are averaged. The
 sample's image is the given one: masks describe those pixels, so nothing is decoded. An image of
-any size is seen by the model at about the model's own (`fitted_size`).
+any size is seen by the model at about the model's own (`fitted_size`), and where that is asked
+for in overlapping tiles, too (`tiles`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +41,10 @@ from synthgen.diffusion.schedulers import (
     sample_generators,
     set_steps,
 )
+from synthgen.diffusion.selection import check_budget
+from synthgen.diffusion.tiles import Tiling, cut, fit_image, fitted_size, join_tiles, plan_tiles
 from synthgen.storage.images import read_photo
-from synthgen.types import Failure, Prompt, Sample
+from synthgen.types import Failure, HeadFeatures, Prompt, Sample
 
 
 def record_image(
@@ -55,6 +57,7 @@ def record_image(
     timestep: int | None = None,
     noises: int = 1,
     size: tuple[int, int] | None = None,
+    tiles: int = 1,
     seed: int = 0,
     **settings: Any,
 ) -> Recording:
@@ -70,6 +73,8 @@ def record_image(
             the UNet called once instead.
         noises: At a timestep: calls with so much different noise are averaged.
         size: Height and width whose area the model sees it at; None: the model's own.
+        tiles: An image that is larger is also seen in overlapping tiles of that size, so many
+            along a side at most; 1: as a whole alone.
         seed: Of the noise.
         settings: Of `record`: layers, grids, self_grid, …
 
@@ -91,47 +96,28 @@ def record_image(
         )
     backbone = Backbone(pipe, Card(name="given"), {}, pipe.device, pipe.dtype)
     pixels = _pixels(image)
-    fitted = fit_image(pixels, fitted_size(pixels.shape[:2], backbone, size))
     how: dict[str, Any] = {"strength": strength, "timestep": timestep, "noises": noises}
-    denoising = _denoising(
-        backbone, fitted[None], [prompt], [seed], GenerationConfig(), num_inference_steps, **how
-    )
     if timestep is not None:
         settings = {**settings, "calls": noises, "map_calls": noises}
-    known: dict[str, Any] = {"num_calls": denoising.num_calls, "guided": denoising.guided}
-    with torch.no_grad(), record(pipe, **settings, **known) as recording:
-        denoising.run()
+
+    def see(seen: UInt8[np.ndarray, "height width 3"], **more: Any) -> Recording:
+        denoising = _denoising(
+            backbone, seen[None], [prompt], [seed], GenerationConfig(), num_inference_steps, **how
+        )
+        known: dict[str, Any] = {"num_calls": denoising.num_calls, "guided": denoising.guided}
+        with torch.no_grad(), record(pipe, **{**settings, **more}, **known) as recording:
+            denoising.run()
+        return recording
+
+    recording = see(fit_image(pixels, fitted_size(pixels.shape[:2], backbone, size)))
     recording.images, recording.size = (pixels,), (pixels.shape[0], pixels.shape[1])
+    native = size or backbone.native_size
+    tiling = plan_tiles(pixels.shape[:2], native, backbone.size_step, tiles)
+    if tiling is not None:
+        alone = {"map_layers": None, "self_grid": None}
+        seen = [see(part, **alone).features()[0] for part in cut(pixels, tiling)]
+        recording.tiled = join_tiles(tiling, seen, recording.features()[0])
     return recording
-
-
-def fitted_size(
-    size: tuple[int, ...], backbone: Backbone, area_of: tuple[int, int] | None = None
-) -> tuple[int, int]:
-    """Height and width at which the model sees an image: its shape, the model's area.
-
-    Sides are rounded to what goes through the model. Shapes beyond what that area holds are
-    widened to one step.
-
-    Args:
-        size: (height, width) of the image.
-        backbone: The model.
-        area_of: (height, width) of another area; None: the model's own.
-    """
-    (height, width), step = area_of or backbone.native_size, backbone.size_step
-    scale = math.sqrt(height * width / (size[0] * size[1]))
-    most = max(1, height * width // step**2)  # steps of the longer side when the other has one
-    rows, columns = (min(most, max(1, round(side * scale / step))) * step for side in size)
-    return rows, columns
-
-
-def fit_image(
-    image: UInt8[np.ndarray, "_height _width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The image at another size."""
-    if image.shape[:2] == size:
-        return image
-    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def _pixels(image: Any) -> UInt8[np.ndarray, "height width 3"]:
@@ -212,10 +198,15 @@ def invert_any(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     generation: GenerationConfig,
-    *settings: Any,
+    capture: CaptureConfig,
+    *,
+    tiles: int = 1,
     **more: Any,
 ) -> list[Sample | Failure]:
-    """`invert` of images of any size, those that the model sees at one size in one batch."""
+    """`invert` of images of any size, those that the model sees at one size in one batch.
+
+    With ``tiles`` an image that is larger than the model's is also seen in tiles, see `tiles`.
+    """
     area_of = backbone.native_size
     area_of = generation.height or area_of[0], generation.width or area_of[1]
     sizes = [fitted_size(image.shape[:2], backbone, area_of) for image in images]
@@ -224,11 +215,52 @@ def invert_any(
         own = [index for index, other in enumerate(sizes) if other == size]
         batch = np.stack([fit_image(images[index], size) for index in own])
         given = ([prompts[index] for index in own], [seeds[index] for index in own])
-        made = invert(backbone, batch, *given, generation, *settings, **more)
+        made = invert(backbone, batch, *given, generation, capture, **more)
         for index, one in zip(own, made, strict=True):
-            whole = replace(one, image=images[index]) if isinstance(one, Sample) else one
-            found[index] = whole
+            found[index] = one
+            if isinstance(one, Sample):
+                tiling = plan_tiles(images[index].shape, area_of, backbone.size_step, tiles)
+                whole = replace(one, image=images[index])
+                if tiling is not None:
+                    seen = _look_at_tiles(backbone, whole, tiling, generation, capture, **more)
+                    whole = replace(whole, features=join_tiles(tiling, seen, one.features))
+                found[index] = whole
     return [found[index] for index in range(len(images))]
+
+
+def _look_at_tiles(
+    backbone: Backbone,
+    sample: Sample,
+    tiling: Tiling,
+    generation: GenerationConfig,
+    capture: CaptureConfig,
+    *,
+    strength: float = 0.05,
+    num_inference_steps: int = ANNOTATION_STEPS,
+    timestep: int | None = None,
+    noises: int = 1,
+    **_: Any,
+) -> list[HeadFeatures]:
+    """Features of each tile; of one color or not. Labels are made from the whole image's maps."""
+    area = tiling.size[0] * tiling.size[1] / (tiling.tile[0] * tiling.tile[1])
+    check_budget(round(2 * area * sample.features.num_bytes), capture.memory_budget_mb)
+    how: dict[str, Any] = {"strength": strength, "timestep": timestep, "noises": noises}
+    if timestep is not None:
+        capture = capture.model_copy(update={"calls": noises})
+    text, found = drawn_text(sample.prompt, generation.append_classes), list[HeadFeatures]()
+    parts, at_once = cut(sample.image, tiling), generation.batch_size
+    for start in range(0, len(parts), at_once):
+        batch = np.stack(parts[start : start + at_once])
+        texts, seeds = [text] * len(batch), [sample.seed] * len(batch)
+        denoising = _denoising(
+            backbone, batch, texts, seeds, generation, num_inference_steps, **how
+        )
+        with backbone.lock, torch.no_grad():
+            recording, _latents = run_recorded(
+                backbone, denoising, [sample.prompt] * len(batch), texts, capture
+            )
+        found += recording.features()
+    return found
 
 
 def _denoising(

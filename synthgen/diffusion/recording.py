@@ -86,6 +86,7 @@ class Recording:
         texts: What each image was drawn from; empty where that was not seen.
         size: Height and width of the images in pixels; None without a VAE.
         images: The images as the VAE decoded them; empty if it did not, or in pieces (tiling).
+        tiled: Features of one given image with those of its tiles, where it was seen in tiles.
     """
 
     pipe: Any
@@ -98,6 +99,7 @@ class Recording:
     texts: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     images: tuple[UInt8[np.ndarray, "height width 3"], ...] = ()
+    tiled: HeadFeatures | None = None
     _heads: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _maps: dict[str, Tensor] = field(default_factory=dict)
     _pooled: list[Tensor] = field(default_factory=list)
@@ -130,6 +132,8 @@ class Recording:
             RuntimeError: If the run was shorter than announced, or a layer was not reached (an
                 attention processor passes ``to_out`` by).
         """
+        if self.tiled is not None:
+            return (self.tiled,)
         run = self._complete()
         groups = run.head_calls or ((0,),)
         values, grids = {}, {}

@@ -59,6 +59,7 @@ def look_at(
         timestep=asked.timestep,
         labeling=config.labeling,
         noises=asked.noises,
+        tiles=asked.tiles,
         self_map=config.segmentation.needs_self_map,
     )
     found.update(zip(images, made, strict=True))

@@ -84,6 +84,24 @@ def test_every_kind_of_photo_is_a_sample_of_its_size_or_a_failed_row(
     assert twins[0].seed != twins[1].seed
 
 
+def test_large_photos_are_seen_in_tiles_where_that_is_asked_for(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(picture(150, 90)).save(tmp_path / "large.png")
+    found = {}
+    for tiles in (1, 2):
+        config = settings(tiny_pipeline, "classes=[car]", f"annotation.tiles={tiles}")
+        out = tmp_path / f"out-{tiles}"
+        jobs.generate(annotating(config, [tmp_path / "large.png"]), out)
+        assert list(verify_dataset(out, deep=True)) == []
+        (sample,) = synthgen.open_dataset(out)
+        assert sample["masks"].shape[1:] == sample["semantic"].shape == (150, 90)
+        content = json.loads((out / "identity.json").read_text())["content"]
+        found[tiles] = content["settings"]["annotation"].get("tiles"), sample["masks"]
+    assert [found[tiles][0] for tiles in (1, 2)] == [None, 2]
+    assert found[1][1].shape != found[2][1].shape or (found[1][1] != found[2][1]).any()
+
+
 def test_what_works_on_a_dataset_works_on_one_of_photos(annotated: Path, tmp_path: Path) -> None:
     out = shutil.copytree(annotated, tmp_path / "out")
     key = next(row.key for row in rows_of(out) if row.photo.name == "cmyk.jpg")
