@@ -37,6 +37,10 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "Quality of the embedded SAM in automatic mode: best IoU of objects and parts.",
         {"num": 200, "weights": None, "record": False},
     ),
+    "blip": (
+        "Quality of the embedded BLIP: captions that name every object class of a scene.",
+        {"num": 200, "weights": None, "record": False},
+    ),
     "quality": (
         "Masks against ground truth: per-head, head-averaged, and RGB+XY k-means.",
         {"num": 200, "sweep": False},

@@ -140,7 +140,7 @@ def annotate(
     of_labels, names = of_parts(parts, classes)
     given |= names | ({} if num is None else {"num": num})
     config = load(None, [*(overrides or []), *of_labels], given)
-    config = annotating(config, images, described(images, out, captions, config.classes))
+    config = annotating(config, images, described(images, out, captions, config))
     manifest = execute(config, out, engine, runner, workers, strict, address)
     if settings is not None:
         verdict(run_audit(out, settings), out, MAX_FAILED).tell()

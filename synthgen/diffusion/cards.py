@@ -69,6 +69,7 @@ class Card(BaseModel):
         parts: Settings of parts (`synthgen.learn_parts`) that are not the paper's.
         sha256: Weight file, relative to the folder, to the first digits of its hash.
         vocabulary: Classes that it can draw; empty where nobody can list them.
+        captions: BLIP that describes photographs for it: a hub id, or scenes-blip.
         note: For people.
     """
 
@@ -90,6 +91,7 @@ class Card(BaseModel):
     parts: Mapping[str, Any] = Field(default_factory=dict)
     sha256: Mapping[str, _Digest] = Field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
+    captions: str = "Salesforce/blip-image-captioning-base"
     note: str = ""
 
     @field_validator("scheduler", mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def annotate(
             disk; one or several. What cannot be read becomes a failed row.
         out: Folder or URL of the dataset.
         captions: File with a text of each image: a table or JSON lines with ``image``, or COCO's;
-            ``blip`` or ``blip:FOLDER``: BLIP writes it first, ``OUT.captions.jsonl``.
+            ``blip`` or ``blip:FOLDER``: BLIP writes it first, ``OUT.captions.jsonl``; the one
+            that the model's card names, or that of the folder.
         classes: Names that are labeled: those that a caption speaks of, or all without a caption.
             None: those that the images' own list gives.
         num: The first so many images; None: all.
@@ -103,7 +104,7 @@ def annotate(
     given = {"num": num, "classes": None if classes is None else list(classes)}
     several = [images] if isinstance(images, str | Path) else list(images)
     config = _config(settings, given)
-    captions = described(several, out, captions, config.classes)
+    captions = described(several, out, captions, config)
     return jobs.generate(annotating(config, several, captions), out)
 
 
@@ -111,7 +112,7 @@ def described(
     images: Sequence[str | Path],
     out: str | Path,
     captions: str | Path | None,
-    classes: Collection[str] | None = None,
+    config: Config,
 ) -> str | Path | None:
     """The file of the captions that were asked for, which BLIP may have to write.
 
@@ -126,10 +127,12 @@ def described(
             f"Captions by BLIP stand beside a local folder. Got {one_line(out)}; write them with "
             f"'synthgen prompts caption', and give that file."
         )
-    from synthgen.jobs.prompt_lists import BLIP, caption
+    from synthgen.diffusion.cards import find_card
+    from synthgen.jobs.prompt_lists import caption
 
+    model = model or find_card(config.model.card)[0].captions
     path = f"{Path(out).absolute()}.captions.jsonl"
-    caption([*map(str, images)], path, model=model or BLIP, classes=classes)
+    caption([*map(str, images)], path, model=model, classes=config.classes)
     return path
 
 

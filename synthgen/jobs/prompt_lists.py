@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 
 from synthgen.dataset.photos import PhotoList, open_photos
 from synthgen.dataset.split import assign_split, parse_split
+from synthgen.diffusion.cards import Card
 from synthgen.progress import Progress, report
 from synthgen.prompts import attribution_text, mentioned_classes, open_prompts
 from synthgen.storage.images import decode_photo
@@ -25,8 +26,9 @@ from synthgen.storage.publish import open_storage
 from synthgen.storage.untrusted import one_line, parse_object
 from synthgen.types import Prompt
 
-BLIP = "Salesforce/blip-image-captioning-base"
-"""BLIP of Li et al. (ICML 2022), which BL and Dataset Diffusion take their captions from."""
+BLIP, SCENES_BLIP = Card.model_fields["captions"].default, "scenes-blip"
+"""BLIP of Li et al. (ICML 2022), which BL and Dataset Diffusion take their captions from; and the
+embedded one, which knows drawn scenes alone."""
 
 _WRITE_EVERY = 64  # batches; what a kill costs
 
@@ -49,7 +51,7 @@ def caption(
     Args:
         images: See `synthgen.annotate`.
         out: The file.
-        model: Folder of a BLIP for captions in transformers' layout, or its hub id.
+        model: Folder of a BLIP for captions in transformers' layout, its hub id, or scenes-blip.
         classes: Names that are noted where a caption speaks of them; None: those of the images.
         batch_size: Images at once.
         device: auto, cpu, cuda or mps.
@@ -67,7 +69,7 @@ def caption(
     known = _read_captions(path)
     asked = [p for p in prompts if _photo_key(p) not in known]
     kept = len(prompts) - len(asked)
-    describe = _captioner(model, device, max_new_tokens) if asked else None
+    describe = captioner(model, device, max_new_tokens) if asked else None
     path.parent.mkdir(parents=True, exist_ok=True)
     progress("samples", count=kept)
     for number, start in enumerate(range(0, len(asked), batch_size), start=1):
@@ -134,19 +136,23 @@ def _write_captions(
     return len(lines)
 
 
-def _captioner(model: str, device: str, max_new_tokens: int) -> Any:
-    """A function of RGB arrays that gives a text of each."""
+def captioner(model: str, device: str = "cpu", max_new_tokens: int = 40) -> Any:
+    """A function of RGB arrays that gives a text of each; arguments as of `caption`."""
     import torch
     from huggingface_hub import constants
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     from synthgen.devices import pick_device
 
+    if model == SCENES_BLIP:
+        from synthgen.embedded.blip import blip_weights_dir
+
+        model = str(blip_weights_dir())
     place: dict[str, Any] = {"local_files_only": Path(model).is_dir() or constants.HF_HUB_OFFLINE}
     try:
         processor = BlipProcessor.from_pretrained(model, **place)
         network = BlipForConditionalGeneration.from_pretrained(
-            model, use_safetensors=True, **place
+            model, use_safetensors=True, dtype=torch.float32, **place
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -79,13 +79,13 @@ def test_every_image_that_can_be_read_gets_a_caption_once(
     first = out.read_bytes()
     out.write_text("".join(first.decode().splitlines(keepends=True)[3:]) + "{cut")
     seen: list[int] = []
-    plain = prompt_lists._captioner
+    plain = prompt_lists.captioner
 
     def counted(*arguments: Any) -> Any:
         describe = plain(*arguments)
         return lambda pictures: seen.append(len(pictures)) or describe(pictures)
 
-    monkeypatch.setattr(prompt_lists, "_captioner", counted)
+    monkeypatch.setattr(prompt_lists, "captioner", counted)
     with pytest.warns(UserWarning, match="No caption of "):
         again = prompt_lists.caption([str(photos)], out, batch_size=2, **settings)
     assert sum(seen) == 3

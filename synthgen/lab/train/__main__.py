@@ -11,6 +11,8 @@
     python -m synthgen.lab.train export-sam
     python -m synthgen.lab.train clip --steps 2000 --threads 1 --bf16
     python -m synthgen.lab.train export-clip
+    python -m synthgen.lab.train blip --steps 3000 --threads 1 --bf16 --warm-up 100
+    python -m synthgen.lab.train export-blip
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
 on, with more `--steps` to train longer. Without checkpoints, the diffusion model and SAM go on
@@ -42,13 +44,21 @@ from typing import Any
 
 import torch
 
+from synthgen.embedded.blip import SHIPPED_BLIP
 from synthgen.embedded.card import SHIPPED
 from synthgen.embedded.clip import SHIPPED_CLIP
 from synthgen.embedded.mask2former import SHIPPED_M2F
 from synthgen.embedded.sam import SHIPPED_SAM
+from synthgen.lab.train.blip import BlipSettings, BlipTrainer
 from synthgen.lab.train.classifier import ClassifierSettings, ClassifierTrainer
 from synthgen.lab.train.clip import ClipSettings, ClipTrainer
-from synthgen.lab.train.export import export_clip, export_m2f, export_sam, export_weights
+from synthgen.lab.train.export import (
+    export_blip,
+    export_clip,
+    export_m2f,
+    export_sam,
+    export_weights,
+)
 from synthgen.lab.train.ldm import LdmSettings, LdmTrainer, prepare_data
 from synthgen.lab.train.m2f import M2fTrainer
 from synthgen.lab.train.sam import SamSettings, SamTrainer
@@ -90,6 +100,10 @@ RECIPES: dict[str, tuple[type, Callable[[argparse.Namespace, Any], Trainer]]] = 
     ),
     "m2f": (Settings, lambda args, settings: M2fTrainer(_truth(args), settings)),
     "clip": (ClipSettings, _clip),
+    "blip": (
+        BlipSettings,
+        lambda args, settings: BlipTrainer(_scenes(args), args.work / "words", settings),
+    ),
     "sam": (SamSettings, lambda args, settings: SamTrainer(_truth(args), settings)),
 }
 
@@ -98,6 +112,7 @@ EXPORTS: dict[str, tuple[Callable[[Path, Path], None], Path]] = {
     "export-m2f": (export_m2f, SHIPPED_M2F),
     "export-sam": (export_sam, SHIPPED_SAM),
     "export-clip": (export_clip, SHIPPED_CLIP),
+    "export-blip": (export_blip, SHIPPED_BLIP),
 }
 
 

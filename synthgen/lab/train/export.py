@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from synthgen.embedded.blip import SHIPPED_BLIP, SPECIAL, build_blip, save_blip
 from synthgen.embedded.card import CARD_NAME, draft_of, file_digests, read_card, thinned
 from synthgen.embedded.clip import SHIPPED_CLIP, build_clip, save_clip
 from synthgen.embedded.mask2former import SHIPPED_M2F, build_m2f, save_m2f
@@ -30,7 +31,7 @@ from synthgen.lab.train.models import (
     load_pipeline,
 )
 from synthgen.lab.train.sam_prompts import LEVELS
-from synthgen.lab.train.tokenizer import load_tokenizer, write_tokenizer
+from synthgen.lab.train.tokenizer import caption_words, load_tokenizer, write_tokenizer
 from synthgen.lab.train.vae import fresh_vae
 
 GUIDANCE_SCALE = 4.0
@@ -164,6 +165,26 @@ def export_clip(work: Path, folder: Path = SHIPPED_CLIP) -> None:
     with draft_of(folder) as draft:
         save_clip(model, tokenizer, draft)
         _write_card(draft, "scenes-clip", about)
+
+
+def export_blip(work: Path, folder: Path = SHIPPED_BLIP) -> None:
+    """Write weights and card of the checkpoint in `work/blip` to `folder`.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+    """
+    tensors, meta = require_state(work / "blip", "blip")
+    words = caption_words()
+    model = build_blip(len(SPECIAL) + len(words))
+    model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
+    about = {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "seed": meta["settings"]["seed"],
+        "recipe": _recipe(meta),
+    }
+    with draft_of(folder) as draft:
+        save_blip(model, words, draft)
+        _write_card(draft, "scenes-blip", about)
 
 
 def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""The recipe of the embedded BLIP: captions, resuming, export, and what it is used for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthgen.embedded.blip import blip_weights_dir
+from synthgen.embedded.vocabulary import CLASSES
+from synthgen.jobs.prompt_lists import captioner
+from synthgen.lab.bench.blip import bench_blip
+from synthgen.lab.train import checkpoint
+from synthgen.lab.train.blip import BlipSettings, BlipTrainer, plain_caption
+from synthgen.lab.train.export import export_blip
+from synthgen.lab.world.captions import parse_caption
+from synthgen.lab.world.corpus import Corpus, render_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return render_corpus(6, 0.5)
+
+
+def test_captions_say_the_same_and_nothing_that_is_left_open(corpus: Corpus) -> None:
+    for text in corpus.captions:
+        said, plain = parse_caption(text), parse_caption(plain_caption(text))
+        assert plain.background == said.background
+        assert sorted(map(str, plain.objects)) == sorted(map(str, said.objects))
+        places = [CLASSES.index(item.class_name) for item in plain.objects]
+        assert places == sorted(places)
+        assert plain_caption(plain_caption(text)) == plain_caption(text)
+
+
+def test_training_goes_on_in_the_same_bits_and_is_exported(corpus: Corpus, tmp_path: Path) -> None:
+    def run(work: Path, steps: int) -> None:
+        settings = BlipSettings(steps=steps, batch=3, decay_share=1e-9)
+        list(BlipTrainer(corpus, work / "words", settings).train(work / "blip"))
+
+    run(tmp_path / "whole", 3)
+    for steps in (1, 3):
+        run(tmp_path / "parts", steps)
+    states = [checkpoint.load_state(tmp_path / name / "blip") for name in ("whole", "parts")]
+    assert states[0] is not None
+    assert states[1] is not None
+    assert states[0][0].keys() == states[1][0].keys()
+    assert all(torch.equal(value, states[1][0][name]) for name, value in states[0][0].items())
+    export_blip(tmp_path / "whole", tmp_path / "weights")
+    card = json.loads((tmp_path / "weights" / "card.json").read_text())
+    assert card["recipe"]["step"] == 3
+    assert blip_weights_dir(tmp_path / "weights") == tmp_path / "weights"
+    assert sum(f.stat().st_size for f in (tmp_path / "weights").iterdir()) < 10e6
+    (text,) = captioner(str(tmp_path / "weights"))([corpus.images[0].copy()])
+    assert "[" not in text
+    found = bench_blip(2, tmp_path / "weights")
+    assert {"classes", "classes_1", "classes_2", "exact", "grammar"} <= set(found)
+    with pytest.raises(ValueError, match="must hold the weights of scenes-blip"):
+        blip_weights_dir(tmp_path)
