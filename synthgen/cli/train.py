@@ -212,21 +212,36 @@ def refiners(num: Scenes = 100, tuning: Tuning = False, as_json: Json = False) -
 
 @app.command()
 def labels(
-    num: Scenes = 100, tuning: Tuning = False, overrides: Set = None, as_json: Json = False
+    num: Scenes = 100,
+    tuning: Tuning = False,
+    drawn: Annotated[
+        bool, typer.Option("--drawn", help="Of images of several objects that the model draws.")
+    ] = False,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Labels of every labeler with every refiner against the truth of scenes.
 
     Scenes are rendered and drawn again through image-to-image, so that their truth is known.
+    With --drawn the model draws what captions of two to four objects say, and labels (of
+    labeling.method) are compared with what the embedded Mask2Former sees.
 
     Examples:
 
       synthgen evaluate labels --num 100
 
       synthgen evaluate labels --tuning --num 60 --set labeling.background=1.2
+
+      synthgen evaluate labels --drawn --num 72
     """
+    from synthgen.lab.downstream.drawn import measure_drawn
     from synthgen.lab.downstream.labels import label_table, measure_labels
 
-    result = measure_labels(num, tuning, load(overrides=overrides or []).labeling)
+    settings = load(overrides=overrides or []).labeling
+    if drawn:
+        typer.echo(json.dumps(measure_drawn(num, tuning, settings)))
+        return
+    result = measure_labels(num, tuning, settings)
     typer.echo(json.dumps(result) if as_json else label_table(result))
 
 

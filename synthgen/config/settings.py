@@ -23,7 +23,7 @@ from synthgen.registry import LABELERS, REFINERS, RENAMED, SEGMENTERS, check_nam
 ALGORITHM_VERSION = 3
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 6
+LABELING_VERSION = 7
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -9,6 +9,10 @@ cluster: two objects apart may look alike, and need not be of one class. Each ma
 hierarchy has its own mean (eq. 3), so that a small mask may disagree with its parent.
 
 Start-of-text attention is averaged geometrically, as `scores.geometric_midpoint` cuts it.
+
+Words differ in how much attention they draw, wherever they are looked for; the strong ones would
+take the objects of the weak. So the attention of each class is divided by the square root of its
+peak: half-way, on the logarithmic scale, between attention as it is and peaks that are all one.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from synthgen.segmentation.masks import number_pieces
 def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any) -> ClassScores:
     """Mean attention over the connected clusters of every k, and over each mask."""
     segmentation = inputs.segmentation
-    attention = upsample(inputs.attention, inputs.size)
+    attention = upsample(even_peaks(inputs.attention), inputs.size)
     logs = np.log(np.maximum(attention[:1], 1e-12))
     means = cluster_means(
         np.concatenate([logs, attention[1:]]), segmentation.labels, segmentation.ks
@@ -42,6 +46,21 @@ def label_by_clusters(inputs: LabelInputs, *, background: float = 1.0, **_: Any)
     midpoint = geometric_midpoint(means[0])
     pixels = score_classes(means, midpoint, background)
     return ClassScores(pixels, score_masks(attention, segmentation, midpoint, background))
+
+
+def even_peaks(
+    attention: Float[np.ndarray, "row grid_height grid_width"],
+) -> Float[np.ndarray, "row grid_height grid_width"]:
+    """Attention of the classes over the square root of its peak; row 0 as it is.
+
+    >>> even_peaks(np.array([[[3.0, 5.0]], [[0.25, 0.125]], [[0.0, 0.0]]])).tolist()
+    [[[3.0, 5.0]], [[0.5, 0.25]], [[0.0, 0.0]]]
+    """
+    peak = np.sqrt(attention[1:].max((1, 2), keepdims=True))
+    scaled: Float[np.ndarray, "row grid_height grid_width"] = np.concatenate(
+        [attention[:1], attention[1:] / np.where(peak > 0, peak, 1)]
+    )
+    return scaled
 
 
 def cluster_means(

@@ -78,9 +78,15 @@ def slow_shares(heat: np.ndarray, between: float) -> np.ndarray:
     return np.array([background, *classes])
 
 
+def slow_heat(inputs: LabelInputs) -> np.ndarray:
+    """Attention at pixels, that of each class over the square root of its peak on the grid."""
+    rows = [inputs.attention[0], *(row / row.max() ** 0.5 for row in inputs.attention[1:])]
+    return np.stack([slow_upsample(row, SIZE) for row in rows])
+
+
 def slow_cluster_means(inputs: LabelInputs) -> np.ndarray:
     """LS eq. 3 pixel by pixel, then the mean over k with weights log k."""
-    heat = np.stack([slow_upsample(row, SIZE) for row in inputs.attention])
+    heat = slow_heat(inputs)
     means = np.zeros(heat.shape)
     for y, x in np.ndindex(*SIZE):
         for k, labels in zip(KS, inputs.segmentation.labels, strict=True):
@@ -106,7 +112,7 @@ def test_pixels_take_the_mean_heat_of_their_clusters_by_hand() -> None:
 def test_masks_take_the_mean_heat_over_them_by_hand() -> None:
     """LS eq. 3."""
     inputs = random_inputs(2)
-    heat = [slow_upsample(row, SIZE) for row in inputs.attention]
+    heat = slow_heat(inputs)
     between = geometric_midpoint(slow_cluster_means(inputs)[0])
     scores = label_by_clusters(inputs)
     for mask, found in zip(inputs.segmentation.masks, scores.masks, strict=True):

@@ -6,6 +6,7 @@ Figures of `synthgen bench scenes`: all on seeds or prompts that no recipe and n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -36,9 +37,11 @@ LEAST_PIXELS = 80
 NUM_RENDERED = 400  # scenes that the classifier is checked on
 
 
-def held_out_scenes(num: int, num_objects: int = 1) -> list[Scene]:
+def held_out_scenes(
+    num: int, num_objects: int = 1, seeds: Sequence[int] = VALIDATION_SEEDS
+) -> list[Scene]:
     """Scenes of held-out seeds, whose objects are all of different classes."""
-    scenes = (render(seed, num_objects) for seed in VALIDATION_SEEDS[PROMPT_OFFSET:])
+    scenes = (render(seed, num_objects) for seed in seeds[PROMPT_OFFSET:])
     distinct = (s for s in scenes if len({o.class_name for o in s.objects}) == num_objects)
     return list(islice(distinct, num))
 
