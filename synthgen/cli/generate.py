@@ -118,9 +118,10 @@ def annotate(
 ) -> Result:
     """Make a segmentation dataset of images that you have: masks and, with classes, labels.
 
-    The model sees an image of any size at about its own; masks have the image's. What cannot be
-    read is a failed row. Afterwards it is a dataset like any other: report, audit, export, label,
-    replay, which read the images again where they are. Run again to go on.
+    The model sees an image of any size at about its own, with annotation.tiles also a tile at a
+    time; masks have the image's. What cannot be read is a failed row. Afterwards it is a dataset
+    like any other: report, audit, export, label, replay, which read the images again where they
+    are. Run again to go on.
 
     Examples:
 
@@ -131,6 +132,8 @@ def annotate(
       synthgen annotate annotations/instances_val2017.json --set model.card=sd21 --out data/coco
 
       synthgen annotate 's3://bucket/shards/*.tar' --set annotation.timestep=100 --out data/t100
+
+      synthgen annotate panoramas/ --set annotation.tiles=4 --captions blip --out data/wide
     """
     from synthgen.jobs.from_prompts import annotating, described
     from synthgen.prompts.class_list import read_classes

@@ -21,7 +21,7 @@ def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="As of 'annotate'.")],
     out: Annotated[Path, typer.Option(help="JSON lines; what it has of these images is kept.")],
     model: Annotated[
-        str, typer.Option(help="Folder of a BLIP for captions, hub id, or scenes-blip.")
+        str, typer.Option(help="Folder of a BLIP for captions, or its hub id.")
     ] = "Salesforce/blip-image-captioning-base",
     classes: Named = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
@@ -36,8 +36,6 @@ def caption(
       synthgen prompts caption photos/ --out captions.jsonl
 
       synthgen prompts caption photos/ --model models/blip --classes cat,dog --out prompts.jsonl
-
-      synthgen prompts caption scenes/ --model scenes-blip --out captions.jsonl
     """
     from synthgen.dataset.photos import open_photos
     from synthgen.jobs.prompt_lists import caption as describe

@@ -41,7 +41,7 @@ def evaluate(
     r"""Masks of several segmenters against annotated images: IoU by class, object, one to one.
 
     A segmenter of yours is a method: 'module:attribute'. OUT holds segment.md, segment.png,
-    segment.json and rows.parquet; images that were measured are kept.
+    segment.json and rows.parquet; what was measured is kept, and methods that are new are added.
 
     Examples:
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from synthgen.embedded.blip import blip_weights_dir
-from synthgen.embedded.vocabulary import CLASSES
+from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
 from synthgen.jobs.prompt_lists import captioner
 from synthgen.lab.bench.blip import bench_blip
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.blip import BlipSettings, BlipTrainer, plain_caption
 from synthgen.lab.train.export import export_blip
 from synthgen.lab.world.captions import parse_caption
-from synthgen.lab.world.corpus import Corpus, render_corpus
+from synthgen.lab.world.corpus import Corpus, render_corpus, truth_corpus
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,12 @@ def test_captions_say_the_same_and_nothing_that_is_left_open(corpus: Corpus) -> 
 
 
 def test_training_goes_on_in_the_same_bits_and_is_exported(corpus: Corpus, tmp_path: Path) -> None:
+    truth = truth_corpus(tmp_path / "truth", 3, 0, TRAIN_SEEDS.start + 3)
+
     def run(work: Path, steps: int) -> None:
         settings = BlipSettings(steps=steps, batch=3, decay_share=1e-9)
-        list(BlipTrainer(corpus, work / "words", settings).train(work / "blip"))
+        trainer = BlipTrainer(corpus, truth, 3, work / "words", settings)
+        list(trainer.train(work / "blip"))
 
     run(tmp_path / "whole", 3)
     for steps in (1, 3):

@@ -11,7 +11,7 @@
     python -m synthgen.lab.train export-sam
     python -m synthgen.lab.train clip --steps 2000 --threads 1 --bf16
     python -m synthgen.lab.train export-clip
-    python -m synthgen.lab.train blip --steps 3000 --threads 1 --bf16 --warm-up 100
+    python -m synthgen.lab.train blip --steps 6000 --scenes 40000 --threads 1 --bf16
     python -m synthgen.lab.train export-blip
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
@@ -49,6 +49,7 @@ from synthgen.embedded.card import SHIPPED
 from synthgen.embedded.clip import SHIPPED_CLIP
 from synthgen.embedded.mask2former import SHIPPED_M2F
 from synthgen.embedded.sam import SHIPPED_SAM
+from synthgen.embedded.vocabulary import TRAIN_SEEDS
 from synthgen.lab.train.blip import BlipSettings, BlipTrainer
 from synthgen.lab.train.classifier import ClassifierSettings, ClassifierTrainer
 from synthgen.lab.train.clip import ClipSettings, ClipTrainer
@@ -86,6 +87,13 @@ def _ldm(args: argparse.Namespace, settings: LdmSettings) -> LdmTrainer:
     return LdmTrainer(data, args.work / "tokenizer", settings)
 
 
+def _blip(args: argparse.Namespace, settings: BlipSettings) -> BlipTrainer:
+    first = round(args.scenes * SINGLE_SHARE)  # behind those with one object at any rate
+    seed = TRAIN_SEEDS.start + first
+    truth = truth_corpus(args.work / "truth", settings.truths, first_seed=seed)
+    return BlipTrainer(_scenes(args), truth, first, args.work / "words", settings)
+
+
 def _clip(args: argparse.Namespace, settings: ClipSettings) -> ClipTrainer:
     write_tokenizer(args.work / "tokenizer")
     return ClipTrainer(_scenes(args), args.work / "tokenizer", settings)
@@ -100,10 +108,7 @@ RECIPES: dict[str, tuple[type, Callable[[argparse.Namespace, Any], Trainer]]] = 
     ),
     "m2f": (Settings, lambda args, settings: M2fTrainer(_truth(args), settings)),
     "clip": (ClipSettings, _clip),
-    "blip": (
-        BlipSettings,
-        lambda args, settings: BlipTrainer(_scenes(args), args.work / "words", settings),
-    ),
+    "blip": (BlipSettings, _blip),
     "sam": (SamSettings, lambda args, settings: SamTrainer(_truth(args), settings)),
 }
 
