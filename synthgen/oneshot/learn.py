@@ -9,6 +9,7 @@ precision is. Losses of a model in float16 are scaled on the way back.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +203,11 @@ class Fit:
                 f"{step}; use model.dtype bfloat16 or float32, or a lower lr."
             )
         self.embeddings.grad = gradient / scale
+        if settings.decay:
+            share = step / (settings.epochs * len(self.examples))
+            self.optimizer.param_groups[0]["lr"] = (
+                settings.lr * (1 + math.cos(math.pi * share)) / 2
+            )
         self.optimizer.step()
         terms = {"loss": loss, "ce": entropy, "mse": squares, "ldm": denoising}
         return {name: float(value.detach()) for name, value in terms.items()}

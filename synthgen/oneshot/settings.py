@@ -18,6 +18,7 @@ class PartSettings(Section):
 
     epochs: int = Field(200, ge=1, le=100_000, description="Rounds through the examples (B).")
     lr: float = Field(0.1, gt=0.0, le=10.0, description="Learning rate of Adam (table 9).")
+    decay: bool = Field(False, description="Lower the rate to 0 along a cosine, not in the paper.")
     alpha: float = Field(1.0, ge=0.0, description="Weight of the WAS maps' loss (table 6).")
     beta: float = Field(0.005, ge=0.0, description="Weight of the denoising loss (table 6).")
     timesteps: tuple[Timestep, Timestep] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,13 @@ def test_checkpointed_blocks_give_the_same_gradients(pipe: Any) -> None:
     torch.testing.assert_close(steps[0], steps[1])
 
 
+@pytest.mark.parametrize("decay", [False, True])
 def test_an_interrupted_fit_goes_on_to_the_same_bits(
-    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: bool
 ) -> None:
     image, mask = example()
     options: dict[str, Any] = {"names": NAMES, "validation": (image, mask), "validate_every": 2}
-    options |= {**QUICK, "save_every": 1}
+    options |= {**QUICK, "save_every": 1, "decay": decay}
     whole = synthgen.learn_parts(pipe, image, mask, **options)
     calls = 0
 
@@ -213,6 +215,19 @@ def test_a_fit_on_one_scene_finds_its_part_in_another() -> None:
     pairs = zip(truths, others, strict=True)
     counts = sum(confusion(truth, parts(scene.image).semantic, 2) for truth, scene in pairs)
     assert class_ious(counts)[1] > 1.4 * np.mean(truths)
+
+
+def test_the_rate_sinks_along_a_cosine(pipe: Any) -> None:
+    settings = PartSettings(epochs=4, decay=True, lr=0.3)
+    fit = Fit(ClassReader(pipe, settings), check_examples(*example(), NAMES), [], NAMES, settings)
+    rates = []
+    with trainable(pipe.unet, False):
+        for _ in range(4):
+            fit.learn_epoch()
+            rates.append(fit.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx(
+        [0.3, 0.15 + 0.15 / math.sqrt(2), 0.15, 0.15 - 0.15 / math.sqrt(2)]
+    )
 
 
 def test_what_is_not_given_is_the_card_s_or_the_paper_s(pipe: Any) -> None:
