@@ -41,6 +41,10 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "Quality of a small BLIP of scenes (--weights): captions that name every object class.",
         {"num": 200, "weights": None, "record": False},
     ),
+    "clip": (
+        "Quality of the embedded CLIP: the right caption of 50, classes of single objects.",
+        {"num": 200, "weights": None, "record": False},
+    ),
     "quality": (
         "Masks against ground truth: per-head, head-averaged, and RGB+XY k-means.",
         {"num": 200, "sweep": False},

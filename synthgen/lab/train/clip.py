@@ -1,15 +1,21 @@
 """Recipe of scenes-clip: images and captions of rendered scenes, told apart from each other.
 
 Contrastive (Radford et al. 2021), with what renderer and grammar know: a text may be true of
-several images of a batch, so the loss spreads over all that are (Khosla et al. 2020, eq. 2). Half
-of the texts say less than the caption does ("a ball", "a red cup in the snow"): what is left
-must be found by the word that is left, which is what class names are asked for later. Half
-of the patches of an image are dropped (FLIP, Li et al. 2023), but not towards the end.
+several images of a batch, so the loss spreads over all that are (Khosla et al. 2020, eq. 2). Most
+texts say less than the caption does ("a ball", "a red cup in the snow"): what is left must be
+found by the word that is left, which is what class names are asked for later. Half of the patches
+of an image are dropped (FLIP, Li et al. 2023), but not towards the end.
+
+Patches take part: the same loss on the soft maximum over patches of their similarity to a text
+(the idea of FILIP, Yao et al. 2022). From random weights a class token alone learned in 360 steps
+to find 95 % of captions among 50, while GEM named 3 % of true segments: nothing asked patches to
+speak the texts' language. What they said of a class stood beside its objects (area under the ROC
+curve .30, also after 100 steps with the second loss). CLIPs that saw 400 million pairs do better.
+Here the vision tower begins with scenes-sam's encoder (`start`), whose places know what is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +27,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from synthgen.embedded.clip import build_clip
+from synthgen.embedded.sam import load_folder
 from synthgen.embedded.vocabulary import BACKGROUNDS
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.tokenizer import load_tokenizer
@@ -35,7 +42,7 @@ from synthgen.lab.world.captions import (
 )
 from synthgen.lab.world.corpus import Corpus
 
-SHORTENED, KEPT = 0.5, 0.5
+SHORTENED, KEPT = 0.75, 0.4
 """Share of the texts that say less, and of what may be left out how much they keep."""
 
 MAX_LOG_SCALE = float(np.log(100.0))
@@ -55,7 +62,7 @@ class ClipSettings(Settings):
     batch: int = 64
     single_share: float = 0.5
     patches: float = 0.5
-    whole_share: float = 0.15
+    whole_share: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,36 @@ class ClipTrainer(Trainer):
         optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
         super().__init__(settings, {"model": self.model}, optimizer, {"ema": self.model})
 
+    @torch.no_grad()
+    def start(self, weights: Path) -> None:
+        """Begin the vision tower with the encoder of scenes-sam, where it has the same layers.
+
+        What CLIP lacks (windows, relative positions) is left out; its first norm is scaled so that
+        it hands on about what it is given.
+        """
+        encoder, vision = load_folder(weights).image_encoder, self.model.vision_model
+        embeddings = vision.embeddings
+        embeddings.patch_embedding.weight.copy_(encoder.patch_embed.proj.weight)
+        places = encoder.pos_embed.flatten(1, 2)[0] + encoder.patch_embed.proj.bias
+        embeddings.position_embedding.weight[1:].copy_(places)
+        images = image_to_unit(torch.from_numpy(np.array(self.corpus.images[:16])))
+        spread = embeddings(images.to(self.settings.device))[:, 1:].std(-1).mean()
+        vision.pre_layrnorm.weight.fill_(spread)
+        for ours, theirs in zip(vision.encoder.layers, encoder.blocks, strict=True):
+            ours.layer_norm1.load_state_dict(theirs.norm1.state_dict())
+            ours.layer_norm2.load_state_dict(theirs.norm2.state_dict())
+            ours.mlp.fc1.load_state_dict(theirs.mlp.lin1.state_dict())
+            ours.mlp.fc2.load_state_dict(theirs.mlp.lin2.state_dict())
+            ours.self_attn.out_proj.load_state_dict(theirs.attn.proj.state_dict())
+            parts = zip(
+                theirs.attn.qkv.weight.chunk(3), theirs.attn.qkv.bias.chunk(3), strict=True
+            )
+            for name, (weight, bias) in zip("qkv", parts, strict=True):
+                projection = getattr(ours.self_attn, f"{name}_proj")
+                projection.weight.copy_(weight)
+                projection.bias.copy_(bias)
+        self.averages["ema"].load(dict(self.model.named_parameters()))
+
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Contrastive loss within a share of a batch."""
         s = self.settings
@@ -159,11 +196,14 @@ class ClipTrainer(Trainer):
         share = 1.0 if step >= s.steps * (1 - s.whole_share) else s.patches
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids
         with torch.autocast(s.device, torch.bfloat16, enabled=s.bf16):
-            seen = embed_patches(self.model, pixels.to(s.device), share, rng)
+            seen, dense = embed_patches(self.model, pixels.to(s.device), share, rng)
             named = self.model.get_text_features(tokens.to(s.device)).pooler_output
         scale = self.model.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
-        logits = scale * F.normalize(seen.float(), dim=-1) @ F.normalize(named.float(), dim=-1).T
-        return contrast(logits, true.to(s.device))
+        texts_of = F.normalize(named.float(), dim=-1)
+        whole = scale * F.normalize(seen.float(), dim=-1) @ texts_of.T
+        near = scale * F.normalize(dense.float(), dim=-1) @ texts_of.T
+        true = true.to(s.device)
+        return contrast(whole, true) + contrast(near.logsumexp(1) - np.log(near.shape[1]), true)
 
 
 def embed_patches(
@@ -171,8 +211,8 @@ def embed_patches(
     pixels: Float[Tensor, "image 3 height width"],
     share: float,
     rng: np.random.Generator,
-) -> Float[Tensor, "image dim"]:
-    """Image embeddings from a share of the patches, drawn for each image."""
+) -> tuple[Float[Tensor, "image dim"], Float[Tensor, "image patch dim"]]:
+    """Embeddings of images, and of a share of their patches, drawn for each image."""
     vision = model.vision_model
     tokens = vision.embeddings(pixels)
     if share < 1.0:
@@ -183,8 +223,8 @@ def embed_patches(
         index = torch.cat([torch.zeros_like(index[:, :1]), index], 1)
         tokens = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
     hidden = vision.encoder(inputs_embeds=vision.pre_layrnorm(tokens)).last_hidden_state
-    embedded: Tensor = model.visual_projection(vision.post_layernorm(hidden[:, 0]))
-    return embedded
+    embedded: Tensor = model.visual_projection(vision.post_layernorm(hidden))
+    return embedded[:, 0], embedded[:, 1:]
 
 
 def contrast(
@@ -203,19 +243,3 @@ def contrast(
         return -((share * of.log_softmax(1)).sum(1) / share.sum(1)).mean()
 
     return (one_way(logits, share) + one_way(logits.T, share.T)) / 2
-
-
-def retrieval(
-    images: Float[Tensor, "pair dim"], texts: Float[Tensor, "pair dim"], choices: int = 50
-) -> float:
-    """Share of images whose own text is the nearest of `choices`, group by group.
-
-    >>> retrieval(torch.eye(4), torch.eye(4), 2)
-    1.0
-    """
-    hits: list[bool] = []
-    for start in range(0, len(images) - choices + 1, choices):
-        part = slice(start, start + choices)
-        nearest: Sequence[int] = (images[part] @ texts[part].T).argmax(1).tolist()
-        hits += [i == j for i, j in enumerate(nearest)]
-    return float(np.mean(hits))
