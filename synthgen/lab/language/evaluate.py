@@ -29,9 +29,11 @@ from synthgen.config.settings import SEGMENT_SELF_MAP, Section
 from synthgen.devices import pick_device
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.invert import invert_any
+from synthgen.embedded.card import read_card
 from synthgen.embedded.clip import Clip, clip_weights_dir
 from synthgen.lab.language.gem import TEMPLATE, gem
 from synthgen.lab.language.methods import (
+    REST,
     TRUTH,
     Method,
     attention_to,
@@ -86,13 +88,19 @@ class LanguageSettings(Section):
     clip: str = Field(SCENES_CLIP, description="scenes-clip, or the local folder of a CLIP.")
     template: str = Field(TEMPLATE, description="Text of a class for CLIP; {} is its name.")
     side: int | None = Field(
-        None, ge=8, description="Pixels that CLIP sees; null: twice what it was trained at."
+        None, ge=8, description="Pixels that CLIP sees; null: its card's, or twice those it knows."
     )
-    blocks: int | None = Field(None, ge=1, description="GEM's, the last; null: half of the tower.")
+    blocks: int | None = Field(
+        None, ge=1, description="GEM's, the last; null: its card's, or half of the tower."
+    )
     temperature: float | None = Field(
-        None, gt=0, description="Of GEM's softmax; null: .1 where there is a background, or .01."
+        None,
+        gt=0,
+        description="Of GEM's softmax; null: the card's, or .1 with a background, .01 without.",
     )
-    rest: float = Field(0.8, description="What GEM's background lacks of what no class has.")
+    rest: float | None = Field(
+        None, description="What GEM's background lacks of what no class has; null: the card's, .8."
+    )
     opening: str = Field("a photo of ", description="Of the diffusion model's prompt ...")
     joint: str = Field(", ", description="... and what stands between its classes.")
     start: Literal["as-is", "middle"] = Field(
@@ -138,6 +146,10 @@ def evaluate_language(out: Path, settings: LanguageSettings) -> dict[str, Any]:
     Raises:
         ValueError: In one line, for data, names or a CLIP that are not there or not right.
     """
+    if settings.clip == SCENES_CLIP:
+        fitting: dict[str, Any] = read_card(clip_weights_dir()).get("gem", {})
+        unset = {key for key in fitting if getattr(settings, key) is None}
+        settings = settings.model_copy(update={key: fitting[key] for key in unset})
     layout = open_layout(settings.data, settings.root, settings.split, settings.num)
     numbers = [number for number in sorted(layout.names) if number not in layout.background]
     if len(numbers) < 2:
@@ -306,7 +318,8 @@ class _Bench:
         middle = False
         if method.scores == "gem":
             temperature = s.temperature or (0.1 if background else 0.01)
-            rows = attention_to(given[0], temperature, background, s.rest)
+            lacking = REST if s.rest is None else s.rest
+            rows = attention_to(given[0], temperature, background, lacking)
             kept = [index + background for index in chosen]
             rows = rows[[0, *kept] if background else kept]
         else:

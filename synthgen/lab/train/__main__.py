@@ -9,7 +9,8 @@
     python -m synthgen.lab.train export-m2f
     python -m synthgen.lab.train sam --steps 6000 --workers 2 --scenes 16000
     python -m synthgen.lab.train export-sam
-    python -m synthgen.lab.train clip --steps 2000 --threads 1 --bf16
+    python -m synthgen.lab.train clip --steps 650 --bf16 --threads 1 --scenes 40000 \
+        --start synthgen/embedded/weights_sam
     python -m synthgen.lab.train export-clip
     python -m synthgen.lab.train blip --steps 6000 --scenes 40000 --threads 1 --bf16
     python -m synthgen.lab.train export-blip

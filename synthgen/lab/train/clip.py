@@ -16,8 +16,10 @@ Here the vision tower begins with scenes-sam's encoder (`start`), whose places k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import CLIPModel
 
+from synthgen.embedded.card import read_card
 from synthgen.embedded.clip import build_clip
 from synthgen.embedded.sam import load_folder
 from synthgen.embedded.vocabulary import BACKGROUNDS
@@ -60,6 +63,9 @@ class ClipSettings(Settings):
     """
 
     batch: int = 64
+    lr: float = 6e-4
+    warm_up: int = 50
+    ema_decay: float = 0.99
     single_share: float = 0.5
     patches: float = 0.5
     whole_share: float = 0.1
@@ -139,6 +145,16 @@ class ClipTrainer(Trainer):
         ]
         optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
         super().__init__(settings, {"model": self.model}, optimizer, {"ema": self.model})
+        self.start_from: str | None = None
+
+    def meta(self) -> dict[str, Any]:
+        """What it began with is known, too."""
+        return {**super().meta(), "start": self.start_from}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Take back what `meta` gave."""
+        super().restore(meta)
+        self.start_from = meta["start"]
 
     @torch.no_grad()
     def start(self, weights: Path) -> None:
@@ -169,6 +185,7 @@ class ClipTrainer(Trainer):
                 projection.weight.copy_(weight)
                 projection.bias.copy_(bias)
         self.averages["ema"].load(dict(self.model.named_parameters()))
+        self.start_from = f"{read_card(weights)['name']}, its image encoder"
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Contrastive loss within a share of a batch."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from synthgen.embedded.blip import SHIPPED_BLIP, SPECIAL, build_blip, save_blip
 from synthgen.embedded.card import CARD_NAME, draft_of, file_digests, read_card, thinned
-from synthgen.embedded.clip import SHIPPED_CLIP, build_clip, save_clip
+from synthgen.embedded.clip import GEM_SETTINGS, SHIPPED_CLIP, build_clip, save_clip
 from synthgen.embedded.mask2former import SHIPPED_M2F, build_m2f, save_m2f
 from synthgen.embedded.sam import SHIPPED_SAM, build_scenes_sam, save_sam
 from synthgen.embedded.vocabulary import IMAGE_SIZE
@@ -159,6 +159,8 @@ def export_clip(work: Path, folder: Path = SHIPPED_CLIP) -> None:
     model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
     about = {
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        "started_from": meta["start"],
+        "gem": GEM_SETTINGS,
         "seed": meta["settings"]["seed"],
         "recipe": _recipe(meta),
     }
