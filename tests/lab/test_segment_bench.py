@@ -226,6 +226,20 @@ def test_covering_is_the_mean_over_pixels_of_the_best_iou_of_their_piece() -> No
     assert covering(pieces, pieces) == 1.0
 
 
+def test_names_come_from_the_publishers_list_or_from_ours(tmp_path: Path) -> None:
+    ade(tmp_path)
+    assert open_layout("ade", tmp_path).names == {}
+    rows = "Idx\tRatio\tTrain\tVal\tName\n1\t0.2\t9\t9\twall\n2\t0.1\t9\t9\tbuilding, edifice\n"
+    (tmp_path / "objectInfo150.txt").write_text(rows)
+    assert open_layout("ade", tmp_path).names == {1: "wall", 2: "building, edifice"}
+    folder(tmp_path / "own")
+    (tmp_path / "own" / "classes.json").write_text('{"0": "background", "7": "cat"}')
+    assert open_layout("folder", tmp_path / "own").names == {7: "cat"}
+    (tmp_path / "own" / "classes.json").write_text('["cat"]')
+    with pytest.raises(ValueError, match="names by number"):
+        open_layout("folder", tmp_path / "own")
+
+
 def test_what_is_laid_out_otherwise_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Did you mean 'voc'"):
         open_layout("vocc", tmp_path)
