@@ -44,7 +44,7 @@ def test_texts_that_say_less_are_true_of_their_scene_and_of_few_others() -> None
     other = parse_caption("a blue ball and a green tree on the grass")
     texts = set()
     for _ in range(600):
-        said = shorten(SCENE, rng)
+        said = shorten(SCENE, 0.4, rng)
         text = said.text(rng)
         texts.add(text)
         assert said.true_of(SCENE), text

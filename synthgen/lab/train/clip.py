@@ -45,9 +45,6 @@ from synthgen.lab.world.captions import (
 )
 from synthgen.lab.world.corpus import Corpus
 
-SHORTENED, KEPT = 0.75, 0.4
-"""Share of the texts that say less, and of what may be left out how much they keep."""
-
 MAX_LOG_SCALE = float(np.log(100.0))
 """Largest temperature factor, as CLIP clips it."""
 
@@ -58,6 +55,8 @@ class ClipSettings(Settings):
 
     Args:
         single_share: Share of a batch with one object.
+        shortened: Share of the texts that say less than the caption.
+        kept: Chance of an object's colors, and of the place, to stay in those.
         patches: Share of an image's patches that a step sees.
         whole_share: Share of the steps, the last ones, that see all.
     """
@@ -67,6 +66,8 @@ class ClipSettings(Settings):
     warm_up: int = 50
     ema_decay: float = 0.99
     single_share: float = 0.5
+    shortened: float = 0.75
+    kept: float = 0.4
     patches: float = 0.5
     whole_share: float = 0.1
 
@@ -108,15 +109,14 @@ class Said:
         return f"{OPENINGS[rng.integers(len(OPENINGS))]}{' and '.join(names)}{place}"
 
 
-def shorten(scene: CaptionMeaning, rng: np.random.Generator) -> Said:
+def shorten(scene: CaptionMeaning, kept: float, rng: np.random.Generator) -> Said:
     """Some of the objects, each with or without its colors and pattern, with or without place."""
     order = rng.permutation(len(scene.objects))[: rng.integers(len(scene.objects)) + 1]
-    kept = [scene.objects[i] for i in order]
-    bare = [
-        o if rng.random() < KEPT else replace(o, colors=(), pattern="")  # as one: "red and white"
-        for o in kept
+    said = [
+        o if rng.random() < kept else replace(o, colors=(), pattern="")  # as one: "red and white"
+        for o in (scene.objects[i] for i in order)
     ]
-    return Said(tuple(bare), scene.background if rng.random() < KEPT else None)
+    return Said(tuple(said), scene.background if rng.random() < kept else None)
 
 
 class ClipTrainer(Trainer):
@@ -198,8 +198,8 @@ class ClipTrainer(Trainer):
         rows = rows[rank::workers]
         scenes = [self.meanings[row] for row in rows]
         said = [
-            shorten(scene, rng)
-            if rng.random() < SHORTENED
+            shorten(scene, s.kept, rng)
+            if rng.random() < s.shortened
             else Said(scene.objects, scene.background)
             for scene in scenes
         ]
