@@ -313,8 +313,8 @@ class _Bench:
         """Class of each pixel, by the data set's numbers."""
         s, background = self.settings, bool(self.layout.background)
         chosen: list[int] = list(present) if method.known else list(range(len(self.numbers)))
-        if not chosen:
-            return np.zeros(SIZE, dtype=np.int64)
+        if not chosen:  # nothing is there to be named
+            return np.full(SIZE, min(self.layout.background, default=-1), dtype=np.int64)
         middle = False
         if method.scores == "gem":
             temperature = s.temperature or (0.1 if background else 0.01)

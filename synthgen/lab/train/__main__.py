@@ -29,11 +29,11 @@ and then, on one core in five hours, 622,000 of mostly two to four:
     python -m synthgen.lab.train ldm --bf16 --grid 32 --steps 800 --batch 24 --scenes 40000 \
         --single-share 0.3 --lr 4e-4 --warm-up 20 --decay-share 0.6 --ema-decay 0.99
 
-The first was stopped after 12,554 steps. The CLIP that ships (``--bf16 --threads 1 --scenes 40000``)
-then went on with texts that mostly name classes alone, to learn what its patches show:
+The first was stopped after 12,554 steps. The CLIP that ships (``--bf16``, 40,000 scenes) went on
+with texts that mostly name classes alone, to learn what its patches show:
 
-    python -m synthgen.lab.train clip --steps 680 --shortened 0.9 --kept 0.1 --decay-share 0.27 \
-        --whole-share 0.05
+    python -m synthgen.lab.train clip --steps 610 --shortened 0.9 --kept 0.1 --decay-share 0.27 \
+        --whole-share 0
 """
 
 from __future__ import annotations
