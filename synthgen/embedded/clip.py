@@ -31,7 +31,7 @@ PATCH, DIM, DEPTH, HEADS, MLP = 8, 160, 6, 5, 640
 
 TEXT_DIM, TEXT_DEPTH, TEXT_HEADS = 128, 2, 4
 MAX_TOKENS = 48
-GEM_SETTINGS = {"side": 128, "blocks": 1, "temperature": 0.1, "rest": 0.4}
+GEM_SETTINGS = {"side": 128, "blocks": 2, "temperature": 0.15, "rest": 0.6}
 """What GEM takes on scenes (`synthgen.lab.language`), chosen on tuning scenes: its defaults are of
 towers of twelve blocks, and thresholds belong to the scale of a model's cosines."""
 
