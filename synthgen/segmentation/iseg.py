@@ -48,7 +48,7 @@ def reduced_entropy(
     """Eq. 1 to 3; a place that would look nowhere looks as it did.
 
     >>> reduced_entropy(torch.tensor([[0.9, 0.1], [0.001, 0.999]]), 0.1).round(decimals=3)
-    tensor([[0.9550, 0.0450],
+    tensor([[0.9600, 0.0400],
             [0.0000, 1.0000]])
     """
     scaled = attention / attention.amax(0, keepdim=True).clamp(min=1e-12)
