@@ -78,7 +78,10 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
     labeled = load(overrides=["labeling.method=clusters"]).digest_settings()["labeling"]
     hashed = {"labeling", "labeling.parts"}  # files, see `jobs.identity`
     assert off == {f"labeling.{key}" for key in labeled if key != "version"} | hashed
-    given = load(overrides=["annotation.images=[photos]"]).digest_settings()["annotation"]
+    annotating = ["annotation.images=[photos]", "annotation.tiles=2"]
+    given = load(overrides=annotating).digest_settings()["annotation"]
+    as_before = load(overrides=annotating[:1]).digest_settings()["annotation"]
+    assert set(given) - set(as_before) == {"tiles"}  # there where it is not 1
     off |= {f"annotation.{key}" for key in given} | {"annotation"}
     assert missing - off == {
         "annotation.images",  # their names and hashes are, see test_annotate
