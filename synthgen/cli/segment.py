@@ -76,9 +76,9 @@ def language(
         typer.Option(
             "--set",
             "-s",
-            help="Change clip (a folder), template, side, blocks, temperature, rest, opening, "
-            "joint, start (middle), timestep, split (val), or model.card and the like "
-            "(repeatable).",
+            help="Change clip (a folder), template, side, blocks, temperature, background (texts), "
+            "rest, opening, joint, start (middle), timestep, split (val), or model.card and the "
+            "like (repeatable).",
         ),
     ] = None,
     as_json: Json = False,

@@ -24,16 +24,23 @@ from transformers import (
 
 from synthgen.embedded.card import CARD_NAME, weights_dir
 from synthgen.embedded.folders import load_network, quiet, refusing
-from synthgen.embedded.vocabulary import IMAGE_SIZE
+from synthgen.embedded.vocabulary import BACKGROUNDS, IMAGE_SIZE
 
 PATCH, DIM, DEPTH, HEADS, MLP = 8, 160, 6, 5, 640
 """Those of scenes-sam's encoder, which the vision tower may begin with."""
 
 TEXT_DIM, TEXT_DEPTH, TEXT_HEADS = 128, 2, 4
 MAX_TOKENS = 48
-GEM_SETTINGS = {"side": 128, "blocks": 2, "temperature": 0.15, "rest": 0.6}
+GEM_SETTINGS = {
+    "side": 128,
+    "blocks": 1,
+    "temperature": 0.1,
+    "background": [place.phrase for place in BACKGROUNDS.values()],
+    "lead": 0.15,
+}
 """What GEM takes on scenes (`synthgen.lab.language`), chosen on tuning scenes: its defaults are of
-towers of twelve blocks, and thresholds belong to the scale of a model's cosines."""
+towers of twelve blocks, thresholds belong to the scale of a model's cosines, and what no class
+has is no background where classes are known badly."""
 
 SHIPPED_CLIP = Path(__file__).parent / "weights_clip"
 

@@ -143,6 +143,9 @@ def test_the_background_is_what_no_class_has() -> None:
     assert rows[:, 0, 0] == pytest.approx([max(0.0, 0.7 - best), best, 1 - best])
     assert rows[:, 0, 1] == pytest.approx([0.2, 0.5, 0.5])
     assert len(attention_to(similarity, 0.1, False)) == 2
+    named = attention_to(similarity, 0.1, True, places=torch.tensor([[[0.3, 0.3]], [[0.1, 0.1]]]))
+    assert named[0, 0, 0] == pytest.approx(named[1, 0, 0])
+    assert named[0, 0, 1] > named[1:, 0, 1].max()
 
 
 def test_methods_choose_by_place_by_neighbors_and_by_cluster() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -101,6 +102,13 @@ class LanguageSettings(Section):
     rest: float | None = Field(
         None, description="What GEM's background lacks of what no class has; null: the card's, .8."
     )
+    background: tuple[str, ...] | None = Field(
+        None,
+        description="Texts that stand for GEM's background in place of rest; null: the card's.",
+    )
+    lead: float | None = Field(
+        None, description="What their cosines are raised by; null: the card's, or 0."
+    )
     opening: str = Field("a photo of ", description="Of the diffusion model's prompt ...")
     joint: str = Field(", ", description="... and what stands between its classes.")
     start: Literal["as-is", "middle"] = Field(
@@ -149,7 +157,10 @@ def evaluate_language(out: Path, settings: LanguageSettings) -> dict[str, Any]:
     if settings.clip == SCENES_CLIP:
         fitting: dict[str, Any] = read_card(clip_weights_dir()).get("gem", {})
         unset = {key for key in fitting if getattr(settings, key) is None}
-        settings = settings.model_copy(update={key: fitting[key] for key in unset})
+        if settings.rest is not None:
+            unset -= {"background", "lead"}
+        chosen = settings.model_dump() | {key: fitting[key] for key in unset}
+        settings = LanguageSettings.model_validate(chosen)
     layout = open_layout(settings.data, settings.root, settings.split, settings.num)
     numbers = [number for number in sorted(layout.names) if number not in layout.background]
     if len(numbers) < 2:
@@ -192,6 +203,8 @@ class _Bench:
         self.clip = Clip(folder, pick_device(s.model.device, "model.device"))
         names = [self.layout.names[number] for number in self.numbers]
         self.texts = self.clip.texts([s.template.format(spoken(name)) for name in names])
+        if self.layout.background and s.background:
+            self.texts = torch.cat([self.texts, self.clip.texts(s.background)])
         alone = {("gem", ""), ("gem", TRUTH)}
         every = {(one.scores, one.joined) for one in map(read_method, s.methods)}
         self.backbone = None if every <= alone else load_backbone(s.model)
@@ -319,7 +332,9 @@ class _Bench:
         if method.scores == "gem":
             temperature = s.temperature or (0.1 if background else 0.01)
             lacking = REST if s.rest is None else s.rest
-            rows = attention_to(given[0], temperature, background, lacking)
+            similarity, places = given[0][: len(self.numbers)], given[0][len(self.numbers) :]
+            texts = places + (s.lead or 0.0) if len(places) else None
+            rows = attention_to(similarity, temperature, background, lacking, texts)
             kept = [index + background for index in chosen]
             rows = rows[[0, *kept] if background else kept]
         else:

@@ -103,18 +103,30 @@ def attention_to(
     temperature: float,
     background: bool,
     lacking: float = REST,
+    places: Float[Tensor, "text rows columns"] | None = None,
 ) -> Rows:
     """CA of GEM: softmax over the classes of cosines / temperature.
 
     The background, row 0, is what no class has: 1 - max over the classes - .8, not below 0 (LS).
+    Where texts stand for it (``places``, cosines), they take part in the softmax, and it is the
+    largest of their scores.
 
     >>> same = torch.zeros(2, 1, 1)
     >>> attention_to(same, 0.1, True).ravel().tolist()
     [0.0, 0.5, 0.5]
+    >>> attention_to(same, 0.1, True, places=same).ravel().tolist()
+    [0.25, 0.25, 0.25]
     """
-    classes = (similarity / temperature).softmax(0).numpy()
+    num = len(similarity)
+    given = similarity if places is None else torch.cat([similarity, places])
+    scores = (given / temperature).softmax(0).numpy()
+    classes = scores[:num]
+    if not background:
+        return classes
+    if places is not None:
+        return np.concatenate([scores[num:].max(0, keepdims=True), classes])
     rest = np.maximum(1 - classes.max(0, keepdims=True) - lacking, 0).astype(classes.dtype)
-    return np.concatenate([rest, classes]) if background else classes
+    return np.concatenate([rest, classes])
 
 
 def heat_rows(heatmaps: Sequence[Heatmaps], background: bool) -> Rows:
