@@ -76,7 +76,7 @@ def language(
         typer.Option(
             "--set",
             "-s",
-            help="Change clip (a folder), template, side, blocks, temperature, background (texts), "
+            help="Change clip (folder), template, side, blocks, temperature, background (texts), "
             "rest, opening, joint, start (middle), timestep, split (val), or model.card and the "
             "like (repeatable).",
         ),
