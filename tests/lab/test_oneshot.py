@@ -61,7 +61,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"classes must be of car, .* Got 'ball'"):
         evaluate_oneshot(tmp_path, OneshotSettings(classes=("ball",)))
     with pytest.raises(ValueError, match="table must be one of 1, 5"):
-        evaluate_oneshot(tmp_path, OneshotSettings(table="2"))
+        evaluate_oneshot(tmp_path, OneshotSettings.model_validate({"table": 2}))
     assert len(CLASS_PARTS["ball"]) == 1
 
 

@@ -89,7 +89,11 @@ class OneshotSettings(Section):
     inits: int = Field(3, ge=1, description="Initializations: other examples and seeds.")
     num: int = Field(50, ge=1, description="Images that parts are found in.")
     tuning: bool = Field(False, description="Tuning scenes, to choose settings.")
-    table: str = Field("", description="An ablation of the paper (1, 5 to 10) in place of rivals.")
+    table: str = Field(
+        "",
+        coerce_numbers_to_str=True,  # --set table=7
+        description="An ablation of the paper (1, 5 to 10) in place of rivals.",
+    )
     figures: bool = Field(False, description="The paper's figures 5, 9 to 13, in place of rivals.")
     parts: PartSettings = PartSettings()
     model: ModelConfig = ModelConfig()
