@@ -89,9 +89,13 @@ def estimate(config: Config, out: str | Path | None = None) -> dict[str, Any]:
 
 
 def bytes_in_flight(config: Config) -> int:
-    """Most bytes of captures that wait for their masks: a batch's are bounded by its budget."""
+    """Most bytes of captures that wait for their masks: a batch's are bounded by its budget.
+
+    Where threads finish samples, those of a shard may wait while the next one is drawn.
+    """
     asked, batch = config.generation.workers, config.generation.batch_size
     most = samples_in_flight(MAX_WORKERS if asked is None else asked, batch)
+    most *= 1 if asked == 0 else 2
     return int(config.capture.memory_budget_mb * 1e6 * most / batch)
 
 
