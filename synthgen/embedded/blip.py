@@ -16,7 +16,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from synthgen.embedded.card import CARD_NAME, weights_dir
+from synthgen.embedded.card import recipe_dir
 from synthgen.embedded.folders import quiet
 from synthgen.embedded.vocabulary import IMAGE_SIZE
 
@@ -78,9 +78,4 @@ def blip_weights_dir(folder: Path = SHIPPED_BLIP) -> Path:
     Raises:
         ValueError: If there is none, or a file is missing or differs.
     """
-    if not (folder / CARD_NAME).is_file():
-        raise ValueError(
-            f"{folder} must hold the weights of scenes-blip with a {CARD_NAME}. Got none; run "
-            "`python -m synthgen.lab.train blip --steps N`, then `export-blip`."
-        )
-    return weights_dir(folder)
+    return recipe_dir(folder, "blip")

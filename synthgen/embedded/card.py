@@ -85,3 +85,17 @@ def weights_dir(folder: Path = SHIPPED) -> Path:
                 "or export the weights again."
             )
     return folder
+
+
+def recipe_dir(folder: Path, recipe: str) -> Path:
+    """`weights_dir` of a model that one recipe makes; where there is none, how to make it.
+
+    Raises:
+        ValueError: If there is none, or a file is missing or differs.
+    """
+    if not (folder / CARD_NAME).is_file():
+        raise ValueError(
+            f"{folder} must hold the weights of scenes-{recipe} with a {CARD_NAME}. Got none; run "
+            f"`python -m synthgen.lab.train {recipe} --steps N`, then `export-{recipe}`."
+        )
+    return weights_dir(folder)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from synthgen.embedded.card import CARD_NAME, weights_dir
+from synthgen.embedded.card import recipe_dir
 from synthgen.embedded.folders import load_network, quiet, refusing
 from synthgen.embedded.vocabulary import BACKGROUNDS, IMAGE_SIZE
 
@@ -102,12 +102,7 @@ def clip_weights_dir(folder: Path = SHIPPED_CLIP) -> Path:
     Raises:
         ValueError: If there is none, or a file is missing or differs.
     """
-    if not (folder / CARD_NAME).is_file():
-        raise ValueError(
-            f"{folder} must hold the weights of scenes-clip with a {CARD_NAME}. Got none; run "
-            "`python -m synthgen.lab.train clip --steps N`, then `export-clip`."
-        )
-    return weights_dir(folder)
+    return recipe_dir(folder, "clip")
 
 
 class Clip:

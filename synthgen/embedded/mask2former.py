@@ -22,7 +22,7 @@ from transformers import (
     ResNetConfig,
 )
 
-from synthgen.embedded.card import CARD_NAME, weights_dir
+from synthgen.embedded.card import recipe_dir
 from synthgen.embedded.folders import load_network, quiet, refusing
 from synthgen.embedded.vocabulary import CLASSES, IMAGE_SIZE
 
@@ -96,12 +96,7 @@ def m2f_weights_dir(folder: Path = SHIPPED_M2F) -> Path:
     Raises:
         ValueError: If there is none, or a file is missing or differs.
     """
-    if not (folder / CARD_NAME).is_file():
-        raise ValueError(
-            f"{folder} must hold the weights of scenes-m2f with a {CARD_NAME}. Got none; run "
-            "`python -m synthgen.lab.train m2f --steps N`, then `export-m2f`."
-        )
-    return weights_dir(folder)
+    return recipe_dir(folder, "m2f")
 
 
 def load_m2f(
