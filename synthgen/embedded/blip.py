@@ -1,6 +1,7 @@
 """The embedded BLIP: transformers' class for captions, at a size that learns on one core.
 
-Scenes of 128 pixels in patches of 16; words of the scenes' grammar, a token each.
+Scenes of 128 pixels, seen by a tower of scenes-clip's size; words of the scenes' grammar, a token
+each.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from transformers import (
 )
 
 from synthgen.embedded.card import recipe_dir
+from synthgen.embedded.clip import DEPTH, DIM, HEADS, MLP, PATCH
 from synthgen.embedded.folders import quiet
 from synthgen.embedded.vocabulary import IMAGE_SIZE
 
-PATCH, DIM, DEPTH, HEADS, MLP = 16, 128, 5, 4, 384
-TEXT_DEPTH = 3
+TEXT_DIM, TEXT_DEPTH, TEXT_HEADS, TEXT_MLP = 128, 3, 4, 384
 MAX_TOKENS = 64
 SHIPPED_BLIP = Path(__file__).parent / "weights_blip"
 
@@ -30,9 +31,11 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 
 
 def blip_config(vocabulary: int) -> BlipConfig:
-    """Configuration of the embedded model: 1.7 million parameters, 3.5 MB in fp16."""
-    shared = {"hidden_size": DIM, "intermediate_size": MLP, "num_attention_heads": HEADS}
+    """Configuration of the embedded model: MILLION million parameters, MB MB in fp16."""
     text = {
+        "hidden_size": TEXT_DIM,
+        "intermediate_size": TEXT_MLP,
+        "num_attention_heads": TEXT_HEADS,
         "vocab_size": vocabulary,
         "num_hidden_layers": TEXT_DEPTH,
         "encoder_hidden_size": DIM,
@@ -45,8 +48,15 @@ def blip_config(vocabulary: int) -> BlipConfig:
         "sep_token_id": SPECIAL.index("[SEP]"),
         "pad_token_id": SPECIAL.index("[PAD]"),
     }
-    vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH, "num_hidden_layers": DEPTH}
-    return BlipConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=DIM)
+    vision = {
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH,
+        "hidden_size": DIM,
+        "intermediate_size": MLP,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+    }
+    return BlipConfig(text_config=text, vision_config=vision, projection_dim=TEXT_DIM)
 
 
 def build_blip(vocabulary: int) -> BlipForConditionalGeneration:

@@ -8,17 +8,20 @@ of scenes whose pixels are known, which class each patch is of; that head is not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synthgen.embedded.blip import PATCH, SPECIAL, build_blip, build_blip_tokenizer
+from synthgen.embedded.blip import SPECIAL, build_blip, build_blip_tokenizer
+from synthgen.embedded.card import read_card
+from synthgen.embedded.clip import PATCH, Clip
 from synthgen.embedded.vocabulary import CLASSES, COLORS
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.tokenizer import caption_words
@@ -122,12 +125,47 @@ class BlipTrainer(Trainer):
         optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
         modules = {"model": self.model, "head": self.head}
         super().__init__(settings, modules, optimizer, {"ema": self.model})
+        self.start_from: str | None = None
 
+    def meta(self) -> dict[str, Any]:
+        """What it began with is known, too."""
+        return {**super().meta(), "start": self.start_from}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Take back what `meta` gave."""
+        super().restore(meta)
+        self.start_from = meta["start"]
+
+    @torch.no_grad()
     def start(self, weights: Path) -> None:
-        """Begin with the exported model; its head and the optimizer begin anew."""
-        state = {k: t.float() for k, t in load_file(weights / "model.safetensors").items()}
-        self.model.load_state_dict(state, strict=False)  # tied weights are stored once
+        """Begin the vision tower with that of scenes-clip, which has the same layers.
+
+        CLIP norms what enters the first block, and BLIP does not: that norm becomes part of the
+        embeddings, with the spread that patches have on average.
+        """
+        clip, vision = Clip(weights).model.vision_model, self.model.vision_model
+        theirs, ours, norm = clip.embeddings, vision.embeddings, clip.pre_layrnorm
+        images = image_to_unit(torch.from_numpy(np.array(self.corpus.images[:64])))
+        scale = norm.weight / theirs(images)[:, 1:].std(-1).mean()
+        kernel, places = theirs.patch_embedding.weight, theirs.position_embedding.weight
+        centered = places[1:] - places[1:].mean(-1, keepdim=True)
+        ours.patch_embedding.weight.copy_((kernel - kernel.mean(0)) * scale[:, None, None, None])
+        ours.patch_embedding.bias.copy_(norm.bias)
+        ours.position_embedding[0, 1:] = centered * scale
+        ours.position_embedding[0, 0] = 0
+        ours.class_embedding[0, 0] = norm(theirs.class_embedding + places[0])
+        for block, other in zip(vision.encoder.layers, clip.encoder.layers, strict=True):
+            attention = other.self_attn
+            block.layer_norm1.load_state_dict(other.layer_norm1.state_dict())
+            block.layer_norm2.load_state_dict(other.layer_norm2.state_dict())
+            block.mlp.load_state_dict(other.mlp.state_dict())
+            block.self_attn.projection.load_state_dict(attention.out_proj.state_dict())
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            block.self_attn.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+            block.self_attn.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+        vision.post_layernorm.load_state_dict(clip.post_layernorm.state_dict())
         self.averages["ema"].load(dict(self.model.named_parameters()))
+        self.start_from = f"{read_card(weights)['name']}, its vision tower"
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Cross entropy of the words, and of what patches say."""
