@@ -135,7 +135,9 @@ class FeatureConfig(Section):
 
     components: int = Field(8, ge=1, le=64, description="PCs per head; 8 is good (BL table 6).")
     reweight: bool = Field(False, description="BL eq. 5; off is better (BL table 2).")
-    normalization: Literal["none", "minmax", "std"] = "none"
+    normalization: Literal["none", "minmax", "std"] = Field(
+        "std", description="Of each component; none: as in BL."
+    )
     xy: float = Field(0.0, ge=0.0, description="Weight of the pixel position; 0 leaves it out.")
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
 

@@ -2,8 +2,10 @@
 
 Every head is reduced on its own: PCA over the positions of its grid, centered, not whitened.
 The components of all heads of one grid size stand side by side in a *block*; blocks keep their
-grids, upsampling is left to the clustering. A weight per block (eq. 5) and a normalization per
-component may follow; BL's tables recommend neither.
+grids, upsampling is left to the clustering. BL leaves the components as they are, so that a few
+loud heads decide; here each is scaled to unit standard deviation (72 tuning scenes: class IoU .762
+for .701, part IoU .622 for .564). BL's weight per block (eq. 5) may follow; its tables advise
+against it.
 
 Head averaging, the rival that BL argues against: the outputs of the heads of a layer are averaged
 (``mean_h softmax(Q_h K_h^T) V_h``, positions and the head dimension kept) and PCA reduces the
@@ -26,6 +28,10 @@ from torch import Tensor
 from synthgen.config import FeatureConfig
 from synthgen.segmentation.interpolation import upsample
 from synthgen.types import HeadFeatures
+
+
+ROUNDING = 1e-5
+"""A component's share of the largest spread below which it may be rounding (scenes: 2e-5 up)."""
 
 
 def pca_heads(
@@ -63,6 +69,8 @@ def normalize(
 ) -> Float[Tensor, "height width feature"]:
     """Each feature of a block as it is, scaled to [0, 1], or to unit standard deviation.
 
+    What spreads less than `ROUNDING` of the widest feature is scaled as that one is.
+
     >>> normalize(torch.tensor([[[2.0, 5.0], [4.0, 5.0]]]), "minmax")
     tensor([[[0., 0.],
              [1., 0.]]])
@@ -73,7 +81,9 @@ def normalize(
         low, high = block.amin((0, 1)), block.amax((0, 1))
         return (block - low) / torch.where(high > low, high - low, 1.0)
     spread = block.std((0, 1), correction=0)
-    return block / torch.where(spread > 0, spread, 1.0)
+    widest = spread.max()
+    divisor = torch.where(spread > widest * ROUNDING, spread, widest)
+    return block / torch.where(divisor > 0, divisor, 1.0)
 
 
 def reweighted(
@@ -109,7 +119,7 @@ def head_blocks(
     components: int = 8,
     *,
     reweight: bool = False,
-    normalization: str = "none",
+    normalization: str = "std",
     xy: float = 0.0,
     average_heads: bool = False,
 ) -> tuple[Float[Tensor, "_height _width _feature"], ...]:

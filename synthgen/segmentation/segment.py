@@ -44,7 +44,7 @@ def segment(
     image: UInt8[np.ndarray, "height width 3"] | None = None,
     average_heads: bool = False,
     reweight: bool = False,
-    normalization: Literal["none", "minmax", "std"] = "none",
+    normalization: Literal["none", "minmax", "std"] = "std",
     xy: float = 0.0,
     interpolation: Interpolation = "bilinear",
     resolution: int | Literal["image"] = "image",
@@ -68,7 +68,7 @@ def segment(
         image: The image, whose edges the masks follow; None: the recorded one.
         average_heads: Average the heads of each layer before PCA, which BL argues against.
         reweight: BL eq. 5; off is better (BL table 2).
-        normalization: Of each component: none, minmax or std.
+        normalization: Of each component: std (every head speaks as loud), minmax; none: as in BL.
         xy: Weight of the pixel's position among the features.
         interpolation: How grids become pixels, bilinear or nearest.
         resolution: Longer side in pixels that is clustered at; image: that of the masks.

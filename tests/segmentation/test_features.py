@@ -66,6 +66,8 @@ def test_normalizations() -> None:
     np.testing.assert_allclose(scaled.amax((0, 1)), [1, 1, 0], atol=1e-6)
     spread = normalize(block, "std").std((0, 1), correction=0)
     np.testing.assert_allclose(spread, [1, 1, 0], atol=1e-5)
+    block[..., 1] *= 1e-9
+    assert 0 < normalize(block, "std")[..., 1].std() < 1e-3  # rounding is not made a feature
 
 
 def test_blocks_gather_the_layers_of_one_grid_head_by_head() -> None:

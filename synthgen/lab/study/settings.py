@@ -76,7 +76,11 @@ class Setting:
     def segment(self, sample: Sample, base: SegmentationConfig) -> Segmentation:
         """The masks of a captured sample: ``base`` decides whatever the row does not."""
         chosen = replace(sample, features=self.select(sample.features))
-        wanted = {"components": self.components, "reweight": self.reweight}
+        wanted = {
+            "components": self.components,
+            "reweight": self.reweight,
+            "normalization": "none",  # as in BL
+        }
         changes = {
             "features": base.features.model_copy(update=wanted),
             "clusters": base.clusters.model_copy(update={"resolution": self.resolution}),

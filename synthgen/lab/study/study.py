@@ -253,7 +253,7 @@ def score_row(
 
 def _judged(config: Config, source: Source) -> dict[str, Any]:
     """All that determines scores but the images and the auditor."""
-    decided = {"features": {"components", "reweight"}, "clusters": {"resolution"}}
+    decided = {"features": {"components", "reweight", "normalization"}, "clusters": {"resolution"}}
     return {
         "segmentation": config.segmentation.model_dump(mode="json", exclude=decided),
         "truth": source == "rendered",
