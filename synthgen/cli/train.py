@@ -237,11 +237,11 @@ def labels(
     from synthgen.lab.downstream.drawn import measure_drawn
     from synthgen.lab.downstream.labels import label_table, measure_labels
 
-    settings = load(overrides=overrides or []).labeling
+    config = load(overrides=overrides or [])
     if drawn:
-        typer.echo(json.dumps(measure_drawn(num, tuning, settings)))
+        typer.echo(json.dumps(measure_drawn(num, tuning, config)))
         return
-    result = measure_labels(num, tuning, settings)
+    result = measure_labels(num, tuning, config)
     typer.echo(json.dumps(result) if as_json else label_table(result))
 
 

@@ -65,7 +65,8 @@ class Card(BaseModel):
         num_inference_steps: Default number of denoising steps.
         guidance_scale: Default classifier-free guidance.
         scheduler: Default scheduler; None is the one stored with the weights.
-        capture_layers: Layers whose heads are clustered unless the configuration names others.
+        capture_layers: Layers whose heads are clustered unless the configuration names others, as
+            in ``capture.layers``.
         parts: Settings of parts (`synthgen.learn_parts`) that are not the paper's.
         sha256: Weight file, relative to the folder, to the first digits of its hash.
         vocabulary: Classes that it can draw; empty where nobody can list them.
@@ -87,7 +88,7 @@ class Card(BaseModel):
     num_inference_steps: int = Field(default=50, ge=1, le=1000)
     guidance_scale: float = Field(default=7.5, ge=0.0, le=100.0)
     scheduler: Literal["ddim", "pndm", "dpm++", "euler"] | None = None
-    capture_layers: Literal["up", "down", "both", "all", "mid"] = "up"
+    capture_layers: Literal["up", "down", "both", "all", "mid"] | tuple[str, ...] = "up"
     parts: Mapping[str, Any] = Field(default_factory=dict)
     sha256: Mapping[str, _Digest] = Field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()

@@ -29,7 +29,6 @@ from synthgen.config import FeatureConfig
 from synthgen.segmentation.interpolation import upsample
 from synthgen.types import HeadFeatures
 
-
 ROUNDING = 1e-5
 """A component's share of the largest spread below which it may be rounding (scenes: 2e-5 up)."""
 

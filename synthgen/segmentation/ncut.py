@@ -66,7 +66,12 @@ def segment_ward(sample: Sample, config: SegmentationConfig) -> Segmentation:
 
 
 def segment_diffcut(sample: Sample, config: SegmentationConfig) -> Segmentation:
-    """As many clusters as recursive cuts find, in place of k-means at every k."""
+    """As many clusters as recursive cuts find, in place of k-means at every k.
+
+    Its limit is one of cosines of components as they are; scaled, they are cut to pieces.
+    """
+    features = config.features.model_copy(update={"normalization": "none"})
+    config = config.model_copy(update={"features": features})
 
     def find(places: Places, _ks: Sequence[int]) -> list[Clusters]:
         return [recursive_ncut(similarities(places))]

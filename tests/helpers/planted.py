@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from synthgen.config import FeatureConfig
 from synthgen.lab.bench.fake_model import fake_heads, regions
 from synthgen.types import HeadFeatures, Prompt, Sample, SelfMap
 
 GRID = 16
 PIXELS = 64
+AS_PLANTED = FeatureConfig(normalization="none")
+"""One component of each head says something; the others are noise, which is not for scaling up."""
 
 
 def quadrants(size: int) -> np.ndarray:

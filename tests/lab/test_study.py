@@ -124,7 +124,7 @@ def test_a_row_is_the_datasets_own_pipeline() -> None:
     setting = Setting("up", False, (8,), 3, True, 16)
     found = score_row(sample, setting, base, seen)
     tree = base.model_dump()
-    tree["features"] |= {"components": 3, "reweight": True}
+    tree["features"] |= {"components": 3, "reweight": True, "normalization": "none"}
     tree["clusters"] |= {"resolution": 16}
     only = {name for name, grid in grids.items() if grid == (8, 8)}
     features = HeadFeatures({n: renamed[n] for n in only}, {n: grids[n] for n in only})

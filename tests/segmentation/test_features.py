@@ -72,7 +72,7 @@ def test_normalizations() -> None:
 
 def test_blocks_gather_the_layers_of_one_grid_head_by_head() -> None:
     sample = random_sample(((8, 12), (4, 6)), heads=3)
-    blocks = head_blocks(sample.features, 2)
+    blocks = head_blocks(sample.features, 2, normalization="none")
     assert [tuple(block.shape) for block in blocks] == [(4, 6, 12), (8, 12, 12)]
     heads = pca_heads(sample.features.values["up.8.1"], 2)
     torch.testing.assert_close(blocks[1][2, 5, 8:10], heads[1, 2 * 12 + 5])
@@ -80,7 +80,7 @@ def test_blocks_gather_the_layers_of_one_grid_head_by_head() -> None:
 
 def test_averaged_heads_give_one_set_of_components_per_layer() -> None:
     sample = random_sample(heads=3)
-    blocks = head_blocks(sample.features, 2, average_heads=True)
+    blocks = head_blocks(sample.features, 2, average_heads=True, normalization="none")
     assert [tuple(block.shape) for block in blocks] == [(4, 4, 4), (8, 8, 4)]
     mean = sample.features.values["up.8.0"].mean(0, keepdim=True)
     expected = pca_heads(mean, 2)[0].reshape(8, 8, 2)

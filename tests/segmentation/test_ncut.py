@@ -7,9 +7,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from planted import planted_sample, quadrants
+from planted import AS_PLANTED, planted_sample, quadrants
 
-from synthgen.config import SegmentationConfig
+from synthgen.config import ClusterConfig, SegmentationConfig
 from synthgen.registry import SEGMENTERS
 from synthgen.segmentation.metrics import adjusted_rand
 from synthgen.segmentation.ncut import (
@@ -92,7 +92,9 @@ def test_recursive_cuts_stop_where_nothing_is_apart() -> None:
 def test_planted_regions_are_found(method: str) -> None:
     assert method in SEGMENTERS
     sample = planted_sample()
-    config = SegmentationConfig.model_validate({"method": method, "clusters": {"ks": [2, 4]}})
+    config = SegmentationConfig(
+        method=method, features=AS_PLANTED, clusters=ClusterConfig(ks=(2, 4))
+    )
     found = segment_sample(sample, config)
     truth = quadrants(sample.image.shape[0]) + np.uint8(1)
     assert max(adjusted_rand(truth, labels) for labels in found.labels) > 0.9

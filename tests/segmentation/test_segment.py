@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from contracts import check_segmenter
-from planted import planted_sample, quadrants, random_sample
+from planted import AS_PLANTED, planted_sample, quadrants, random_sample
 
-from synthgen.config import ClusterConfig, FeatureConfig, SegmentationConfig
+from synthgen.config import ClusterConfig, SegmentationConfig
 from synthgen.registry import SEGMENTERS, resolve
 from synthgen.segmentation.features import head_blocks
 from synthgen.segmentation.kmeans import cluster
@@ -47,7 +47,7 @@ def test_all_components_give_the_labels_of_raw_features() -> None:
         for g in (".8.", ".16.")
     ]
     raw = [block.reshape(n, n, -1) for block, n in zip(raw, (8, 16), strict=True)]
-    blocks = head_blocks(features, 6)
+    blocks = head_blocks(features, 6, normalization="none")
     ours, plain = (cluster(each, (64, 64), (2, 5), max_iterations=10) for each in (blocks, raw))
     assert np.array_equal(ours.labels, plain.labels)
     assert ours.inertia == pytest.approx(plain.inertia)
@@ -80,7 +80,7 @@ def test_labels_of_a_lower_resolution_are_brought_to_the_image(resolution: int) 
 
 def test_a_finer_resolution_keeps_the_segmentation() -> None:
     sample = planted_sample()
-    config = SegmentationConfig(clusters=ClusterConfig(ks=(4,)))
+    config = SegmentationConfig(features=AS_PLANTED, clusters=ClusterConfig(ks=(4,)))
     at_image = segment_sample(sample, config).labels[0]
     doubled = dataclasses.replace(sample, image=sample.image.repeat(2, 0).repeat(2, 1))
     finer = segment_sample(doubled, config).labels[0]
@@ -90,7 +90,7 @@ def test_a_finer_resolution_keeps_the_segmentation() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
 def test_both_interpolations_find_the_planted_regions(interpolation: str) -> None:
     config = SegmentationConfig(
-        features=FeatureConfig(interpolation=interpolation),
+        features=AS_PLANTED.model_copy(update={"interpolation": interpolation}),
         clusters=ClusterConfig(ks=(4,)),
     )
     labels = segment_sample(planted_sample(), config).labels[0]

@@ -27,6 +27,7 @@ from synthgen.auditing.loading import annotate, load_auditor
 from synthgen.config import (
     AuditConfig,
     AuditorConfig,
+    Config,
     LabelConfig,
     ModelConfig,
     VerdictConfig,
@@ -115,7 +116,7 @@ def label_thresholds(num: int = 64, auditor: str = "scenes-m2f") -> dict[str, An
         masks = PackedMasks.of(seen.masks, *scene.image.shape[:2])
         (sample,) = recorded(backbone, [scene], settings)
         names = sample.prompt.class_names
-        made = labeled(sample, settings, [settings.method], [settings.refiner])
+        made = labeled(sample, Config(labeling=settings), [settings.method], [settings.refiner])
         (labels,) = made.values()
         own = [ids[name] for name in names]
         exact = [

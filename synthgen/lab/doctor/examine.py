@@ -368,12 +368,13 @@ def _facts(config: Config, model: Backbone | None) -> dict[str, str]:
     settings = resolve_settings(model, config.generation)
     scheduler = settings.scheduler or type(model.pipeline.scheduler).__name__
     ks = ", ".join(map(str, config.segmentation.clusters.ks))
+    layers = config.capture.layers or model.card.capture_layers
     return facts | {
         "model": f"{model.card.name}, {model.identity['revision'] or 'no revision'}, "
         f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "images": f"{config.planned} from prompts {Path(config.prompts).name!r}, "
         f"{settings.height} × {settings.width} px, {settings.num_inference_steps} steps, "
         f"guidance {settings.guidance_scale:g}, scheduler {scheduler}",
-        "masks": f"layers {config.capture.layers or model.card.capture_layers}, "
+        "masks": f"layers {layers if isinstance(layers, str) else ', '.join(layers)}, "
         f"{config.segmentation.features.components} components, k = {ks}",
     }

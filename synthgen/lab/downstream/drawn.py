@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 
 from synthgen.config import (
     CaptureConfig,
+    Config,
     GenerationConfig,
-    LabelConfig,
     ModelConfig,
 )
 from synthgen.diffusion.backbones import load_backbone
@@ -36,23 +36,25 @@ BATCH = 4
 
 
 def measure_drawn(
-    num: int = 72, tuning: bool = False, labeling: LabelConfig | None = None
+    num: int = 72, tuning: bool = False, config: Config | None = None
 ) -> dict[str, Any]:
     """How the labels of drawn images agree with the embedded Mask2Former.
 
     Args:
         num: Images; whole thirds of two, three and four objects of different classes.
         tuning: Captions of tuning scenes, on which settings may be chosen.
-        labeling: Settings; labeler `clusters` where they name none.
+        config: Settings of masks and labels; labeler `clusters` where they name none.
 
     Returns:
         ``num``, ``scenes``, ``objects`` that are there, ``class_right`` (share of these),
         ``iou`` (mean over them), ``not_found`` (classes of prompts that no pixel got).
     """
     backbone, (model, processor) = load_backbone(ModelConfig()), load_m2f(m2f_weights_dir())
-    settings = labeling or LabelConfig()
-    if settings.method == "none":
-        settings = settings.model_copy(update={"method": "clusters"})
+    config = config or Config()
+    if config.labeling.method == "none":
+        clusters = config.labeling.model_copy(update={"method": "clusters"})
+        config = config.model_copy(update={"labeling": clusters})
+    settings = config.labeling
     seeds = TUNING_SEEDS if tuning else VALIDATION_SEEDS
     scenes = [s for n in OBJECTS for s in held_out_scenes(num // len(OBJECTS), n, seeds)]
     prompts = [
@@ -68,7 +70,7 @@ def measure_drawn(
         for sample in generate(backbone, batch, ours, drawing, capture, settings):
             if not isinstance(sample, Sample):
                 continue
-            (found,) = labeled(sample, settings, [settings.method], [settings.refiner]).values()
+            (found,) = labeled(sample, config, [settings.method], [settings.refiner]).values()
             seen_by = predict_scores(model, processor, [sample.image])[0]
             truth = seen_by.argmax(0).numpy().astype(np.uint8)
             for name in sample.prompt.class_names:

@@ -25,10 +25,10 @@ from jaxtyping import Float, UInt8
 
 from synthgen.config import (
     CaptureConfig,
+    Config,
     GenerationConfig,
     LabelConfig,
     ModelConfig,
-    SegmentationConfig,
 )
 from synthgen.diffusion.backbones import Backbone, load_backbone
 from synthgen.diffusion.invert import invert
@@ -63,26 +63,26 @@ def _scenes(num: int, tuning: bool) -> tuple[list[Scene], dict[str, Any]]:
 
 
 def measure_labels(
-    num: int = 100, tuning: bool = False, labeling: LabelConfig | None = None
+    num: int = 100, tuning: bool = False, config: Config | None = None
 ) -> dict[str, Any]:
     """Scores of each labeler with each refiner.
 
     Args:
         num: Scenes.
         tuning: Take tuning scenes, on which settings may be chosen, in place of validation ones.
-        labeling: Settings; method and refiner are replaced.
+        config: Settings of masks and labels; method and refiner of labels are replaced.
 
     Returns:
         ``num``, ``scenes``, and under ``scores`` per labeler and refiner those of `score_maps`:
         ``miou`` (undecided pixels are wrong), ``decided_miou``, ``boundary_f``, ``decided``.
     """
-    backbone, settings = load_backbone(ModelConfig()), labeling or LabelConfig()
+    backbone, config = load_backbone(ModelConfig()), config or Config()
     scenes, result = _scenes(num, tuning)
     maps: defaultdict[tuple[str, str], list[SemanticMap]] = defaultdict(list)
     for start in range(0, num, BATCH):
         batch = scenes[start : start + BATCH]
-        for sample in recorded(backbone, batch, settings):
-            for names, semantic in labeled(sample, settings, LABELERS, REFINERS).items():
+        for sample in recorded(backbone, batch, config.labeling):
+            for names, semantic in labeled(sample, config, LABELERS, REFINERS).items():
                 maps[names].append(semantic)
         print(f"labels: {start + len(batch)}/{num} scenes", file=sys.stderr, flush=True)
     scores = {
@@ -118,13 +118,13 @@ def recorded(backbone: Backbone, scenes: Sequence[Scene], labeling: LabelConfig)
 
 def labeled(
     sample: Sample,
-    labeling: LabelConfig,
+    config: Config,
     methods: Mapping[str, str] | Sequence[str],
     refiners: Mapping[str, str] | Sequence[str],
 ) -> dict[tuple[str, str], SemanticMap]:
     """Semantic maps, with the ids of the scenes, by labeler and refiner."""
-    segmentation = segment_sample(sample, SegmentationConfig())
-    blocks = feature_blocks(sample.features, SegmentationConfig().features)
+    segmentation = segment_sample(sample, config.segmentation)
+    blocks = feature_blocks(sample.features, config.segmentation.features)
     error = upsampling_error(blocks, sample.image.shape[:2]).float().cpu().numpy()
     ids = np.arange(256, dtype=np.uint8)
     for row, name in enumerate(sample.prompt.class_names, start=1):
@@ -132,9 +132,9 @@ def labeled(
     maps = {}
     for method in methods:
         for refiner in refiners:
-            config = labeling.model_copy(update={"method": method, "refiner": refiner})
+            own = config.labeling.model_copy(update={"method": method, "refiner": refiner})
             found = label_sample(
-                segmentation, sample.heatmaps, sample.self_map, config, sample.image, error
+                segmentation, sample.heatmaps, sample.self_map, own, sample.image, error
             )
             maps[method, refiner] = ids[found.semantic]
     return maps

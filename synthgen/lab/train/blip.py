@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from synthgen.embedded.blip import SPECIAL, build_blip, build_blip_tokenizer
+from synthgen.embedded.blip import PATCH, SPECIAL, build_blip, build_blip_tokenizer
 from synthgen.embedded.card import read_card
-from synthgen.embedded.clip import PATCH, Clip
+from synthgen.embedded.clip import Clip
 from synthgen.embedded.vocabulary import CLASSES, COLORS
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.tokenizer import caption_words
@@ -141,14 +141,19 @@ class BlipTrainer(Trainer):
         """Begin the vision tower with that of scenes-clip, which has the same layers.
 
         CLIP norms what enters the first block, and BLIP does not: that norm becomes part of the
-        embeddings, with the spread that patches have on average.
+        embeddings, with the spread that patches have on average. CLIP's patches have half the
+        side: ours see the image at half its size.
         """
         clip, vision = Clip(weights).model.vision_model, self.model.vision_model
         theirs, ours, norm = clip.embeddings, vision.embeddings, clip.pre_layrnorm
         images = image_to_unit(torch.from_numpy(np.array(self.corpus.images[:64])))
         scale = norm.weight / theirs(images)[:, 1:].std(-1).mean()
         kernel, places = theirs.patch_embedding.weight, theirs.position_embedding.weight
-        centered = places[1:] - places[1:].mean(-1, keepdim=True)
+        factor = PATCH // theirs.patch_size
+        kernel = kernel.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
+        side = theirs.image_size // theirs.patch_size
+        pooled = F.avg_pool2d(places[1:].T.unflatten(1, (side, side)), factor).flatten(1).T
+        centered = pooled - pooled.mean(-1, keepdim=True)
         ours.patch_embedding.weight.copy_((kernel - kernel.mean(0)) * scale[:, None, None, None])
         ours.patch_embedding.bias.copy_(norm.bias)
         ours.position_embedding[0, 1:] = centered * scale
