@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from synthgen.embedded.blip import blip_weights_dir
+from synthgen.embedded.clip import SHIPPED_CLIP, Clip
 from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
 from synthgen.jobs.prompt_lists import captioner
 from synthgen.lab.bench.blip import bench_blip
 from synthgen.lab.train import checkpoint
 from synthgen.lab.train.blip import BlipSettings, BlipTrainer, plain_caption
 from synthgen.lab.train.export import export_blip
+from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.world.captions import parse_caption
 from synthgen.lab.world.corpus import Corpus, render_corpus, truth_corpus
 
@@ -32,6 +37,31 @@ def test_captions_say_the_same_and_nothing_that_is_left_open(corpus: Corpus) -> 
         places = [CLASSES.index(item.class_name) for item in plain.objects]
         assert places == sorted(places)
         assert plain_caption(plain_caption(text)) == plain_caption(text)
+
+
+def test_it_begins_with_the_tower_of_scenes_clip_and_goes_on_from_itself(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    truth = truth_corpus(tmp_path / "truth", 3, 0, TRAIN_SEEDS.start + 3)
+    trainer = BlipTrainer(corpus, truth, 3, tmp_path / "words", BlipSettings(steps=1))
+    trainer.start(SHIPPED_CLIP)
+    small = image_to_unit(torch.from_numpy(np.array(corpus.images)))
+    seen = F.interpolate(F.avg_pool2d(small, 2), scale_factor=2)
+    clip = Clip(SHIPPED_CLIP).model.vision_model
+    with torch.no_grad():
+        theirs = clip.post_layernorm(clip(seen).last_hidden_state)[:, 1:]
+        ours = trainer.model.vision_model(seen).last_hidden_state[:, 1:]
+    pooled = F.avg_pool2d(theirs.mT.unflatten(2, (16, 16)), 2).flatten(2).mT
+    assert F.cosine_similarity(pooled, ours, dim=-1).mean() > 0.9
+    list(trainer.train(tmp_path / "blip"))
+    export_blip(tmp_path, tmp_path / "weights")
+    again = BlipTrainer(corpus, truth, 3, tmp_path / "words", BlipSettings(steps=1))
+    again.start(tmp_path / "weights")
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    stored = load_file(tmp_path / "weights" / "model.safetensors")[name].float()
+    assert torch.equal(again.model.state_dict()[name], stored)
+    card = json.loads((tmp_path / "weights" / "card.json").read_text())
+    assert (card["started_from"], again.start_from) == ("scenes-clip", "scenes-blip")
 
 
 def test_training_goes_on_in_the_same_bits_and_is_exported(corpus: Corpus, tmp_path: Path) -> None:

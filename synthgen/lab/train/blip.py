@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthgen.embedded.blip import PATCH, SPECIAL, build_blip, build_blip_tokenizer
@@ -138,12 +139,18 @@ class BlipTrainer(Trainer):
 
     @torch.no_grad()
     def start(self, weights: Path) -> None:
-        """Begin the vision tower with that of scenes-clip, which has the same layers.
+        """Go on from the exported model, or begin the vision tower with that of scenes-clip.
 
         CLIP norms what enters the first block, and BLIP does not: that norm becomes part of the
         embeddings, with the spread that patches have on average. CLIP's patches have half the
         side: ours see the image at half its size.
         """
+        self.start_from = str(read_card(weights)["name"])
+        if self.start_from == "scenes-blip":
+            stored = load_file(weights / "model.safetensors")  # tied weights are stored once
+            self.model.load_state_dict({k: t.float() for k, t in stored.items()}, strict=False)
+            self.averages["ema"].load(dict(self.model.named_parameters()))
+            return
         clip, vision = Clip(weights).model.vision_model, self.model.vision_model
         theirs, ours, norm = clip.embeddings, vision.embeddings, clip.pre_layrnorm
         images = image_to_unit(torch.from_numpy(np.array(self.corpus.images[:64])))
@@ -170,7 +177,6 @@ class BlipTrainer(Trainer):
             block.self_attn.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
         vision.post_layernorm.load_state_dict(clip.post_layernorm.state_dict())
         self.averages["ema"].load(dict(self.model.named_parameters()))
-        self.start_from = f"{read_card(weights)['name']}, its vision tower"
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Cross entropy of the words, and of what patches say."""

@@ -181,6 +181,7 @@ def export_blip(work: Path, folder: Path = SHIPPED_BLIP) -> None:
     model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
     about = {
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        "started_from": meta["start"],
         "seed": meta["settings"]["seed"],
         "recipe": _recipe(meta),
     }
