@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from synthgen import progress
 from synthgen.cli import app
-from synthgen.config import LabelConfig, ModelConfig, load_section
+from synthgen.config import Config, ModelConfig, load_section
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS
 from synthgen.lab.downstream.experiment import DownstreamSettings, SyntheticData, compare
@@ -301,7 +301,7 @@ def test_the_command_line_measures_labels() -> None:
 def test_labels_of_a_scene_have_its_ids() -> None:
     backbone, scene = load_backbone(ModelConfig()), render(TUNING_SEEDS[1])
     (sample,) = recorded(backbone, [scene], LabelConfig())
-    (semantic,) = labeled(sample, LabelConfig(), ["clusters"], ["pamr"]).values()
+    (semantic,) = labeled(sample, Config(), ["clusters"], ["pamr"]).values()
     there = set(np.unique(scene.semantic).tolist())
     assert set(np.unique(semantic).tolist()) <= there | {IGNORE}
     assert {SCENE_CLASSES.index(name) for name in sample.prompt.class_names} == there - {0}
