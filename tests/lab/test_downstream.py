@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from synthgen import progress
 from synthgen.cli import app
-from synthgen.config import Config, ModelConfig, load_section
+from synthgen.config import Config, LabelConfig, ModelConfig, load_section
 from synthgen.diffusion.backbones import load_backbone
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS
 from synthgen.lab.downstream.experiment import DownstreamSettings, SyntheticData, compare
