@@ -21,7 +21,7 @@ def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="As of 'annotate'.")],
     out: Annotated[Path, typer.Option(help="JSON lines; what it has of these images is kept.")],
     model: Annotated[
-        str, typer.Option(help="Folder of a BLIP for captions, or its hub id.")
+        str, typer.Option(help="Folder of a BLIP for captions, its hub id, or scenes-blip.")
     ] = "Salesforce/blip-image-captioning-base",
     classes: Named = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,

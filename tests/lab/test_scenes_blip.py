@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from synthgen.cli import app
 from synthgen.embedded.blip import blip_weights_dir
 from synthgen.embedded.clip import SHIPPED_CLIP, Clip
-from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS
+from synthgen.embedded.vocabulary import CLASSES, TRAIN_SEEDS, TUNING_SEEDS
 from synthgen.jobs.prompt_lists import captioner
 from synthgen.lab.bench.blip import bench_blip
 from synthgen.lab.train import checkpoint
@@ -22,6 +25,7 @@ from synthgen.lab.train.export import export_blip
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.world.captions import parse_caption
 from synthgen.lab.world.corpus import Corpus, render_corpus, truth_corpus
+from synthgen.lab.world.render import render
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,16 @@ def test_it_begins_with_the_tower_of_scenes_clip_and_goes_on_from_itself(
     assert torch.equal(again.model.state_dict()[name], stored)
     card = json.loads((tmp_path / "weights" / "card.json").read_text())
     assert (card["started_from"], again.start_from) == ("scenes-clip", "scenes-blip")
+
+
+def test_the_shipped_one_describes_scenes_from_the_command_line(tmp_path: Path) -> None:
+    assert bench_blip(50)["classes"] >= 0.6
+    Image.fromarray(render(TUNING_SEEDS[0], 1).image).save(tmp_path / "a.png")
+    words = ["prompts", "caption", str(tmp_path / "a.png"), "--out", str(tmp_path / "c.jsonl")]
+    done = CliRunner().invoke(app, [*words, "--model", "scenes-blip"])
+    assert done.exit_code == 0, done.output
+    (row,) = map(json.loads, (tmp_path / "c.jsonl").open())
+    assert parse_caption(row["prompt"]).objects
 
 
 def test_training_goes_on_in_the_same_bits_and_is_exported(corpus: Corpus, tmp_path: Path) -> None:

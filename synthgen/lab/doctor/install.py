@@ -38,7 +38,7 @@ BREAKS: Mapping[str, str] = {
 }
 """Package to what goes wrong with other versions of it (comments of pyproject.toml)."""
 
-WEIGHTS = ("weights", "weights_sam", "weights_m2f", "weights_clip")
+WEIGHTS = ("weights", "weights_sam", "weights_m2f", "weights_clip", "weights_blip")
 DATA = ("diffusion/cards.yaml", "auditing/auditors.yaml")
 TEMPLATES = "report/templates"
 
