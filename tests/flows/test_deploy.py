@@ -156,7 +156,7 @@ def test_the_gpu_limit_is_strict(client: SyncPrefectClient) -> None:
 
 @pytest.mark.parametrize(
     ("which", "said"),
-    [(0, "No heartbeat for"), (1, "No heartbeat in the first"), (2, "Not running")],
+    [(0, "No heartbeat"), (1, "No heartbeat in the first"), (2, "Not running")],
 )
 def test_a_run_whose_process_is_gone_is_crashed(
     which: int, said: str, client: SyncPrefectClient
