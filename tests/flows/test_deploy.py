@@ -156,7 +156,7 @@ def test_the_gpu_limit_is_strict(client: SyncPrefectClient) -> None:
 
 @pytest.mark.parametrize(
     ("which", "said"),
-    [(0, "No heartbeat"), (1, "No heartbeat in the first"), (2, "Not running")],
+    [(0, "No heartbeat for"), (1, "No heartbeat in the first"), (2, "Not running")],
 )
 def test_a_run_whose_process_is_gone_is_crashed(
     which: int, said: str, client: SyncPrefectClient
@@ -169,11 +169,12 @@ def test_a_run_whose_process_is_gone_is_crashed(
     put_automation(client, zombie_automations(*[timedelta(seconds=10)] * 2)[which])
     try:
         run, heard = (begin(client, "audit/nightly") for _ in range(2))
-        if which == 0:
-            _emit("prefect.flow-run.heartbeat", run)
+        beats = iter(range(5 if which == 0 else 0))  # a busy server may miss the first ones
 
         def crashed() -> Any:
             _emit("prefect.flow-run.heartbeat", heard)
+            if next(beats, None) is not None:
+                _emit("prefect.flow-run.heartbeat", run)
             return _state(client, run) if _is(client, run, "CRASHED") else None
 
         assert said in str(wait_for(crashed).message)
