@@ -38,7 +38,7 @@ BENCHES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"num": 200, "weights": None, "record": False},
     ),
     "blip": (
-        "Quality of a small BLIP of scenes (--weights): captions that name every object class.",
+        "Quality of the embedded BLIP: captions that name every object class.",
         {"num": 200, "weights": None, "record": False},
     ),
     "clip": (

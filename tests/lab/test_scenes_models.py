@@ -145,7 +145,7 @@ def test_ldm_resumes_as_if_uninterrupted(ldm: Callable[..., LdmTrainer], tmp_pat
     parts = ("unet", "text", "optimizer", "ema_unet", "ema_text")
     assert {name.split(".")[0] for name in state} == set(parts)
     meta = json.loads((tmp_path / "a" / "meta.json").read_text())
-    assert meta.keys() == {"step", "grid", "samples", "curve", "settings", "tensors"}
+    assert meta.keys() == {"step", "grid", "samples", "curve", "settings", "start", "tensors"}
     assert (meta["step"], meta["grid"], meta["samples"]) == (2, 8, 4)
     assert meta["curve"][0][:2] == [8, 2]
 

@@ -8,10 +8,8 @@ of scenes whose pixels are known, which class each patch is of; that head is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -126,16 +124,6 @@ class BlipTrainer(Trainer):
         optimizer = torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.98), fused=True)
         modules = {"model": self.model, "head": self.head}
         super().__init__(settings, modules, optimizer, {"ema": self.model})
-        self.start_from: str | None = None
-
-    def meta(self) -> dict[str, Any]:
-        """What it began with is known, too."""
-        return {**super().meta(), "start": self.start_from}
-
-    def restore(self, meta: Mapping[str, Any]) -> None:
-        """Take back what `meta` gave."""
-        super().restore(meta)
-        self.start_from = meta["start"]
 
     @torch.no_grad()
     def start(self, weights: Path) -> None:

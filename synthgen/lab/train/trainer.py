@@ -104,6 +104,7 @@ class Trainer:
         self.max_norm = max_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.step = self.samples = 0
+        self.start_from: str | None = None
         self.curve: list[tuple[Any, ...]] = []
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
@@ -117,6 +118,7 @@ class Trainer:
     def meta(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
         known = {"step": self.step, "samples": self.samples, "curve": self.curve}
+        known["start"] = self.start_from
         return {**known, "settings": asdict(self.settings)}
 
     def restore(self, meta: Mapping[str, Any]) -> None:
@@ -124,6 +126,7 @@ class Trainer:
         self.step = meta["step"]
         self.samples = meta.get("samples", self.step * self.settings.batch)
         self.curve = [tuple(row) for row in meta.get("curve", ())]
+        self.start_from = meta.get("start")
 
     def save(self, folder: Path) -> None:
         """Write modules, averages and optimizer."""
