@@ -16,8 +16,8 @@
     python -m synthgen.lab.train export-blip
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
-on, with more `--steps` to train longer. Without checkpoints, the diffusion model and SAM go on
-from the exported weights, whose optimizer warms up again:
+on, with more `--steps` to train longer. Without checkpoints, the diffusion model, SAM and BLIP
+go on from the exported weights, whose optimizer warms up again:
 
     python -m synthgen.lab.train ldm --grid 32 --steps 2000 --start synthgen/embedded/weights
     python -m synthgen.lab.train sam --steps 5000 --start synthgen/embedded/weights_sam
