@@ -13,7 +13,8 @@ from synthgen.cli.display import show_progress
 Data = Annotated[
     str,
     typer.Option(
-        help="scenes, scenes-tuning, voc, context, ade, cityscapes, coco, cocostuff, bsds, folder."
+        help="scenes, scenes-tuning, voc, context, ade, cityscapes(-27), coco, cocostuff(-171), "
+        "bsds, folder."
     ),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set, as it was published.")]

@@ -241,3 +241,30 @@ def test_images_are_measured_once_and_go_on(folder: Path, tmp_path: Path) -> Non
     before = {path: path.stat().st_mtime_ns for path in out.glob("rows/*/*.json")}
     assert evaluate_language(out, settings)["table"] == result["table"]
     assert {path: path.stat().st_mtime_ns for path in out.glob("rows/*/*.json")} == before
+
+
+def test_171_names_are_compared_as_the_27_classes_that_they_belong_to(
+    folder: Path, tmp_path: Path
+) -> None:
+    """LS's protocol of COCO-Stuff: where a method knows the names, coarse classes are right."""
+    root = tmp_path / "stuff"
+    fine = np.zeros((64, 64), dtype=np.uint8)
+    fine[:32, 32:], fine[32:], fine[:4] = 105, 123, 255  # person, clouds, grass, nobody says
+    (root / "images" / "val2017").mkdir(parents=True)
+    (root / "annotations" / "val2017").mkdir(parents=True)
+    Image.fromarray(render(3).image[:64, :64]).save(root / "images" / "val2017" / "1.jpg")
+    Image.fromarray(fine).save(root / "annotations" / "val2017" / "1.png")
+    settings = LanguageSettings(
+        data="cocostuff-171", root=root, clip=str(folder), methods=("GEM", "GTClustW", "AggSD")
+    )
+    result = evaluate_language(tmp_path / "out", settings)
+    assert len(result["names"]) == 27
+    shown = {result["names"][number] for number in result["table"]["GTClustW"]["per_class"]}
+    assert shown <= {"person", "sky", "plant"}
+    assert {"person", "sky", "plant"} <= {
+        result["names"][number] for number in result["table"]["GEM"]["per_class"]
+    }
+    assert result["published"]["AggGEM"] == 0.396
+    counts = json.loads(next((tmp_path / "out").glob("rows/*/*.json")).read_text())
+    total = sum(own[2] for own in counts["methods"]["AggSD"]["counts"].values())
+    assert total == round((fine[None, :, :] != 255).mean() * 320 * 320)

@@ -190,6 +190,24 @@ def test_cocostuff_has_the_27_classes_of_picie_and_its_images(tmp_path: Path) ->
     assert len(STUFF_27_OF) == 182
     assert set(STUFF_27_OF) == set(range(27)) == set(layout.names)
     assert [STUFF_27_OF[n] for n in (0, 15, 43, 60, 71, 90, 91)] == [9, 7, 5, 2, 0, 4, 17]
+    fine = open_layout("cocostuff-171", tmp_path)
+    semantic = fine.images[0].truth().semantic
+    names = {fine.names.get(int(number)) for number in np.unique(semantic)}
+    assert names == {"bicycle", "clouds", "wood", None}
+    assert len(fine.names) == len(set(fine.names.values())) == 171
+
+
+def test_cityscapes_has_19_classes_or_the_27_of_papers_without_training(tmp_path: Path) -> None:
+    cityscapes(tmp_path)
+    path = next(tmp_path.rglob("*labelIds.png"))
+    labels = np.asarray(Image.open(path)).copy()
+    labels[80:] = 9  # parking
+    save(path, labels)
+    few, many = (open_layout(kind, tmp_path) for kind in ("cityscapes", "cityscapes-27"))
+    assert (len(few.names), len(many.names)) == (19, 27)
+    assert sorted(many.names) == list(range(7, 34))
+    assert (few.images[0].truth().semantic[80:] == 255).all()
+    assert (many.images[0].truth().semantic[80:] == 9).all()
 
 
 def test_bsds_is_covered_as_its_benchmark_says(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from synthgen.lab.language.scores import (
     summarize,
 )
 from synthgen.lab.memory import peak_bytes, reset_peak
-from synthgen.lab.segment.layouts import Annotated, Layout, Truth, open_layout
+from synthgen.lab.segment.layouts import Annotated, Layout, Truth, merged, open_layout
 from synthgen.lab.segment.rows import (
     bars,
     measure_images,
@@ -73,7 +73,9 @@ class LanguageSettings(Section):
     """What `evaluate_language` measures."""
 
     data: str = Field(
-        "scenes", description="scenes, scenes-tuning, voc, ade, cityscapes, coco, or folder."
+        "scenes",
+        description="scenes, scenes-tuning, voc, context, ade, cityscapes, cityscapes-27, coco, "
+        "cocostuff, cocostuff-171 (171 names, compared as 27 classes), or folder.",
     )
     root: Path | None = Field(None, description="Folder of the data set, as it was published.")
     split: str = "val"
@@ -258,8 +260,9 @@ class _Bench:
             done.value = self._predict(method, given, target, present)
             done.seconds = time.process_time() - clock
             used.append(done)
+            known, said = (merged(own, self.layout.groups) for own in (target, done.value))
             found[name] = {
-                "counts": counts_of(target, done.value),
+                "counts": counts_of(known, said),
                 "seconds": sum(stage.seconds for stage in used),
                 "megabytes": max(stage.megabytes for stage in used),
             }
@@ -367,12 +370,13 @@ def _write(
     if not good:
         raise ValueError(f"An image must be readable. Got {len(rows)}, first {rows[0]['failed']}")
     background = sorted(layout.background)
-    names = {str(number): name for number, name in layout.names.items()}
+    compared = layout.group_names or {number: layout.names[number] for number in numbers}
+    names = {str(number): name for number, name in compared.items()}
     result: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "num": len(good),
         "table": {
-            name: summarize([methods[name] for methods in good], numbers, background)
+            name: summarize([methods[name] for methods in good], sorted(compared), background)
             for name in settings.methods
         },
         "failed": {row["image"]: row["failed"] for row in rows if "failed" in row},

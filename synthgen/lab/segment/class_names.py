@@ -30,6 +30,18 @@ CITYSCAPES = {
 }
 """The 19 classes that are evaluated, by their number in ``labelIds``."""
 
+CITYSCAPES_27 = CITYSCAPES | {
+    9: "parking",
+    10: "rail track",
+    14: "guard rail",
+    15: "bridge",
+    16: "tunnel",
+    18: "polegroup",
+    29: "caravan",
+    30: "trailer",
+}
+"""All from 7 on, which papers without training compare (PiCIE, DiffSeg, LS)."""
+
 CONTEXT = (
     *VOC[:10],
     *("table", *VOC[11:]),
@@ -62,3 +74,33 @@ STUFF_27_OF: tuple[int, ...] = (
     *_STUFF,
 )
 """Supercategory of each of COCO-Stuff's 182 numbers (PiCIE), those of things first."""
+
+_STUFF_NAMES = (
+    *("banner", "blanket", "branch", "bridge", "building-other", "bush", "cabinet", "cage"),
+    *("cardboard", "carpet", "ceiling-other", "ceiling-tile", "cloth", "clothes", "clouds"),
+    *("counter", "cupboard", "curtain", "desk-stuff", "dirt", "door-stuff", "fence"),
+    *("floor-marble", "floor-other", "floor-stone", "floor-tile", "floor-wood", "flower", "fog"),
+    *("food-other", "fruit", "furniture-other", "grass", "gravel", "ground-other", "hill"),
+    *("house", "leaves", "light", "mat", "metal", "mirror-stuff", "moss", "mountain", "mud"),
+    *("napkin", "net", "paper", "pavement", "pillow", "plant-other", "plastic", "platform"),
+    *("playingfield", "railing", "railroad", "river", "road", "rock", "roof", "rug", "salad"),
+    *("sand", "sea", "shelf", "sky-other", "skyscraper", "snow", "solid-other", "stairs"),
+    *("stone", "straw", "structural-other", "table", "tent", "textile-other", "towel", "tree"),
+    *("vegetable", "wall-brick", "wall-concrete", "wall-other", "wall-panel", "wall-stone"),
+    *("wall-tile", "wall-wood", "water-other", "waterdrops", "window-blind", "window-other"),
+    "wood",
+)
+
+
+def stuff_171() -> dict[int, str]:
+    """COCO-Stuff's classes by their number in stuffthingmaps: 80 things, 91 of stuff from 91 on.
+
+    >>> names = stuff_171()
+    >>> len(names), names[0], names[89], names[91], names[181]
+    (171, 'person', 'toothbrush', 'banner', 'wood')
+    """
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    things = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:]
+    names = {number: name for number, name in enumerate(things) if name != "N/A"}
+    return names | dict(enumerate(_STUFF_NAMES, start=91))

@@ -66,8 +66,8 @@ class SegmentSettings(Section):
 
     data: str = Field(
         "scenes",
-        description="scenes, scenes-tuning, voc, context, ade, cityscapes, coco, cocostuff, bsds, "
-        "or folder.",
+        description="scenes, scenes-tuning, voc, context, ade, cityscapes (cityscapes-27), coco, "
+        "cocostuff (cocostuff-171), bsds, or folder.",
     )
     root: Path | None = Field(None, description="Folder of the data set, as it was published.")
     split: str = "val"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -18,10 +19,12 @@ from jaxtyping import Int, UInt8
 from synthgen.embedded.vocabulary import CLASSES, TUNING_SEEDS, VALIDATION_SEEDS
 from synthgen.lab.segment.class_names import (
     CITYSCAPES,
+    CITYSCAPES_27,
     CONTEXT,
     STUFF_27,
     STUFF_27_OF,
     VOC,
+    stuff_171,
 )
 from synthgen.lab.world.render import Scene, render
 from synthgen.registry import near_miss
@@ -32,6 +35,7 @@ from synthgen.types import IGNORE
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "voc": {"BL, SD 2.1, semantic": 0.66, "BL, SD 2.1, instances": 0.62},
     "cityscapes": {"BL, SD 2.1, semantic": 0.27, "BL, SD 2.1, instances": 0.21},
+    "cityscapes-27": {"DiffSeg, SD 1.4, mIoU": 0.212, "DiffCut, SSD-1B, mIoU": 0.306},
     "cocostuff": {"DiffSeg, SD 1.4, mIoU": 0.436, "DiffCut, SSD-1B, mIoU": 0.491},
 }
 """As reported (class IoU: BL section 5; one mask per class: mIoU), to stand beside ours."""
@@ -72,11 +76,15 @@ class Layout:
         images: In a fixed order.
         names: Classes by number; those that are not named are called by their number.
         background: Numbers that are no class.
+        groups: Where classes are named finely and compared coarsely: the group of each.
+        group_names: Groups by number.
     """
 
     images: Sequence[Annotated]
     names: Mapping[int, str] = field(default_factory=dict)
     background: frozenset[int] = frozenset()
+    groups: Mapping[int, int] = field(default_factory=dict)
+    group_names: Mapping[int, str] = field(default_factory=dict)
 
 
 def open_layout(kind: str, root: Path | None = None, split: str = "val", num: int = 200) -> Layout:
@@ -90,9 +98,10 @@ def open_layout(kind: str, root: Path | None = None, split: str = "val", num: in
             name), of Cityscapes with ``leftImg8bit`` and ``gtFine``, of
             COCO with ``annotations`` and ``val2017``, of COCO-Stuff with ``images/val2017`` and
             ``annotations/val2017`` (PNG of stuffthingmaps; PiCIE's list in ``curated``, if there
-            is one), of BSDS500 with ``data/images`` and ``data/groundTruth``; of a pair of
-            folders the one with ``images`` and ``masks``, PNG of class numbers with the images'
-            names (and classes.json, names by number).
+            is one; cocostuff-171: its finer classes, compared as 27), of BSDS500 with
+            ``data/images`` and ``data/groundTruth``; of a pair of folders the one with ``images``
+            and ``masks``, PNG of class numbers with the images' names (and classes.json, names
+            by number).
         split: Part of it: val, train, …
         num: The first so many.
 
@@ -174,18 +183,49 @@ def _context(root: Path, split: str, num: int) -> Layout:
 
 def _cocostuff(root: Path, split: str, num: int) -> Layout:
     """27 classes, of PiCIE's images where its list is there; as DiffSeg."""
-    folder, numbers = root / "images" / f"{split}2017", np.full(256, IGNORE)
-    numbers[: len(STUFF_27_OF)] = np.array(STUFF_27_OF)
+    fine = _cocostuff_171(root, split, num)
+
+    def coarse(one: Annotated) -> Annotated:
+        def truth() -> Truth:
+            return Truth(merged(one.truth().semantic, fine.groups))
+
+        return replace(one, truth=truth)
+
+    return Layout([coarse(one) for one in fine.images], fine.group_names)
+
+
+def merged(
+    semantic: Int[np.ndarray, "height width"], groups: Mapping[int, int]
+) -> Int[np.ndarray, "height width"]:
+    """Classes as their groups; what has none stays.
+
+    >>> merged(np.array([[-1, 3]]), {}).tolist()
+    [[-1, 3]]
+    >>> merged(np.array([[0, 7, 255]]), {0: 9, 7: 11}).tolist()
+    [[9, 11, 255]]
+    """
+    if not groups:
+        return semantic
+    numbers = np.arange(max(IGNORE, int(semantic.max()), *groups) + 1)
+    numbers[list(groups)] = list(groups.values())
+    found: Int[np.ndarray, "height width"] = numbers[semantic]
+    return found
+
+
+def _cocostuff_171(root: Path, split: str, num: int) -> Layout:
+    """171 classes are named, and compared as the 27 that they belong to (LS section 4.1)."""
+    folder = root / "images" / f"{split}2017"
     curated = root / "curated" / f"{split}2017" / "Coco164kFull_Stuff_Coarse_7.txt"
     names = _lines(curated) if curated.is_file() else [path.stem for path in _files(folder)]
     _refuse_paths(names[:num])
 
     def truth(name: str) -> Truth:
         found = read_labels(root / "annotations" / f"{split}2017" / f"{name}.png")
-        return Truth(numbers[found.clip(0, 255)])
+        return Truth(np.where(found < len(STUFF_27_OF), found, IGNORE))
 
     images = [_annotated(name, folder / f"{name}.jpg", truth) for name in names[:num]]
-    return Layout(images, dict(enumerate(STUFF_27)))
+    groups = dict(enumerate(STUFF_27_OF))
+    return Layout(images, stuff_171(), groups=groups, group_names=dict(enumerate(STUFF_27)))
 
 
 def _bsds(root: Path, split: str, num: int) -> Layout:
@@ -219,12 +259,12 @@ def _ade(root: Path, split: str, num: int) -> Layout:
     return Layout(images, names)
 
 
-def _cityscapes(root: Path, split: str, num: int) -> Layout:
+def _cityscapes(root: Path, split: str, num: int, names: Mapping[int, str] = CITYSCAPES) -> Layout:
     def truth(name: str) -> Truth:
         city, stem = name.split("/")
         folder = root / "gtFine" / split / city
         labels = read_labels(folder / f"{stem}_gtFine_labelIds.png")
-        semantic = np.where(np.isin(labels, list(CITYSCAPES)), labels, IGNORE)
+        semantic = np.where(np.isin(labels, list(names)), labels, IGNORE)
         objects = folder / f"{stem}_gtFine_instanceIds.png"
         if not objects.is_file():
             return Truth(semantic)
@@ -241,7 +281,7 @@ def _cityscapes(root: Path, split: str, num: int) -> Layout:
         _annotated(f"{path.parent.name}/{path.stem.removesuffix('_leftImg8bit')}", path, truth)
         for path in paths[:num]
     ]
-    return Layout(images, CITYSCAPES)
+    return Layout(images, names)
 
 
 def _coco(root: Path, split: str, num: int) -> Layout:
@@ -286,9 +326,11 @@ LAYOUTS: Mapping[str, Callable[[Path, str, int], Layout]] = {
     "voc": _voc,
     "context": _context,
     "cocostuff": _cocostuff,
+    "cocostuff-171": _cocostuff_171,
     "bsds": _bsds,
     "ade": _ade,
     "cityscapes": _cityscapes,
+    "cityscapes-27": partial(_cityscapes, names=CITYSCAPES_27),
     "coco": _coco,
     "folder": _pair,
 }
