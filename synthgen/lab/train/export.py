@@ -159,7 +159,6 @@ def export_clip(work: Path, folder: Path = SHIPPED_CLIP) -> None:
     model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
     about = {
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "started_from": meta["start"],
         "gem": GEM_SETTINGS,
         "seed": meta["settings"]["seed"],
         "recipe": _recipe(meta),
@@ -181,7 +180,6 @@ def export_blip(work: Path, folder: Path = SHIPPED_BLIP) -> None:
     model.load_state_dict(subset(tensors, "model") | subset(tensors, "ema"))
     about = {
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "started_from": meta["start"],
         "seed": meta["settings"]["seed"],
         "recipe": _recipe(meta),
     }
@@ -191,8 +189,9 @@ def export_blip(work: Path, folder: Path = SHIPPED_BLIP) -> None:
 
 
 def _recipe(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says of a training run, with the curve thinned."""
-    kept = {key: meta[key] for key in ("step", "grid", "samples", "settings") if key in meta}
+    """What a card says of a training run and what it began with, with the curve thinned."""
+    names = ("start", "step", "grid", "samples", "settings")
+    kept = {key: meta[key] for key in names if meta.get(key) is not None}
     return {**kept, "curve": thinned(meta.get("curve", []))}
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from synthgen.embedded.card import read_card
 from synthgen.lab.train.latents import encode_blocks, image_to_unit, shrink
 from synthgen.lab.train.models import build_scheduler, build_text_encoder, build_unet
 from synthgen.lab.train.tokenizer import load_tokenizer
@@ -145,6 +146,9 @@ class LdmTrainer(Trainer):
         for name, source in (("unet", unet), ("text", text)):
             self.modules[name].load_state_dict(source.state_dict())
             self.averages[f"ema_{name}"].load(dict(self.modules[name].named_parameters()))
+        card = read_card(weights)
+        before = card["recipe"]["ldm"]["samples"]
+        self.start_from = f"{card['name']} after {before:,} samples"
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Min-SNR weighted squared error of the predicted noise."""
