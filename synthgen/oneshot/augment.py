@@ -76,3 +76,28 @@ def recolor(
     turned: Tensor = adjust_hue(image01, float(rng.uniform(-0.5, 0.5)))
     found: Tensor = adjust_brightness(turned, float(rng.uniform(0.6, 1.4)))
     return found
+
+
+def change_background(
+    image01: Float[Tensor, "3 height width"],
+    mask: Int[Tensor, "height width"],
+    rng: np.random.Generator,
+) -> Float[Tensor, "3 height width"]:
+    """The image before a background of other colors: its own, turned, or one that is made up.
+
+    Every second one has the example's hues turned by any angle, a third to three times as bright;
+    the others are of random colors at 1 x 1 to 4 x 4 places, bilinear between them.
+
+    Args:
+        image01: Values in 0 to 1.
+        mask: Class of each pixel; those of class 0 are replaced.
+        rng: Decides.
+    """
+    if rng.random() < 0.5:
+        turned = adjust_hue(image01, float(rng.uniform(-0.5, 0.5)))
+        other = adjust_brightness(turned, float(rng.uniform(0.3, 3.0)))
+    else:
+        num = int(rng.integers(1, 5))
+        colors = torch.from_numpy(rng.random((1, 3, num, num), dtype=np.float32))
+        other = F.interpolate(colors, size=mask.shape, mode="bilinear", align_corners=False)[0]
+    return torch.where(mask[None] == 0, other, image01)

@@ -26,7 +26,7 @@ from synthgen import progress
 from synthgen.config import digest, load_section
 from synthgen.diffusion.backbones import origin_of
 from synthgen.oneshot.attending import ClassReader, resized
-from synthgen.oneshot.augment import augment, recolor
+from synthgen.oneshot.augment import augment, change_background, recolor
 from synthgen.oneshot.parts import Parts, class_states, fingerprint, place_parts, rgb
 from synthgen.oneshot.settings import PartSettings
 from synthgen.oneshot.slime import mask_on_grid, slime_losses
@@ -184,6 +184,8 @@ class Fit:
         image01, mask = augment(*self.examples[index], settings.augmentation, rng)
         if rng.random() < settings.recolor:
             image01 = recolor(image01, rng)
+        if rng.random() < settings.backgrounds:
+            image01 = change_background(image01, mask, rng)
         latents = self.reader.encode(image01)
         timestep = int(rng.integers(settings.timesteps[0], settings.timesteps[1] + 1))
         noise = int(rng.integers(2**62))

@@ -92,7 +92,7 @@ class Parts:
         Args:
             image: RGB array of 8 bits, or an image of PIL, of any size.
             masks: What `segment` made of it, for ``clusters``; None: it is segmented.
-            changes: Of timestep, was, presence, noises, patches, clusters, refiner, seed.
+            changes: Of `FOUND_BY`: timestep, was, presence, noises, patches, clusters, refiner, ….
 
         Raises:
             ValueError: For another setting, or an image that is none.
@@ -179,11 +179,15 @@ class Parts:
         image01: Float[Tensor, "3 height width"],
         settings: PartSettings,
     ) -> Float[Tensor, "cls grid_height grid_width"]:
-        """Class maps of one view: the mean over noises, and the rule of .2."""
+        """Class maps of one view: the mean over timesteps and noises, and the rule of .2."""
         latents = reader.encode(image01).expand(settings.noises, -1, -1, -1)
         seeds = [settings.seed + noise for noise in range(settings.noises)]
-        found = reader(latents, settings.timestep, seeds, states, len(self.names) + 1)
-        cross, was = found.cross.mean(0), found.was.mean(0)
+        found = [
+            reader(latents, timestep, seeds, states, len(self.names) + 1)
+            for timestep in (settings.timestep, *settings.more_timesteps)
+        ]
+        cross = torch.cat([one.cross for one in found]).mean(0)
+        was = torch.cat([one.was for one in found]).mean(0)
         if settings.rescale:
             low, high = was.amin((1, 2), True), was.amax((1, 2), True)
             first, last = cross.amin((1, 2), True), cross.amax((1, 2), True)

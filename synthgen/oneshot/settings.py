@@ -25,6 +25,9 @@ class PartSettings(Section):
         (5, 100), description="Range of the noise that is learned at (table 7)."
     )
     timestep: Timestep = Field(100, description="Noise that parts are found at (table 8).")
+    more_timesteps: tuple[Timestep, ...] = Field(
+        (), description="Others, whose maps are averaged with those; not in the paper."
+    )
     text: str = Field(
         "part", description="What embeddings begin as: names, or a word to repeat (table 5)."
     )
@@ -48,6 +51,11 @@ class PartSettings(Section):
         0.0,
         description="Share of the views in other colors, so that a part is no color; not in the "
         "paper.",
+    )
+    backgrounds: Fraction = Field(
+        0.0,
+        description="Share of the views before another background, so that parts are not what "
+        "stands out from the example's; not in the paper.",
     )
     checkpointing: bool = Field(
         False, description="Compute the UNet's blocks again on the way back: less memory."
@@ -93,7 +101,7 @@ class PartSettings(Section):
 
 
 FOUND_BY = (
-    *("timestep", "was", "rescale", "presence", "noises", "patches", "clusters", "refiner"),
-    "seed",
+    *("timestep", "more_timesteps", "noises", "patches", "was", "rescale", "presence"),
+    *("clusters", "refiner", "seed"),
 )
 """Settings that may be changed when parts are found."""

@@ -129,6 +129,15 @@ def test_parts_are_saved_and_read_back(pipe: Any, tmp_path: Path) -> None:
     assert half.names == NAMES
 
 
+def test_maps_of_several_timesteps_are_their_mean(pipe: Any) -> None:
+    image, mask = example()
+    parts = synthgen.learn_parts(pipe, image, mask, names=NAMES, presence=0.0, **QUICK)
+    alone = [parts.maps(image, timestep=t, noises=2) for t in (20, 100, 300)]
+    both = parts.maps(image, timestep=20, more_timesteps=(100, 300), noises=2)
+    np.testing.assert_allclose(both, np.mean(alone, 0), atol=1e-6)
+    assert np.abs(alone[0] - alone[2]).max() > 1e-3
+
+
 def test_another_model_is_refused_in_one_line(pipe: Any, tmp_path: Path) -> None:
     image, mask = example()
     synthgen.learn_parts(pipe, image, mask, names=NAMES, **QUICK).save(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthgen.oneshot.augment import PRESETS, augment, recolor
+from synthgen.oneshot.augment import PRESETS, augment, change_background, recolor
 from synthgen.oneshot.learn import resize_mask
 from synthgen.oneshot.slime import (
     Projected,
@@ -152,6 +152,21 @@ def test_views_keep_image_and_mask_together(preset: str) -> None:
         assert set(torch.unique(classes).tolist()) <= {0, 1, 2, 255}
     rng = np.random.default_rng(3)
     assert torch.equal(augment(image01, mask, preset, rng)[1], classes)
+
+
+def test_another_background_leaves_parts_and_what_is_undecided_alone() -> None:
+    image01 = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(8, 12, dtype=torch.long)
+    mask[:, 4:8], mask[:, 8:] = 1, 255
+    views = [change_background(image01, mask, np.random.default_rng(seed)) for seed in range(40)]
+    again = change_background(image01, mask, np.random.default_rng(0))
+    assert torch.equal(views[0], again)
+    outside = torch.stack([view[:, :, :4] for view in views])
+    assert all(torch.equal(view[:, :, 4:], image01[:, :, 4:]) for view in views)
+    assert 0 <= outside.min() <= outside.max() <= 1
+    assert outside.mean((1, 2, 3)).std() > 0.1  # darker and lighter ones
+    plain = outside.flatten(2).std(2).amax(1) < 1e-5
+    assert 0 < plain.float().mean() < 0.3  # an eighth is of one color
 
 
 def test_other_colors_keep_what_is_gray_gray() -> None:
