@@ -1,7 +1,8 @@
 """Mask2Former as an auditor: the masks of a semantic map, each with its class.
 
 BL (section 4, figure 7) compares with the class-specific masks of a semantic segmentation: one
-mask per class, however many pieces it has, background classes included; hence its Top-3.
+mask per class, however many pieces it has, background classes (sky, sea) included; hence its
+Top-3. What a model calls "background" is no class but the rest, sky and sea in one: no mask.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def annotate_scores(
 ) -> Annotations:
     """A mask for each class that wins a pixel, largest first, with the class's mean score in it.
 
+    A class called background has none.
+
     Args:
         scores: Of one image, as `class_scores` gives them.
         names: What the classes are called.
@@ -52,6 +55,7 @@ def annotate_scores(
     best = scores.argmax(0)
     classes, areas = np.unique(best, return_counts=True)
     classes = classes[np.argsort(-areas, kind="stable")]
+    classes = classes[[names[c] != "background" for c in classes]]
     masks = best == classes[:, None, None]
     means = [float(scores[c][mask].mean()) for c, mask in zip(classes, masks, strict=True)]
     return Annotations(
@@ -84,6 +88,7 @@ class Mask2FormerAuditor:
         self._batch_size = settings.batch_size
         self._identity = {
             "name": name,
+            "version": 2,  # what a model calls background has no mask
             "sha256": sha256,
             "configuration": {
                 path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))

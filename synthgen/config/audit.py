@@ -42,9 +42,9 @@ class VerdictConfig(Section):
     embedded model's masks and the true objects and parts as annotations: they keep 91 % of the
     samples and reject 99 % of them once their masks are shuffled. Of 64 generated images that the
     embedded SAM looks at they keep 89 %, none with shuffled masks (``synthgen bench verdicts``).
-    ``min_label_iou`` says "another object", not "a border that is off": on 24 tuning scenes all
+    ``min_label_iou`` says "another object", not "a border that is off": on 64 tuning scenes all
     true labels are kept and all found ones that are right (IoU with the truth at least half), and
-    the 6 wrong ones and all exchanged names are rejected; so are they by any value to .55.
+    4 of 7 wrong ones and all exchanged names are rejected; so are they by any value to .45.
     """
 
     top: TopN = Field(
