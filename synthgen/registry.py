@@ -42,6 +42,14 @@ LABELERS: Mapping[str, str] = {
     "argmax": "synthgen.labeling.label:label_by_argmax",
 }
 
+CLUSTER_REFINERS: Mapping[str, str] = {
+    "none": "",  # clusters stay as they are
+    "affinity": "synthgen.segmentation.refine:refine_by_affinity",
+    "guided": "synthgen.segmentation.refine:refine_by_guided_filter",
+    "affinity-guided": "synthgen.segmentation.refine:refine_by_affinity_and_guide",
+    "superpixel": "synthgen.segmentation.refine:refine_by_superpixels",
+}
+
 REFINERS: Mapping[str, str] = {
     "none": "synthgen.labeling.refine:keep",
     "upsampling-error": "synthgen.labeling.refiners_border:ignore_uncertain",

@@ -18,7 +18,14 @@ from pydantic import (
     model_validator,
 )
 
-from synthgen.registry import LABELERS, REFINERS, RENAMED, SEGMENTERS, check_name
+from synthgen.registry import (
+    CLUSTER_REFINERS,
+    LABELERS,
+    REFINERS,
+    RENAMED,
+    SEGMENTERS,
+    check_name,
+)
 
 ALGORITHM_VERSION = 3
 """Raised whenever a change of ours changes the bytes of a dataset."""
@@ -183,14 +190,16 @@ class SegmentationConfig(Section):
     method: str = Field("per-head", description="Row of SEGMENTERS or 'module:attribute'.")
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
-    refiner: Literal["none", "affinity"] = Field(
-        "affinity",
-        description="affinity: move the clusters' borders to the image's edges, for each k; none: "
-        "BL's, which are smooth.",
+    refiner: str = Field(
+        "affinity-guided",
+        description="What moves the clusters' borders to the image's edges, for each k: row of "
+        "CLUSTER_REFINERS (affinity, guided, affinity-guided, superpixel) or 'module:attribute'; "
+        "none: BL's, which are smooth.",
     )
     masks: MaskConfig = MaskConfig()
 
     _known_method = row_of("method", SEGMENTERS)
+    _known_refiner = row_of("refiner", CLUSTER_REFINERS)
 
     @property
     def needs_self_map(self) -> bool:

@@ -202,9 +202,7 @@ def _segment_places(
     engine = make_engine([block[None] for block in blocks], size)
     labels = engine.assign(means[None], ks, return_labels=True).labels
     assert labels is not None
-    refined = labels[0].numpy()
-    if config.refiner == "affinity":
-        refined = refine_clusters(refined, ks, sample.image)
+    refined = refine_clusters(labels[0].numpy(), ks, sample.image, config.refiner)
     return Segmentation.of(build_masks(refined, ks, **dict(config.masks)), ks, refined, 0, True)
 
 

@@ -1,9 +1,11 @@
 """Clusters whose borders follow the image, which BL leaves to future work.
 
 Clusters are bilinear shadows of grids 4 to 32 times coarser than the image: their borders are
-smooth where the image has an edge a few pixels away. Here each pixel passes its clusters on to
-those of its neighbors that look like it, first far, then near, and takes the cluster that most
-has come from:
+smooth where the image has an edge a few pixels away. A refiner, a row of CLUSTER_REFINERS, moves
+them there, before masks are made:
+
+affinity: each pixel passes its clusters on to those of its neighbors that look like it, first
+far, then near, and takes the cluster that most has come from:
 
     p_i <- sum_j w_ij p_j,    w_ij = softmax over j of -|I_i - I_j| / (CONTRAST s_i)
 
@@ -13,6 +15,16 @@ so that a weak edge in a calm place counts as much as a strong one in a lively p
 the neighbors at all distances at once, ten times. One distance after the other, seven times in
 all, is no worse and visits 56 instead of 320 neighbors.
 
+guided: in every window the clusters' shares are a linear function of the color (the guided filter
+of He, Sun and Tang 2013, eq. 3 to 5 and, for color, 19 to 21), fitted on a grid four times coarser
+(He and Sun 2015): what two sides of an edge have in common with the colors of each decides.
+
+affinity-guided, the default: both, one behind the other. The neighbors then need not look so far
+away, which keeps parts apart.
+
+superpixel: every cluster of color and position, a hundred of them, takes the cluster that most of
+its pixels have.
+
 An image whose longer side is far above `SIDE` is refined at about that side. Its pixels then take
 the clusters of the nine cells around them, weighed by likeness in the same way, and only where
 these differ: at borders. What is left of texture are specks: they join what is around them.
@@ -20,7 +32,8 @@ these differ: at borders. What is left of texture are specks: they join what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,13 +42,19 @@ from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
+from synthgen.registry import CLUSTER_REFINERS, resolve
+from synthgen.segmentation.features import rgbxy_block
+from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.masks import number_pieces
 
 SIDE = 128
 """Side that images are refined at: there are then 2 to 4 cells of it per cell of the attention."""
 
-SCHEDULE = (8, 4, 2, 1, 4, 2, 1)
+FAR_AND_NEAR = (8, 4, 2, 1, 4, 2, 1)
 """Distance of the neighbors, one averaging after the other; chosen on tuning scenes."""
+
+NEAR = (4, 2, 1, 4, 2, 1)
+"""The same where the guided filter follows."""
 
 CONTRAST = 0.15
 """Share of the local deviation that a difference in color is measured in; on tuning scenes."""
@@ -44,39 +63,168 @@ LEAST_DEVIATION = 24 / 255
 """Deviation below which a place has no edges but noise, weave or a gradient, and passes clusters
 on in all directions alike; chosen on photographs. On tuning scenes 2 to 24 are one."""
 
+RADIUS = 12
+"""Half the side of the guided filter's windows, in pixels of `SIDE`; on tuning scenes."""
+
+LEAST_VARIANCE = 1e-4
+"""Variance of colors in [0, 1] that the guided filter takes for noise, He et al.'s epsilon: less
+is half a point better on tuning scenes, whose colors are even, and frays skies."""
+
+COARSER = 4
+"""How much coarser the grid is that the guided filter is fitted on."""
+
+SUPERPIXELS = 100
+"""Clusters of color and position; on tuning scenes 250 are worse."""
+
 SPECK = 0.0005
 """Share of the image below which a connected piece of a cluster is none: the least mask's."""
 
 _NINE = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))
 _AROUND = tuple(offset for offset in _NINE if offset != (0, 0))
 
+Labels = UInt8[np.ndarray, "k height width"]
+Picture = UInt8[np.ndarray, "height width 3"]
+Colors = Float[Tensor, "channel height width"]
+Maps = Float[Tensor, "map height width"]
+
+
+@runtime_checkable
+class ClusterRefiner(Protocol):
+    """What a row of CLUSTER_REFINERS must be."""
+
+    def __call__(self, labels: Labels, ks: Sequence[int], image: Picture) -> Labels:
+        """Refine the label map of every k at the resolution of the image."""
+        ...
+
 
 def refine_clusters(
-    labels: UInt8[np.ndarray, "k height width"],
-    ks: Sequence[int],
-    image: UInt8[np.ndarray, "height width 3"],
-) -> UInt8[np.ndarray, "k height width"]:
+    labels: Labels, ks: Sequence[int], image: Picture | None, refiner: str = "affinity-guided"
+) -> Labels:
     """Label maps whose borders lie where the image has edges; each stays a partition.
 
     Args:
         labels: Label map per k.
         ks: Numbers of clusters, in the order of ``labels``.
         image: The image, at the size of the label maps.
+        refiner: Row of CLUSTER_REFINERS or ``module:attribute``; none: as they are.
+
+    Raises:
+        ValueError: Without the image, for an unknown refiner, or for clusters that it invents.
     """
+    if refiner == "none":
+        return labels
+    if image is None:
+        raise ValueError(
+            f"refiner={refiner!r} must have the image. Got none; give image=..., or "
+            "refiner='none'."
+        )
+    found: ClusterRefiner = resolve(refiner, CLUSTER_REFINERS, "segmentation.refiner")
+    refined = found(labels, ks, image)
+    if refined.shape != labels.shape or (refined.max((1, 2)) >= np.asarray(ks)).any():
+        raise ValueError(
+            f"segmentation.refiner {refiner!r} must return {labels.shape} numbers of clusters "
+            f"below {tuple(ks)}. Got {refined.shape} up to {refined.max((1, 2)).tolist()}."
+        )
+    return refined
+
+
+def refine_by_affinity(labels: Labels, ks: Sequence[int], image: Picture) -> Labels:
+    """Pixels take the clusters of those around them that look like them."""
+    return _refine_shares(labels, ks, image, lambda i, p: spread(i, p, FAR_AND_NEAR))
+
+
+def refine_by_guided_filter(labels: Labels, ks: Sequence[int], image: Picture) -> Labels:
+    """Shares of clusters become linear functions of the color, window by window."""
+    return _refine_shares(labels, ks, image, guided_filter)
+
+
+def refine_by_affinity_and_guide(labels: Labels, ks: Sequence[int], image: Picture) -> Labels:
+    """Affinity with near neighbors, then the guided filter."""
+    return _refine_shares(labels, ks, image, lambda i, p: guided_filter(i, spread(i, p, NEAR)))
+
+
+def refine_by_superpixels(labels: Labels, ks: Sequence[int], image: Picture) -> Labels:
+    """Every superpixel takes the cluster of most of its pixels, of equal ones the first."""
+    regions = cluster([rgbxy_block(image)], image.shape[:2], (SUPERPIXELS,)).labels[0]
+    numbers = regions.astype(np.int64)
+    refined = []
+    for label_map, k in zip(labels, ks, strict=True):
+        votes = np.bincount((numbers * k + label_map).ravel(), minlength=SUPERPIXELS * k)
+        winners = votes.reshape(SUPERPIXELS, k).argmax(1).astype(np.uint8)
+        refined.append(join_specks(winners[regions], SPECK * label_map.size))
+    return np.stack(refined)
+
+
+def _refine_shares(
+    labels: Labels, ks: Sequence[int], image: Picture, smooth: Callable[[Colors, Maps], Maps]
+) -> Labels:
+    """Label maps from shares of clusters that were smoothed along the image at about `SIDE`."""
     height, width = image.shape[:2]
     factor, cells = square_cells((height, width))
     colors = torch.from_numpy(image.astype(np.float32) / 255).movedim(-1, 0).contiguous()
     small = cell_means(colors, cells)
-    maps = _cluster_shares(labels, ks, cells).view(sum(ks), *small.shape[1:])
-    scale = CONTRAST * local_deviation(small, sorted(set(SCHEDULE))).clamp(min=LEAST_DEVIATION)
-    weights = {d: neighbor_weights(small, (d,), scale) for d in set(SCHEDULE)}
-    for distance in SCHEDULE:
-        maps = average_neighbors(maps, (distance,), weights[distance])
+    maps = smooth(small, _cluster_shares(labels, ks, cells).view(sum(ks), *small.shape[1:]))
     if factor == 1:
         refined = _winners(maps, ks)
     else:
         refined = back_to_pixels(maps, ks, small, colors, factor)
     return np.stack([join_specks(label_map, SPECK * height * width) for label_map in refined])
+
+
+def spread(image: Colors, maps: Maps, distances: Sequence[int]) -> Maps:
+    """Each pixel takes over from neighbors that look like it, one distance after the other."""
+    every = sorted(set(distances))
+    scale = CONTRAST * local_deviation(image, every).clamp(min=LEAST_DEVIATION)
+    weights = {d: neighbor_weights(image, (d,), scale) for d in every}
+    for distance in distances:
+        maps = average_neighbors(maps, (distance,), weights[distance])
+    return maps
+
+
+def guided_filter(
+    image: Colors,
+    maps: Maps,
+    radius: int = RADIUS,
+    least_variance: float = LEAST_VARIANCE,
+    coarser: int = COARSER,
+) -> Maps:
+    """The guided filter with a color guide (He, Sun and Tang 2013, eq. 19 to 21), made fast.
+
+    Coefficients are found on a grid ``coarser`` times coarser and upsampled (He and Sun 2015).
+    Windows at the image's rim hold what is inside of it.
+
+    Args:
+        image: The guide, in [0, 1].
+        maps: What is filtered, each map alone.
+        radius: Of the windows, in pixels.
+        least_variance: Epsilon, which keeps coefficients small where colors hardly vary.
+        coarser: 1 for the filter as it was published first.
+    """
+    reach = max(1, round(radius / coarser))
+
+    def mean(planes: Float[Tensor, "*plane rows columns"]) -> Float[Tensor, "*plane rows columns"]:
+        flat = planes.reshape(-1, *planes.shape[-2:])
+        means = F.avg_pool2d(flat, 2 * reach + 1, 1, reach, count_include_pad=False)
+        return means.view(planes.shape)
+
+    guide, shares = (F.avg_pool2d(x, coarser, ceil_mode=True) for x in (image, maps))
+    mean_guide, mean_shares = mean(guide), mean(shares)
+    variance = mean(guide[:, None] * guide) - mean_guide[:, None] * mean_guide
+    covariance = mean(guide[:, None] * shares) - mean_guide[:, None] * mean_shares
+    noise = least_variance * torch.eye(len(guide))
+    slopes = torch.linalg.solve(
+        variance.permute(2, 3, 0, 1) + noise, covariance.permute(2, 3, 0, 1)
+    ).permute(2, 3, 0, 1)  # channel, map, row, column
+    offsets = mean_shares - (slopes * mean_guide[:, None]).sum(0)
+    both = mean(torch.cat([slopes, offsets[None]]))
+    if coarser > 1:
+        both = F.interpolate(both, scale_factor=coarser, mode="bilinear", align_corners=False)
+    height, width = image.shape[1:]
+    both = both[..., :height, :width]
+    filtered = both[-1].clone()
+    for slope, channel in zip(both[:-1], image, strict=True):
+        filtered.addcmul_(slope, channel)
+    return filtered
 
 
 def join_specks(

@@ -51,7 +51,7 @@ def segment(
     max_iterations: int = 300,
     tolerance: float = 2e-5,
     seed: int = 0,
-    refiner: Literal["none", "affinity"] = "affinity",
+    refiner: str = "affinity-guided",
     merge_iou: float = 0.9,
     min_area: float = 0.0005,
     split_components: bool = False,
@@ -75,7 +75,8 @@ def segment(
         max_iterations: Of k-means at each k.
         tolerance: Gain of an update, as a share of the features' variance, that ends k-means.
         seed: Of the first centroids.
-        refiner: affinity: move the clusters' borders to the image's edges; none: as in BL.
+        refiner: What moves the clusters' borders to the image's edges: affinity, guided,
+            affinity-guided, superpixel; none: as in BL.
         merge_iou: Masks of at least this IoU become one.
         min_area: Share of the image below which a mask is dropped.
         split_components: Each connected piece of a cluster is a mask of its own.
@@ -173,13 +174,7 @@ def segment_blocks(
         interpolation=interpolation,
     )
     labels = _resize_nearest(clustering.labels, size)
-    if refiner == "affinity":
-        if image is None:
-            raise ValueError(
-                "refiner='affinity' must have the image. Got none; give image=..., or "
-                "refiner='none'."
-            )
-        labels = refine_clusters(labels, clustering.ks, image)
+    labels = refine_clusters(labels, clustering.ks, image, refiner)
     merged = build_masks(labels, clustering.ks, **masks)
     steps, still = max(clustering.iterations), clustering.converged
     return Segmentation.of(merged, clustering.ks, labels, steps, still)

@@ -66,7 +66,6 @@ def segmentation_of(
     config: SegmentationConfig,
 ) -> Segmentation:
     """Masks of finished label maps, with borders as the configuration has them."""
-    stacked, ks = np.stack(labels), tuple(ks)
-    if config.refiner == "affinity":
-        stacked = refine_clusters(stacked, ks, sample.image)
+    ks = tuple(ks)
+    stacked = refine_clusters(np.stack(labels), ks, sample.image, config.refiner)
     return Segmentation.of(build_masks(stacked, ks, **dict(config.masks)), ks, stacked, 0, True)

@@ -13,7 +13,10 @@ from planted import planted_sample
 from synthgen.config import SegmentationConfig
 from synthgen.embedded.vocabulary import TUNING_SEEDS
 from synthgen.lab.world.render import render
+from synthgen.registry import CLUSTER_REFINERS
 from synthgen.segmentation import refine
+from synthgen.segmentation.features import rgbxy_block
+from synthgen.segmentation.kmeans import cluster
 from synthgen.segmentation.metrics import boundary_f
 from synthgen.segmentation.segment import segment_sample
 
@@ -56,7 +59,7 @@ def slow_refinement(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, 
         colors[
             np.clip(rows + d * dy, 0, height - 1)[:, None], np.clip(columns + d * dx, 0, width - 1)
         ]
-        for d in set(refine.SCHEDULE)
+        for d in set(refine.FAR_AND_NEAR)
         for dy in (-1, 0, 1)
         for dx in (-1, 0, 1)
     ]
@@ -64,7 +67,7 @@ def slow_refinement(labels: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, 
     refined = []
     for label_map, k in zip(labels, KS, strict=True):
         p = np.stack([label_map == c for c in range(k)]).astype(float)
-        for distance in refine.SCHEDULE:
+        for distance in refine.FAR_AND_NEAR:
             p = slow_step(p, colors, distance, scale)
         refined.append(p)
     return np.stack(
@@ -139,10 +142,86 @@ def test_equals_the_formula_pixel_by_pixel() -> None:
     image = np.random.default_rng(1).integers(0, 256, (11, 14, 3), dtype=np.uint8)
     labels = noisy_labels(11, 14)
     expected, shares = slow_refinement(labels, image)
-    found = refine.refine_clusters(labels, KS, image)
+    found = refine.refine_by_affinity(labels, KS, image)
     clear = [np.diff(np.sort(p, 0)[-2:], axis=0)[0] > 1e-5 for p in shares]
     assert np.mean(clear) > 0.95
     assert (found == expected)[np.stack(clear)].all()
+
+
+def slow_guided_filter(
+    image: np.ndarray, p: np.ndarray, radius: int, least_variance: float
+) -> np.ndarray:
+    """He, Sun and Tang 2013, eq. 19 to 21, window by window and pixel by pixel."""
+    height, width, _ = image.shape
+
+    def window(y: int, x: int) -> tuple[slice, slice]:
+        return tuple(slice(max(v - radius, 0), v + radius + 1) for v in (y, x))  # type: ignore[return-value]
+
+    slope, offset = np.zeros((height, width, 3)), np.zeros((height, width))
+    for y, x in np.ndindex(height, width):
+        colors, shares = image[window(y, x)].reshape(-1, 3), p[window(y, x)].ravel()
+        covariance = np.cov(colors.T, bias=True) + least_variance * np.eye(3)
+        together = (colors * shares[:, None]).mean(0) - colors.mean(0) * shares.mean()
+        slope[y, x] = np.linalg.solve(covariance, together)
+        offset[y, x] = shares.mean() - slope[y, x] @ colors.mean(0)
+    out = np.zeros((height, width))
+    for y, x in np.ndindex(height, width):
+        mean_slope = slope[window(y, x)].reshape(-1, 3).mean(0)
+        out[y, x] = mean_slope @ image[y, x] + offset[window(y, x)].mean()
+    return out
+
+
+def test_the_guided_filter_equals_its_equations() -> None:
+    rng = np.random.default_rng(3)
+    image = rng.random((13, 17, 3)).astype(np.float32)
+    maps = rng.random((2, 13, 17)).astype(np.float32)
+    guide, shares = torch.from_numpy(image).movedim(-1, 0), torch.from_numpy(maps)
+    found = refine.guided_filter(guide, shares, 3, 1e-3, coarser=1)
+    for one, p in zip(found, maps, strict=True):
+        np.testing.assert_allclose(one, slow_guided_filter(image, p, 3, 1e-3), atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (37, 51)])
+def test_the_coarser_filter_keeps_what_is_linear_in_the_color(
+    size: tuple[int, int],
+) -> None:
+    y, x = np.mgrid[: size[0], : size[1]] / 64
+    image = torch.from_numpy(np.stack([y, x, 0 * x]).astype(np.float32))
+    maps = torch.stack([0.2 + 0.3 * image[0] + 0.4 * image[1], 0.8 - 0.5 * image[1]])
+    found = refine.guided_filter(image, maps, 8, 1e-7)
+    np.testing.assert_allclose(found, maps, atol=3e-3)
+
+
+def test_superpixels_take_the_cluster_of_most_of_their_pixels() -> None:
+    scene = render(TUNING_SEEDS[3])
+    truth = (scene.instance > 0).astype(np.uint8)
+    shifted = np.roll(truth, 3, axis=1)
+    found = refine.refine_by_superpixels(shifted[None], (2,), scene.image)[0]
+    regions = cluster([rgbxy_block(scene.image)], truth.shape, (refine.SUPERPIXELS,)).labels[0]
+    for region in np.unique(regions):
+        inside = regions == region
+        votes = np.bincount(shifted[inside], minlength=2)
+        agrees = found[inside] == votes.argmax()
+        assert agrees.all() or inside.sum() < refine.SPECK * truth.size or agrees.mean() > 0.5
+    assert boundary_f(truth > 0, found > 0, 1.0) > boundary_f(truth > 0, shifted > 0, 1.0)
+
+
+def invents(labels: np.ndarray, ks: tuple[int, ...], image: np.ndarray) -> np.ndarray:
+    return labels + 1
+
+
+def mirrors(labels: np.ndarray, ks: tuple[int, ...], image: np.ndarray) -> np.ndarray:
+    return labels[:, :, ::-1]
+
+
+def test_a_refiner_of_mine_is_a_row_like_any_other() -> None:
+    labels, image = noisy_labels(20, 24), np.zeros((20, 24, 3), np.uint8)
+    found = refine.refine_clusters(labels, KS, image, f"{__name__}:mirrors")
+    assert np.array_equal(found, labels[:, :, ::-1])
+    with pytest.raises(ValueError, match=r"must return .* Got .* up to \[2, 3\]"):
+        refine.refine_clusters(labels, KS, image, f"{__name__}:invents")
+    with pytest.raises(ValueError, match="Did you mean 'guided'"):
+        SegmentationConfig(refiner="giuded")
 
 
 def test_pixels_weigh_the_cells_around_them() -> None:
@@ -174,27 +253,32 @@ def test_specks_join_what_is_around_them(seed: int) -> None:
     assert np.array_equal(refine.join_specks(everywhere, 1000.0), everywhere), "nothing to join"
 
 
+REFINERS = [name for name in CLUSTER_REFINERS if name != "none"]
+
+
+@pytest.mark.parametrize("name", REFINERS)
 @pytest.mark.parametrize("size", [(40, 60), (300, 512), (257, 400)])
-def test_every_k_stays_a_partition_and_the_bytes_repeat(size: tuple[int, int]) -> None:
+def test_every_k_stays_a_partition_and_the_bytes_repeat(size: tuple[int, int], name: str) -> None:
     image = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     labels = noisy_labels(*size)
-    found = refine.refine_clusters(labels, KS, image)
+    found = refine.refine_clusters(labels, KS, image, name)
     assert found.shape == labels.shape
     assert found.dtype == np.uint8
     assert all(found[i].max() < k for i, k in enumerate(KS))
     torch.set_num_threads(2)
-    again = refine.refine_clusters(labels, KS, image)
+    again = refine.refine_clusters(labels, KS, image, name)
     torch.set_num_threads(1)
     assert np.array_equal(found, again)
 
 
+@pytest.mark.parametrize("name", ["affinity", "affinity-guided"])
 @pytest.mark.parametrize("size", [128, 512])
-def test_a_shifted_border_comes_back_to_the_edge(size: int) -> None:
+def test_a_shifted_border_comes_back_to_the_edge(size: int, name: str) -> None:
     scene = render(TUNING_SEEDS[3], size=size)
     truth = (scene.instance > 0).astype(np.uint8)
     shifted = np.roll(truth, size // 40, axis=1)
     before = boundary_f(truth > 0, shifted > 0, 1.0)
-    found = refine.refine_clusters(shifted[None], (2,), scene.image)[0]
+    found = refine.refine_clusters(shifted[None], (2,), scene.image, name)[0]
     assert boundary_f(truth > 0, found > 0, 1.0) > before + 0.3
 
 

@@ -37,11 +37,11 @@ from synthgen.segmentation.segment import segment_sample
 from synthgen.types import HeadFeatures, Prompt, Sample
 
 METHODS = {
-    f"{name}{'' if refiner == 'affinity' else '_unrefined'}": SegmentationConfig(
+    f"{name}{'_unrefined' if refiner == 'none' else ''}": SegmentationConfig(
         method=name.replace("_", "-"), refiner=refiner
     )
     for name in ("per_head", "head_average", "rgbxy", "ncut", "ward", "diffcut")
-    for refiner in ("affinity", "none")
+    for refiner in ("affinity-guided", "none")
 }
 BATCH = 10
 STRENGTH, STEPS = 0.05, 40  # BL section 5: two effective steps of forty

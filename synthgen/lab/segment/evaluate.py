@@ -80,7 +80,7 @@ class SegmentSettings(Section):
         description="Rows of segmentation.method, or 'module:attribute' of yours.",
     )
     refiners: tuple[str, ...] = Field(
-        ("affinity", "none"), description="Of segmentation.refiner; each method with each."
+        ("affinity-guided", "none"), description="Of segmentation.refiner; each method with each."
     )
     captions: bool = Field(False, description="The data's captions as prompts; none: no text.")
     timestep: int | None = Field(
@@ -95,7 +95,7 @@ class SegmentSettings(Section):
         """The segmentation of each row of the table."""
         own = self.segmentation.model_dump()
         return {
-            f"{method}{'' if refiner == 'affinity' else f', {refiner}'}": (
+            f"{method}{'' if refiner == 'affinity-guided' else f', {refiner}'}": (
                 SegmentationConfig.model_validate(own | {"method": method, "refiner": refiner})
             )
             for method in self.methods
