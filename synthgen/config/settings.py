@@ -30,7 +30,7 @@ from synthgen.registry import (
 ALGORITHM_VERSION = 3
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 7
+LABELING_VERSION = 8
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

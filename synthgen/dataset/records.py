@@ -123,7 +123,7 @@ def sample_json(record: Record) -> dict[str, Any]:
     """The content of KEY.json. ``seed`` and ``image_index`` are lifted out of the provenance."""
     height, width = record.image.shape[:2]
     segments = describe_segments(record.mask_set)
-    labels = {} if record.labels is None else describe_labels(record.labels)
+    labels = {} if record.labels is None else describe_labels(record.labels, record.mask_set)
     for segment, label in zip(segments, labels.pop("segments", []), strict=False):
         segment |= label
     provenance = dict(record.provenance)
@@ -177,13 +177,14 @@ def describe_segments(mask_set: MaskSet) -> list[dict[str, Any]]:
     ]
 
 
-def describe_labels(labels: LabelMap) -> dict[str, Any]:
+def describe_labels(labels: LabelMap, mask_set: MaskSet | None = None) -> dict[str, Any]:
     """What a json says of labels: ``segments`` (label and score), ``not_found``, ``instances``.
 
     A mask's label is a class name, ``background``, or empty where it is undecided. Instances are
-    the components of the semantic map (`synthgen.labeling.instances`), ids from 1.
+    the components of the semantic map (`synthgen.labeling.instances`), taken apart by the masks
+    where objects touch; ids from 1.
     """
-    instances = find_instances(labels)
+    instances = find_instances(labels, mask_set)
     rles = encode_masks(np.stack([item.mask for item in instances])) if instances else []
     pairs = zip(labels.mask_labels.tolist(), labels.mask_scores.tolist(), strict=True)
     return {
