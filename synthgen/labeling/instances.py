@@ -152,7 +152,8 @@ def solidity(mask: Mask) -> float:
 def likeness(a: Mask, b: Mask) -> float:
     """IoU of two regions, center on center and scaled to one area, b mirrored if that is better.
 
-    >>> square, bar = np.ones((6, 6), dtype=bool), np.ones((2, 18), dtype=bool)
+    >>> square, bar = np.zeros((2, 20, 20), dtype=bool)
+    >>> square[5:11, 5:11] = bar[5:7, 1:19] = True
     >>> likeness(square, square), likeness(square, bar) < 0.5
     (1.0, True)
     """
