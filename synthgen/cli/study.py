@@ -21,7 +21,7 @@ DECIDED = (
 )
 """Settings that the rows of a study decide."""
 
-Name = StrEnum("Name", ["layers", "components", "resolutions", "mid", "upsampling"])
+Name = StrEnum("Name", ["layers", "components", "resolutions", "mid", "upsampling", "refinement"])
 Images = StrEnum("Images", ["generated", "rendered"])
 
 
@@ -31,7 +31,8 @@ def study(
         typer.Argument(
             metavar="NAME...",
             help="layers (table 2), mid (8), resolutions (6), components (7), upsampling (6 "
-            "against 7); several share captures and scores.",
+            "against 7), refinement (ours: borders per grid and per k); several share captures "
+            "and scores.",
         ),
     ],
     backbone: Annotated[

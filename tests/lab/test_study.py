@@ -37,6 +37,7 @@ from synthgen.lab.study.settings import Layout, Setting, StudyName, model_layout
 from synthgen.lab.study.study import Study, score_row
 from synthgen.lab.world.render import render
 from synthgen.progress import report
+from synthgen.registry import CLUSTER_REFINERS
 from synthgen.segmentation.packed import PackedMasks
 from synthgen.segmentation.segment import segment_sample
 from synthgen.types import (
@@ -371,8 +372,28 @@ def rendered(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("rendered")
     config = tiny_config(tiny_pipeline, Path("scenes"), "num=2")
     truth = AuditorConfig(name="truth")
-    run_study(["layers", "mid"], config, truth, out, source="rendered")
+    run_study(["layers", "mid", "refinement"], config, truth, out, source="rendered")
     return out
+
+
+def test_borders_are_studied_on_each_grid_and_at_each_k(rendered: Path) -> None:
+    found = pq.read_table(rendered / "refinement.parquet").to_pylist()
+    per_grid = [row for row in found if row["k"] is None]
+    assert {row["refiner"] for row in per_grid} == {*CLUSTER_REFINERS}
+    assert {tuple(row["grids"]) for row in per_grid} == {(8, 16, 32), (8,), (16,), (32,)}
+    one_k = [row for row in found if row["k"] is not None]
+    assert {(row["k"], row["refiner"]) for row in one_k} == {
+        (k, refiner) for k in (2, 3) for refiner in ("none", "affinity-guided")
+    }
+    for row in one_k:
+        assert 0 < row["num_masks"] <= row["k"]
+        others = {f"top_5_k{k}" for k in (2, 3) if k != row["k"]}
+        assert all(row[name] is None for name in others)
+        assert row[f"top_5_k{row['k']}"] == pytest.approx(row["top_5"])
+    text = (rendered / "refinement.md").read_text()
+    assert "| refiner | k |" in text
+    assert "- affinity-guided ≥ none (both [16], all k): " in text
+    assert "- affinity-guided ≥ none (both [8, 16, 32], k 3): " in text
 
 
 def test_rendered_scenes_are_scored_against_their_truth(rendered: Path) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from synthgen.config import SegmentationConfig
 from synthgen.lab.study.bootstrap import Interval, paired_intervals
 from synthgen.lab.study.results import Results
 from synthgen.lab.study.settings import Row, StudyName
+from synthgen.registry import CLUSTER_REFINERS
 
 ENOUGH = 0.02
 """What BL calls no significant change: 3 components lose .02 in Top-5 (table 6, IDs 0 and 6)."""
@@ -83,6 +85,7 @@ def study_claims(results: Results) -> list[Claim]:
                 "weights": "reweight" if about.reweight else "no reweight",
                 "grids": f"{about.layers} [{', '.join(str(side) for side in about.grids)}]",
                 "components": about.components,
+                "k": f"k {about.k}" if about.k else "all k",
             }
             claims += [Claim(text.format(n=n, **words), row, other, n, margin) for n in tops]
     return claims
@@ -121,6 +124,11 @@ def _comparisons(study: StudyName, rows: Sequence[Row]) -> Iterator[Comparison]:
         yield both, up, text, NOTHING, (5,)
         plain, weighted = {"reweight": False}, {"reweight": True}
         yield plain, weighted, "no reweight ≥ reweight ({layers})", None, (5,)
+    if study == "refinement":
+        default = SegmentationConfig().refiner
+        for other in (name for name in CLUSTER_REFINERS if name != default):
+            text = f"{default} ≥ {other} ({{grids}}, {{k}})"
+            yield {"refiner": default}, {"refiner": other}, text, None, (5,)
     if study == "mid":
         text = f"mid adds nothing ({nothing}; {{layers}}, {{weights}})"
         yield {"mid": True}, {"mid": False}, text, NOTHING, (5,)

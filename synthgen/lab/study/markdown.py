@@ -35,7 +35,8 @@ def _facts(results: Results) -> dict[str, str]:
     seen = f"{counts.mean():.1f} masks per image, at least 15 in {int((counts >= 15).sum())}"
     failed = ", ".join(f"{n} × {reason}" for reason, n in sorted(results.failures.items()))
     papers = [paper for row in results.rows for paper in row.papers]
-    reference = row_label(results.study, results.rows[results.reference])
+    first = results.rows[results.reference]
+    reference = row_label(results.study, first) if first.papers else "1"
     facts = {
         **results.about,
         "images": f"{num} {results.about['images']}" + (f" (failed: {failed})" if failed else ""),
@@ -67,6 +68,8 @@ def _table(results: Results) -> str:
     tops = [f"{results.family} Top-{n}" for n in TOPS]
     sizes = ["Attention Resolution", "#Principal Components", "Upsample Resolution"]
     about = ["Reweight", "Layer", *(sizes if wide else [])]
+    own = not STUDIES[results.study].papers
+    about += ["refiner", "k"] if own else []
     shown = [*tops, *about, "Sample Count"] if wide else [*about, *tops]
     deltas = [f"Δ Top-{n}" for n in COMPARED]
     means = {name: results.mean(name) for name in (*(f"top_{n}" for n in TOPS), *truth)}
@@ -75,9 +78,11 @@ def _table(results: Results) -> str:
     for i, row in enumerate(results.rows):
         scores = [_number(means[f"top_{n}"][i]) + _published(results, row, n) for n in TOPS]
         setting = _setting_cells(row, wide)
+        if own:
+            setting += [row.setting.refiner, str(row.setting.k or "all")]
         lines.append(
             [
-                row_label(results.study, row),
+                str(i + 1) if own else row_label(results.study, row),
                 *([*scores, *setting, str(len(results.images))] if wide else [*setting, *scores]),
                 *(column[i] for column in intervals),
                 *(_number(means[name][i]) for name in truth),

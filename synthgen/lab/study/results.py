@@ -28,6 +28,8 @@ _KINDS: Mapping[str, Any] = {
     "components": pa.int32(),
     "reweight": pa.bool_(),
     "resolution": pa.int32(),
+    "refiner": pa.string(),
+    "k": pa.int32(),
 }
 
 
@@ -81,7 +83,7 @@ def results_bytes(results: Results) -> bytes:
     lines = []
     for i, row in enumerate(results.rows):
         ids = " ".join(f"{paper.table}:{paper.id}" for paper in row.papers if paper.table)
-        names = ("layers", "mid", "grids", "components", "reweight", "resolution")
+        names = ("layers", "mid", "grids", "components", "reweight", "resolution", "refiner", "k")
         setting = {name: getattr(row.setting, name) for name in names}
         for j, planned in enumerate(results.images):
             image = {"key": planned.key, "prompt_id": planned.prompt.id, "seed": planned.seed}

@@ -7,6 +7,8 @@ image; components are at most the head dimension. Paper rows that come to the sa
 row. Everything else is the table's: tables 6 and 7 were run with reweighting, table 2 without
 the middle block. Which layers tables 6 and 7 are about is not certain: they are repeated with up
 layers and with both.
+
+One study is our own: what borders that follow the image are worth on each grid and at each k.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from synthgen.config import SegmentationConfig
 from synthgen.diffusion.selection import Layer
 from synthgen.lab.study.paper import ALL_GRIDS, TABLES, PaperRow, paper_row
+from synthgen.registry import CLUSTER_REFINERS
 from synthgen.segmentation.segment import segment_sample
 from synthgen.types import HeadFeatures, Sample, Segmentation
 
-StudyName = Literal["layers", "components", "resolutions", "mid", "upsampling"]
+StudyName = Literal["layers", "components", "resolutions", "mid", "upsampling", "refinement"]
 Position = Literal["down", "up", "both", "none"]
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -50,6 +53,9 @@ class Setting:
         components: Principal components per head.
         reweight: BL eq. 5.
         resolution: Longer side in pixels that features are upsampled to and clustered at.
+        refiner: Of `segmentation.refiner`; empty in what repeats the paper, whose components are
+            as they are, too.
+        k: The only number of clusters; None: all of them.
     """
 
     layers: Position
@@ -58,6 +64,8 @@ class Setting:
     components: int
     reweight: bool
     resolution: int
+    refiner: str = ""
+    k: int | None = None
 
     @property
     def name(self) -> str:
@@ -71,20 +79,24 @@ class Setting:
         layers = f"{self.layers}{'+mid' if self.mid else ''}"
         grids = ",".join(str(side) for side in self.grids)
         weights = "reweight" if self.reweight else "plain"
-        return f"{layers} grids {grids} pc {self.components} {weights} at {self.resolution}"
+        name = f"{layers} grids {grids} pc {self.components} {weights} at {self.resolution}"
+        refined = f" refiner {self.refiner}" if self.refiner else ""
+        return f"{name}{refined}{f' k {self.k}' if self.k else ''}"
 
     def segment(self, sample: Sample, base: SegmentationConfig) -> Segmentation:
         """The masks of a captured sample: ``base`` decides whatever the row does not."""
         chosen = replace(sample, features=self.select(sample.features))
-        wanted = {
-            "components": self.components,
-            "reweight": self.reweight,
-            "normalization": "none",  # as in BL
-        }
+        wanted: dict[str, Any] = {"components": self.components, "reweight": self.reweight}
+        clusters: dict[str, Any] = {"resolution": self.resolution}
+        if not self.refiner:
+            wanted["normalization"] = "none"  # as in BL
+        if self.k is not None:
+            clusters["ks"] = (self.k,)
         changes = {
             "features": base.features.model_copy(update=wanted),
-            "clusters": base.clusters.model_copy(update={"resolution": self.resolution}),
+            "clusters": base.clusters.model_copy(update=clusters),
             **({"method": "rgbxy"} if self.layers == "none" else {}),
+            **({"refiner": self.refiner} if self.refiner else {}),
         }
         with warnings.catch_warnings():  # heads of fewer features keep all; `study_rows` says so
             warnings.filterwarnings("ignore", "features.components must be at most")
@@ -152,14 +164,14 @@ class Design:
 
     Args:
         title: For people.
-        papers: The paper's rows in the order of the study's table.
-        reference: The row that the others are compared with.
+        papers: The paper's rows in the order of the study's table; none in a study of ours.
+        reference: The row that the others are compared with; None: the first.
         wide: Whether it has the columns of tables 6 and 7, otherwise those of 2 and 8.
     """
 
     title: str
     papers: tuple[PaperRow, ...]
-    reference: PaperRow
+    reference: PaperRow | None
     wide: bool
 
 
@@ -203,10 +215,13 @@ STUDIES: Mapping[StudyName, Design] = {
         paper_row(6, 4),
         True,
     ),
+    "refinement": Design("borders that follow the image, per grid and per k", (), None, True),
 }
 
 
-def study_rows(study: StudyName, layout: Layout) -> tuple[Row, ...]:
+def study_rows(
+    study: StudyName, layout: Layout, ks: Sequence[int] = (2, 5, 6, 10, 20)
+) -> tuple[Row, ...]:
     """The rows of a study for a model, and the baseline at each of their resolutions.
 
     Rows that name a grid which the model lacks are left out. Warns once, of components that are
@@ -220,6 +235,8 @@ def study_rows(study: StudyName, layout: Layout) -> tuple[Row, ...]:
             "The study 'mid' must have a model with self-attention in its middle block. Got "
             "none; choose another --backbone or study."
         )
+    if study == "refinement":
+        return _refinement_rows(layout, ks)
     papers, head_dim = STUDIES[study].papers, layout.head_dim
     over = sorted({row.components for row in papers if row.components > head_dim}, reverse=True)
     if over:
@@ -236,6 +253,20 @@ def study_rows(study: StudyName, layout: Layout) -> tuple[Row, ...]:
     sides = sorted({setting.resolution for setting in merged})
     baseline = [Row(Setting("none", False, (), 0, False, side)) for side in sides]
     return (*(Row(setting, rows) for setting, rows in merged.items()), *baseline)
+
+
+def _refinement_rows(layout: Layout, ks: Sequence[int]) -> tuple[Row, ...]:
+    """Every refiner on all grids and on each alone; without and with the default at each k."""
+    grids = tuple(sorted(layout.grids))
+    whole = Setting("both", False, grids, min(8, layout.head_dim), False, layout.image)
+    per_grid = [
+        replace(whole, grids=own, refiner=refiner)
+        for own in dict.fromkeys([grids, *((side,) for side in grids)])
+        for refiner in CLUSTER_REFINERS
+    ]
+    default = SegmentationConfig().refiner
+    per_k = [replace(whole, refiner=refiner, k=k) for k in ks for refiner in ("none", default)]
+    return tuple(Row(setting) for setting in (*per_grid, *per_k))
 
 
 def adapt(paper: PaperRow, layout: Layout) -> Setting | None:

@@ -108,7 +108,8 @@ class Study:
         size = image_size(self.backbone, config, source)
         layers = attention_layers(self.backbone.pipeline.unet, self.backbone.latent_size(*size))
         layout = model_layout(layers, size)
-        self.rows = {name: study_rows(name, layout) for name in dict.fromkeys(names)}
+        ks = config.segmentation.clusters.ks
+        self.rows = {name: study_rows(name, layout, ks) for name in dict.fromkeys(names)}
         every = (row.setting for rows in self.rows.values() for row in rows)
         self.settings = tuple(dict.fromkeys(every))
         kept = {"grids": None, "device": "cpu"}
@@ -208,8 +209,8 @@ class Study:
             rows=self.rows[name],
             images=tuple(known),
             metrics={
-                metric: np.array([[scores[metric] for scores in row] for row in rows])
-                for metric in rows[0][0]
+                metric: np.array([[scores.get(metric, np.nan) for scores in row] for row in rows])
+                for metric in rows[0][0]  # of all k; a row of one k lacks those of the others
             },
             failures=failures,
             about=self._about(),
