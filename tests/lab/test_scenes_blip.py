@@ -65,7 +65,8 @@ def test_it_begins_with_the_tower_of_scenes_clip_and_goes_on_from_itself(
     stored = load_file(tmp_path / "weights" / "model.safetensors")[name].float()
     assert torch.equal(again.model.state_dict()[name], stored)
     card = json.loads((tmp_path / "weights" / "card.json").read_text())
-    assert (card["recipe"]["start"], again.start_from) == ("scenes-clip", "scenes-blip")
+    assert card["recipe"]["start"] == "scenes-clip, its vision tower"
+    assert again.start_from == "scenes-blip after 64 samples, from scenes-clip, its vision tower"
 
 
 def test_the_shipped_one_describes_scenes_from_the_command_line(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from synthgen.embedded.clip import Clip
 from synthgen.embedded.vocabulary import CLASSES, COLORS
 from synthgen.lab.train.latents import image_to_unit
 from synthgen.lab.train.tokenizer import caption_words
-from synthgen.lab.train.trainer import Settings, Trainer
+from synthgen.lab.train.trainer import Settings, Trainer, lineage
 from synthgen.lab.world.captions import compose_caption, parse_caption
 from synthgen.lab.world.corpus import Corpus, TruthCorpus
 
@@ -133,8 +133,10 @@ class BlipTrainer(Trainer):
         embeddings, with the spread that patches have on average. CLIP's patches have half the
         side: ours see the image at half its size.
         """
-        self.start_from = str(read_card(weights)["name"])
-        if self.start_from == "scenes-blip":
+        card = read_card(weights)
+        self.start_from = f"{card['name']}, its vision tower"
+        if card["name"] == "scenes-blip":
+            self.start_from = lineage(card["name"], card["recipe"])
             stored = load_file(weights / "model.safetensors")  # tied weights are stored once
             self.model.load_state_dict({k: t.float() for k, t in stored.items()}, strict=False)
             self.averages["ema"].load(dict(self.model.named_parameters()))

@@ -25,7 +25,7 @@ from synthgen.embedded.card import read_card
 from synthgen.lab.train.latents import encode_blocks, image_to_unit, shrink
 from synthgen.lab.train.models import build_scheduler, build_text_encoder, build_unet
 from synthgen.lab.train.tokenizer import load_tokenizer
-from synthgen.lab.train.trainer import Progress, Settings, Trainer
+from synthgen.lab.train.trainer import Progress, Settings, Trainer, lineage
 from synthgen.lab.world.corpus import Corpus
 
 MIN_SNR = 5.0
@@ -147,8 +147,7 @@ class LdmTrainer(Trainer):
             self.modules[name].load_state_dict(source.state_dict())
             self.averages[f"ema_{name}"].load(dict(self.modules[name].named_parameters()))
         card = read_card(weights)
-        before = card["recipe"]["ldm"]["samples"]
-        self.start_from = f"{card['name']} after {before:,} samples"
+        self.start_from = lineage(card["name"], card["recipe"]["ldm"])
 
     def loss(self, step: int, rank: int, workers: int) -> Tensor:
         """Min-SNR weighted squared error of the predicted noise."""

@@ -68,6 +68,16 @@ class Settings:
             )
 
 
+def lineage(name: str, recipe: Mapping[str, Any]) -> str:
+    """What weights are that another training goes on from: every stage, the last one first.
+
+    >>> lineage("scenes-blip", {"samples": 230400, "start": "scenes-clip"})
+    'scenes-blip after 230,400 samples, from scenes-clip'
+    """
+    before = f", from {recipe['start']}" if recipe.get("start") else ""
+    return f"{name} after {recipe['samples']:,} samples{before}"
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where training stands: step, mean loss since the last report, seconds per step."""
