@@ -13,6 +13,8 @@
     python -m synthgen.lab.train export-clip
     python -m synthgen.lab.train blip --steps 3600 --scenes 40000 --threads 1 --bf16 --lr 8e-4 \
         --warm-up 100 --decay-share 0.6 --ema-decay 0.995 --start synthgen/embedded/weights_clip
+    python -m synthgen.lab.train blip --steps 11500 --scenes 40000 --threads 1 --bf16 --lr 6e-4 \
+        --warm-up 100 --decay-share 0.6 --start synthgen/embedded/weights_blip
     python -m synthgen.lab.train export-blip
 
 Every recipe resumes from its checkpoint folder under `--work`; run the same command again to go
