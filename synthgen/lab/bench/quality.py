@@ -96,7 +96,9 @@ def sweep_settings(
     """Scores of per-head features by what is recorded, and by how it is clustered."""
     grids = ((8,), (16,), (32,), (8, 16), (16, 32))
     captures = {f"layers={part}": CaptureConfig(layers=part) for part in ("up", "down", "both")}
-    captures |= {f"grids={list(sides)}": CaptureConfig(grids=sides) for sides in grids}
+    captures |= {
+        f"grids={list(sides)}": CaptureConfig(layers="both", grids=sides) for sides in grids
+    }
     recorders: dict[str, Recorder] = {
         name: partial(record, capture=capture) for name, capture in captures.items()
     }
