@@ -308,7 +308,7 @@ def test_methods_are_scored_image_by_image_and_go_on(tmp_path: Path) -> None:
 
 def test_the_command_prints_its_table_and_refuses_data_without_a_folder(tmp_path: Path) -> None:
     arguments = ["evaluate", "segment", "--out", str(tmp_path / "out"), "--num", "1"]
-    chosen = ["-s", "methods=[rgbxy,ward]", "-s", "refiners=[affinity]"]
+    chosen = ["-s", "methods=[rgbxy,ward]", "-s", "refiners=[affinity-guided]"]
     done = CliRunner().invoke(app, [*arguments, *chosen])
     assert done.exit_code == 0, done.output
     assert "| ward |" in done.stdout

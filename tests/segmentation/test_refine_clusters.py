@@ -256,8 +256,16 @@ def test_specks_join_what_is_around_them(seed: int) -> None:
 REFINERS = [name for name in CLUSTER_REFINERS if name != "none"]
 
 
-@pytest.mark.parametrize("name", REFINERS)
-@pytest.mark.parametrize("size", [(40, 60), (300, 512), (257, 400)])
+SMALL, LARGE = (40, 60), [(300, 512), (257, 400)]  # superpixels of large noise take half a minute
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        *((SMALL, name) for name in REFINERS),
+        *((size, name) for size in LARGE for name in REFINERS if name != "superpixel"),
+    ],
+)
 def test_every_k_stays_a_partition_and_the_bytes_repeat(size: tuple[int, int], name: str) -> None:
     image = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     labels = noisy_labels(*size)
