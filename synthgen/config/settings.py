@@ -30,7 +30,7 @@ from synthgen.registry import (
 ALGORITHM_VERSION = 3
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 8
+LABELING_VERSION = 9
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -254,9 +254,9 @@ class LabelConfig(Section):
     )
     power: int = Field(4, ge=1, le=16, description="dataset-diffusion: self-attention's power.")
     refiner: str = Field(
-        "pamr",
+        "none",
         description="Row of REFINERS (none, pamr, color-majority, upsampling-error, "
-        "upsampling-color) or 'module:attribute'.",
+        "upsampling-color) or 'module:attribute'; none: as the masks' borders are.",
     )
 
     _known_method = row_of("method", {"none": "", "parts": "", **LABELERS})

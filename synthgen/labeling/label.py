@@ -3,7 +3,7 @@
     label_image = class attention → labeler (registry.LABELERS) → keep_present → decide → refiner
 
 A labeler scores, `decide` chooses: background and absence are rows and tests there, nothing is
-painted. Specks that a refiner leaves join what is around them. Every label has its share as a
+painted. Specks that are left join what is around them. Every label has its share as a
 score; classes without a pixel are listed.
 """
 
@@ -46,7 +46,7 @@ def label(
     method: str = "clusters",
     image: UInt8[np.ndarray, "height width 3"] | None = None,
     prompts: Sequence[str] | None = None,
-    refiner: str = "pamr",
+    refiner: str = "none",
     background: float = 1.0,
     presence: float = 0.1,
     presence_area: float = 0.002,
@@ -129,7 +129,7 @@ def label_image(
     uncertainty: Float[np.ndarray, "height width"] | None = None,
     *,
     method: str = "clusters",
-    refiner: str = "pamr",
+    refiner: str = "none",
     margin: float = 0.02,
     background: float = 1.0,
     presence: float = 0.1,
@@ -157,8 +157,6 @@ def label_image(
     )
     scores = keep_present(scored, presence, presence_area)
     decided = decide(scores, heatmaps.class_names, margin)
-    if refiner == "none":
-        return decided
     planes = dict(enumerate(decision_scores(scores.pixels)))
     semantic = refine(refiner, decided.semantic, image, planes, uncertainty)
     semantic = join_specks(semantic, SPECK * semantic.size)

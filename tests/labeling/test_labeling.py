@@ -411,6 +411,20 @@ def test_specks_that_a_refiner_leaves_join_what_is_around_them() -> None:
     assert found.semantic[9, 5:10].tolist() == [1, 0, 0, 0, 1]
 
 
+def test_specks_of_a_labeler_join_what_is_around_them_without_a_refiner() -> None:
+    """By red: of two pixels, of another class or undecided, nothing is left; three stay."""
+    image = BLANK.copy()
+    image[32:, :, 0] = 255
+    image[5, 6:8, 0], image[9, 6:9, 0], image[50, 6:8, 0] = 255, 255, 127  # the last: a tie
+    heat = planted({"cat": np.ones((4, 4))}, np.ones((4, 4)))
+    config = LabelConfig(method="test_labeling:by_red", **PLAIN | {"margin": 0.02})
+    assert config.refiner == LabelConfig().refiner == "none"
+    found = label_sample(planted_segmentation(), heat, None, config, image)
+    assert found.semantic[5, 5:9].tolist() == [0, 0, 0, 0]
+    assert found.semantic[9, 5:10].tolist() == [0, 1, 1, 1, 0]
+    assert found.semantic[50, 5:9].tolist() == [1, 1, 1, 1]
+
+
 def speckle(
     semantic: np.ndarray, image: np.ndarray, scores: object = None, uncertainty: object = None
 ) -> np.ndarray:

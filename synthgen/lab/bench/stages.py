@@ -41,7 +41,7 @@ from synthgen.types import (
 SIDE = 512
 DIM = 64  # of a head of SD 2.1
 CLASSES = ("house", "tree")
-SETTINGS = ("labeling.method=clusters", "labeling.refiner=pamr")
+SETTINGS = ("labeling.method=clusters",)
 T = TypeVar("T")
 
 
