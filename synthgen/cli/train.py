@@ -258,7 +258,7 @@ def instances(
 
       synthgen evaluate instances --num 100
 
-      synthgen evaluate instances --tuning --set labeling.refiner=none
+      synthgen evaluate instances --tuning --set labeling.refiner=pamr
     """
     from synthgen.lab.downstream.instances import instance_table, measure_instances
 
