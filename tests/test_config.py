@@ -103,7 +103,7 @@ def test_every_setting_is_either_in_the_digest_or_listed_as_left_out() -> None:
 
 def test_settings_of_earlier_versions_are_read_and_not_taken() -> None:
     """Digests are what they were, so that datasets in the making go on."""
-    before = load(overrides=["labeling.method=vote"])
+    before = load(overrides=["labeling.method=vote", "labeling.refiner=pamr"])
     tree = yaml.safe_load(dump(before))
     tree["capture"] |= {"rows": "cond", "heatmaps": "prompt"}
     tree["segmentation"]["clusters"] |= {"solver": "knot", "restarts": 1}
