@@ -144,9 +144,10 @@ def solidity(mask: Mask) -> float:
     >>> solidity(np.ones((3, 4), dtype=bool))
     1.0
     """
-    y, x = np.nonzero(mask)
-    corners = np.concatenate([np.stack([y + a, x + b], 1) for a in (0, 1) for b in (0, 1)])
-    return round(len(y) / float(ConvexHull(corners).volume), 9)
+    y = np.flatnonzero(mask.any(1))  # a row's first and last pixel span what is between them
+    left, right = mask[y].argmax(1), mask.shape[1] - mask[y, ::-1].argmax(1)
+    corners = np.concatenate([np.stack([y + a, x], 1) for a in (0, 1) for x in (left, right)])
+    return round(float(mask.sum() / ConvexHull(corners).volume), 9)
 
 
 def likeness(a: Mask, b: Mask) -> float:

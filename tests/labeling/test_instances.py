@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import ConvexHull
 
 from synthgen.lab.downstream.instances import average_precision, measure_instances, touching_scene
 from synthgen.lab.world.render import render
-from synthgen.labeling.instances import Instance, find_instances, split_touching
+from synthgen.labeling.instances import Instance, find_instances, solidity, split_touching
 from synthgen.types import LabelMap, MaskSet
 
 Y, X = np.mgrid[:64, :64]
@@ -102,3 +103,15 @@ def test_the_table_counts_what_both_ways_find() -> None:
         whole, split = found[kind]["components"], found[kind]["split"]
         assert 0 <= whole["ap"] <= 1 >= split["ap"] >= 0
         assert 0 < whole["found"] <= split["found"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_solidity_is_of_the_hull_of_all_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((40, 50), dtype=bool)
+    for y, x, h, w in rng.integers((0, 0, 1, 1), (30, 40, 10, 10), (seed + 1, 4)):
+        mask[y : y + h, x : x + w] = rng.random((h, w)) < 0.7
+    mask[7, 9] = True
+    y, x = np.nonzero(mask)
+    corners = np.concatenate([np.stack([y + a, x + b], 1) for a in (0, 1) for b in (0, 1)])
+    assert solidity(mask) == pytest.approx(mask.sum() / ConvexHull(corners).volume, abs=1e-8)
