@@ -218,10 +218,10 @@ def make_batches(
             outcomes = _denoise(recipe, batch)
             share = round((time.perf_counter() - started) / len(batch), 4)
             each = [
-                (recipe, planned, outcome, number, share)
+                (recipe, planned, [outcome], number, share)
                 for planned, outcome in zip(batch, outcomes, strict=True)
             ]
-            del outcomes  # features are held by what is to be finished alone
+            del outcomes  # features are held by the lists alone, and _finish empties those
             if pool is None:
                 yield [_finish(*arguments) for arguments in each]
             else:
@@ -292,11 +292,15 @@ def _on_cpu(outcome: Sample | Failure) -> Sample | Failure:
 
 
 def _finish(
-    recipe: Recipe, planned: PlannedSample, outcome: Sample | Failure, number: int, share: float
+    recipe: Recipe, planned: PlannedSample, held: list[Sample | Failure], number: int, share: float
 ) -> Made:
-    """Masks, labels and files of a sample, on one thread: sums depend on how they are split."""
+    """Masks, labels and files of a sample, on one thread: sums depend on how they are split.
+
+    The sample is taken out of its list, so that its features end before its result is seen: a
+    thread that just gave a result holds its arguments for as long as the system lets it wait.
+    """
     with one_thread():
-        made = _finished(recipe, planned, outcome, number)
+        made = _finished(recipe, planned, held.pop(), number)
     return replace(made, row=replace(made.row, seconds_generate=share))
 
 

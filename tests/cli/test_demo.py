@@ -23,10 +23,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from synthgen.cli import app
-from synthgen.config import load
+from synthgen.config import load, load_section
 from synthgen.dataset.labels import class_names
 from synthgen.dataset.loader import open_dataset
 from synthgen.embedded.vocabulary import CLASSES
+from synthgen.lab.downstream.experiment import DownstreamSettings
 
 pytestmark = pytest.mark.timeout(1200)  # a server and real models, on machines that are busy
 ROOT = Path(__file__).parents[2]
@@ -191,7 +192,11 @@ def test_readme_install_commands_name_what_exists() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_readme_commands_parse(line: str) -> None:
     """Every flag is known, every value is of its type, every setting exists; nothing is run."""
-    load(overrides=parse(line).get("overrides") or [])
+    changes = parse(line).get("overrides") or []
+    if line.startswith("synthgen evaluate downstream"):  # has settings of its own
+        load_section(DownstreamSettings, changes, synthetic={"url": "data/scenes"})
+    else:
+        load(overrides=changes)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +205,13 @@ def test_readme_commands_parse(line: str) -> None:
         ("synthgen bench kmeans --absent", "No such option: --absent"),
         ("synthgen export here", "Missing parameter: out"),
         ("synthgen label here --num 0", "greater than or equal to 1"),
+        ("synthgen generate here --set seeds=[0]", "seeds must be a known setting"),
+        ("synthgen evaluate downstream --set seed=0", "seed must be a known setting"),
     ],
 )
 def test_wrong_commands_do_not_parse(line: str, reason: str) -> None:
     with pytest.raises(Exception, match=reason):
-        parse(line)
+        test_readme_commands_parse(line)
 
 
 def parse(line: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
 def test_no_more_samples_are_held_than_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However slow the workers are, and however many."""
+    """However slow the workers are, however many, and however late they wake after a result."""
     config = with_workers(ordered_config(tmp_path, "num=12", "dataset.shard_size=12"), 3)
     recipe = Recipe(config, "0" * 64, config.generation.batch_size)
     captured: list[weakref.ref[torch.Tensor]] = []
@@ -69,8 +69,17 @@ def test_no_more_samples_are_held_than_planned(
         time.sleep(0.05)
         return segment(*arguments)
 
+    class Late(ThreadPoolExecutor):
+        """Its threads go on with their work, and drop the last one's arguments, late."""
+
+        def submit(self, *arguments: Any, **named: Any) -> Any:
+            future = super().submit(*arguments, **named)
+            future.add_done_callback(lambda _: time.sleep(0.1))
+            return future
+
     segment = jobs.batch.segment_sample
     monkeypatch.setattr(jobs.batch, "segment_sample", slow)
+    monkeypatch.setattr(jobs.batch, "ThreadPoolExecutor", Late)
     recipe.__dict__["model"] = replace(recipe.model, draw=counted)
     made = [
         one
