@@ -27,10 +27,10 @@ from synthgen.registry import (
     check_name,
 )
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Raised whenever a change of ours changes the bytes of a dataset."""
 
-LABELING_VERSION = 9
+LABELING_VERSION = 10
 """Raised whenever a change of ours changes labels, but not what they are labels of."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

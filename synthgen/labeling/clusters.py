@@ -74,12 +74,18 @@ def cluster_means(
     >>> cluster_means(np.array([[[0.0, 2.0, 4.0, 6.0]]]), labels, (2, 2)).tolist()
     [[[1.5, 1.5, 3.5, 5.5]]]
     """
-    total = np.zeros(maps.shape, dtype=np.float64)
+    starts = np.ones(labels.shape[1:], dtype=bool)  # of runs in a row that are one at every k
+    starts[:, 1:] = (labels[:, :, 1:] != labels[:, :, :-1]).any(0)
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first, append=starts.size)
+    run_sums = np.add.reduceat(maps.reshape(len(maps), -1), first, axis=1, dtype=np.float64)
+    total = np.zeros(run_sums.shape)
     for clusters, k in zip(labels, ks, strict=True):
-        pieces = number_pieces(clusters)
-        counts = np.maximum(np.bincount(pieces.ravel()), 1)
-        for row, plane in enumerate(maps):
-            sums = np.bincount(pieces.ravel(), weights=plane.ravel())
-            total[row] += (np.log(k) * (sums / counts))[pieces]
-    means: Float[np.ndarray, "row height width"] = total / np.log(ks).sum()
+        pieces = number_pieces(clusters).ravel()[first]
+        counts = np.maximum(np.bincount(pieces, lengths), 1)
+        for row, sums in enumerate(run_sums):
+            total[row] += (np.log(k) * (np.bincount(pieces, sums) / counts))[pieces]
+    means: Float[np.ndarray, "row height width"] = np.repeat(
+        total / np.log(ks).sum(), lengths, axis=1
+    ).reshape(maps.shape)
     return means

@@ -17,6 +17,7 @@ two, and components below 0.05 % of the image are none at all (they stay in the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -88,27 +89,31 @@ def _components(label_map: LabelMap, least: float) -> Iterator[tuple[int, Mask]]
     for label in np.unique(label_map.semantic).tolist():
         if label in (BACKGROUND, IGNORE):
             continue
-        components, num = label_components(label_map.semantic == label)
-        for number in range(1, num + 1):
-            mask = components == number
-            if mask.sum() >= least:
-                yield label, mask
+        components, _ = label_components(label_map.semantic == label)
+        areas = np.bincount(components.ravel())[1:]
+        for number in np.flatnonzero(areas >= least) + 1:
+            yield label, components == number
 
 
 def split_touching(component: Mask, mask_set: MaskSet) -> list[Mask]:
     """The objects that a connected component of one class holds; itself where it is one."""
-    area = int(component.sum())
+    area = np.count_nonzero(component)
     window = ndimage.find_objects(component.astype(np.uint8))[0]
     inside = component[window]
     most, best = solidity(inside) + NOTCH, [inside]
-    for k in sorted({k for members in mask_set.members for k, _ in members}):
-        own = [any(j == k for j, _ in members) for members in mask_set.members]
-        pieces = _pieces(mask_set.masks[own][:, window[0], window[1]] & inside, LEAST_SHARE * area)
-        covered = sum(int(piece.sum()) for piece in pieces)
+    cut = mask_set.masks[:, window[0], window[1]] & inside
+    large = [np.count_nonzero(mask) >= LEAST_SHARE * area for mask in cut]
+    owners: defaultdict[int, list[int]] = defaultdict(list)
+    for index in np.flatnonzero(large).tolist():
+        for k in {k for k, _ in mask_set.members[index]}:
+            owners[k].append(index)
+    for _, own in sorted(owners.items()):
+        pieces = _pieces(cut[own], LEAST_SHARE * area)
+        covered = sum(np.count_nonzero(piece) for piece in pieces)
         if not 2 <= len(pieces) <= MOST_PIECES or covered < COVERED * area:
             continue
         objects = _share_out(inside, pieces)
-        filled = sum(int(one.sum()) * solidity(one) for one in objects) / area
+        filled = sum(np.count_nonzero(one) * solidity(one) for one in objects) / area
         if filled >= most and all(likeness(a, b) >= ALIKE for a, b in combinations(objects, 2)):
             most, best = filled, objects
     whole = []
@@ -122,11 +127,12 @@ def split_touching(component: Mask, mask_set: MaskSet) -> list[Mask]:
 def _pieces(masks: Bool[np.ndarray, "mask height width"], least: float) -> list[Mask]:
     """Connected pieces of at least so many pixels; one that overlaps an earlier one is none."""
     pieces: list[Mask] = []
-    for mask in masks[masks.sum((1, 2)) >= least]:
-        components, num = label_components(mask)
-        for number in range(1, num + 1):
+    for mask in masks:
+        components, _ = label_components(mask)
+        areas = np.bincount(components.ravel())[1:]
+        for number in np.flatnonzero(areas >= least) + 1:
             piece = components == number
-            if piece.sum() >= least and not any((piece & other).any() for other in pieces):
+            if not any((piece & other).any() for other in pieces):
                 pieces.append(piece)
     return pieces
 

@@ -362,33 +362,36 @@ def back_to_pixels(
     """Clusters of pixels from those of cells (joint bilateral upsampling, Kopf et al. 2007).
 
     A pixel weighs the nine cells around it by likeness, as above, and by nearness: 1.5 cells away
-    a weight is zero. Where one cluster wins in all nine it wins: only borders are computed.
+    a weight is zero. Where one cluster of a k wins in all nine it wins: only borders are computed.
     """
     height, width = colors.shape[1:]
     rows, columns = small.shape[1:]
     winners = _winners(maps, ks)
     differs = [ndimage.maximum_filter(w, 3) != ndimage.minimum_filter(w, 3) for w in winners]
-    at_border = torch.from_numpy(np.logical_or.reduce(differs).ravel().nonzero()[0])
+    crossed = torch.from_numpy(np.stack(differs)).flatten(1)  # k, cell
+    at_border = crossed.any(0).nonzero()[:, 0]
     below, beside = rows * factor - height, columns * factor - width
     blocks = F.pad(colors[None], (0, beside, 0, below), mode="replicate")[0]
-    pixels = blocks.view(3, rows, factor, columns, factor).permute(1, 3, 2, 4, 0)
-    pixels = pixels.reshape(rows * columns, factor**2, 1, 3)
+    pixels = blocks.view(3, rows, factor, columns, factor).permute(0, 2, 4, 1, 3)
+    pixels = pixels.reshape(3, factor**2, 1, rows * columns)
     padded = (F.pad(part[None], (1, 1, 1, 1), mode="replicate")[0] for part in (small, maps))
-    colors_around, shares_around = (part.flatten(1).T.contiguous() for part in padded)
-    middle = (at_border // columns + 1) * (columns + 2) + at_border % columns + 1
-    offsets = torch.tensor([dy * (columns + 2) + dx for dy, dx in _NINE])
+    colors_around, shares_around = (part.flatten(1) for part in padded)
+    shares_around = shares_around.T.contiguous()
+    offsets = torch.tensor([dy * (columns + 2) + dx for dy, dx in _NINE])[:, None]
     inside = (torch.arange(factor) + 0.5) / factor - 0.5  # of a cell, from its center
     near = torch.stack([(1.5 - (d - inside).abs()).clamp(min=0) for d in (-1, 0, 1)], 1)
-    reach = (near[:, None, :, None] * near[None, :, None, :]).reshape(factor**2, 9)
+    reach = (near[:, None, :, None] * near[None, :, None, :]).reshape(factor**2, 9, 1)
     labels = torch.from_numpy(winners).flatten(1)[:, :, None].repeat(1, 1, factor**2)
-    for cells, center in zip(torch.split(at_border, 1024), torch.split(middle, 1024), strict=True):
-        nine = center[:, None] + offsets
-        color = colors_around[nine]
+    for cells in torch.split(at_border, 1024):  # the cell axis last: small sums are slow there
+        nine = (cells // columns + 1) * (columns + 2) + cells % columns + 1 + offsets
+        color = colors_around[:, nine]  # channel, neighbor, cell
         scale = CONTRAST * _deviation(color.movedim(1, 0)).clamp(min=LEAST_DEVIATION)
-        unlike = ((color[:, None] - pixels[cells]).abs() / scale[:, None, None]).mean(-1)
-        scores = ((-unlike).softmax(-1) * reach) @ shares_around[nine]
-        for k, part in enumerate(torch.split(scores, list(ks), -1)):
-            labels[k, cells] = part.argmax(-1).to(torch.uint8)
+        unlike = ((color[:, None] - pixels[..., cells]).abs() / scale[:, None, None]).mean(0)
+        weights = ((-unlike).softmax(1) * reach).permute(2, 0, 1).contiguous()
+        shares = torch.split(shares_around[nine.T], list(ks), -1)
+        for k, (here, share) in enumerate(zip(crossed[:, cells], shares, strict=True)):
+            scores = weights[here] @ share[here]  # cell, pixel, cluster
+            labels[k, cells[here]] = scores.argmax(-1).to(torch.uint8)
     labels = labels.view(len(ks), rows, columns, factor, factor).transpose(2, 3)
     return labels.reshape(len(ks), rows * factor, columns * factor)[:, :height, :width].numpy()
 

@@ -166,7 +166,7 @@ def test_a_run_whose_process_is_gone_is_crashed(
     The automations are the shipped ones, with seconds in place of a minute and a half.
     """
     begin = _pending if which == 2 else _running
-    put_automation(client, zombie_automations(*[timedelta(seconds=10)] * 2)[which])
+    put_automation(client, zombie_automations(*[timedelta(seconds=20)] * 2)[which])
     try:
         run, heard = (begin(client, "audit/nightly") for _ in range(2))
         beats = iter(range(5 if which == 0 else 0))  # a busy server may miss the first ones

@@ -14,7 +14,13 @@ from synthgen.segmentation import cells
 from synthgen.segmentation.cells import corner_weights, open_cells
 from synthgen.segmentation.implicit import ImplicitEngine
 from synthgen.segmentation.interpolation import Interpolant
-from synthgen.segmentation.kmeans import cluster, cluster_batch, lattice_size, make_engine
+from synthgen.segmentation.kmeans import (
+    RELAXATION,
+    cluster,
+    cluster_batch,
+    lattice_size,
+    make_engine,
+)
 from synthgen.segmentation.knots import KnotEngine
 from synthgen.segmentation.lloyd import Engine, Solution, inertia, lloyd
 from synthgen.segmentation.seeding import plus_plus, seed_centroids
@@ -55,14 +61,22 @@ def check_equal(ours: Solution, plain: Solution) -> None:
     torch.testing.assert_close(ours.final.sums, plain.final.sums)
 
 
-def textbook_lloyd(features: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
+def textbook_lloyd(
+    features: np.ndarray, start: np.ndarray, iterations: int, relaxation: float = 1.0
+) -> np.ndarray:
     """Lloyd in a dozen lines of numpy: distances to all centroids, means of the clusters."""
-    centroids = start.copy()
+    centroids, labels = start.copy(), None
     for _ in range(iterations):
-        labels = ((features[:, None] - centroids[None]) ** 2).sum(-1).argmin(1)
+        before, labels = labels, nearest(features, centroids)
+        moved = not np.array_equal(before, labels)
         for c in range(len(centroids)):
             if (labels == c).any():
-                centroids[c] = features[labels == c].mean(0)
+                mean = features[labels == c].mean(0)
+                centroids[c] += (relaxation if moved else 1) * (mean - centroids[c])
+    return nearest(features, centroids)
+
+
+def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return ((features[:, None] - centroids[None]) ** 2).sum(-1).argmin(1)
 
 
@@ -203,6 +217,43 @@ def test_cluster_is_sklearn_with_the_exact_inertia(size: tuple[int, int]) -> Non
         assert np.mean(again.labels_ != labels.ravel()) < 0.002
 
 
+def test_relaxed_updates_are_the_textbooks_and_never_raise_the_inertia() -> None:
+    """One update and a look at it, many times: the last update of a run goes to the means."""
+    blocks, size, ks = random_blocks([(8, 8)]), (32, 32), (6,)
+    engine = ExplicitEngine(materialize(blocks, size)[None])
+    start, still = random_start(blocks, size, ks), torch.tensor([1e-12]).double()
+    energy = materialize(blocks, size).square().sum()[None]
+    costs = []
+    for updates in range(1, 40):
+        solution = lloyd(engine, start, ks, updates, still, 1.9)
+        costs.append(float(inertia(solution, energy, ks)))
+        labels = textbook_lloyd(
+            materialize(blocks, size).flatten(0, 1).numpy(), start[0].numpy(), updates, 1.9
+        )
+        assert np.array_equal(solution.final.labels.flatten().numpy(), labels)
+    assert max(np.diff(costs)) <= 1e-9
+    assert costs[0] > 1.05 * costs[-1]
+
+
+def test_relaxed_updates_stand_still_sooner() -> None:
+    """Where Lloyd stands still, they do: on what they reached it finds nothing to gain."""
+    updates = {1.0: 0, RELAXATION: 0}
+    for seed in range(5):
+        blocks, size, ks = random_blocks([(8, 8), (16, 16)], seed=seed), (32, 32), (5, 20)
+        engine = make_engine([block[None] for block in blocks], size)
+        start = random_start(blocks, size, ks)
+        still = 2e-5 * materialize(blocks, size).square().sum()[None]
+        for relaxation in updates:
+            solution = lloyd(engine, start, ks, 300, still, relaxation)
+            updates[relaxation] += int(solution.iterations.sum())
+            beyond = lloyd(engine, solution.centroids, ks, 300, still / 1e9)
+            energy = materialize(blocks, size).square().sum()[None]
+            left = inertia(solution, energy, ks) / inertia(beyond, energy, ks)
+            assert left.min() >= 1
+            assert left.max() < 1.01
+    assert updates[RELAXATION] < updates[1.0]
+
+
 @pytest.mark.parametrize("tolerance", [2e-5, 1e-15])
 def test_after_the_lattice_labels_are_those_of_textbook_lloyd(tolerance: float) -> None:
     """From where the lattice left it, plain Lloyd on all pixels goes on to the same labels."""
@@ -216,7 +267,7 @@ def test_after_the_lattice_labels_are_those_of_textbook_lloyd(tolerance: float) 
     assert lattice_size(blocks, size) == (12, 12)
     start = seed_centroids(Interpolant.at(blocks, size), size, ks, 0)
     still = tolerance * full.square().sum()[None]
-    coarse = lloyd(lattice, start, ks, 300, still)
+    coarse = lloyd(lattice, start, ks, 300, still, RELAXATION)
     assert (coarse.iterations > 2).any()
     exact = lloyd(ExplicitEngine(full[None]), coarse.centroids, ks, 300, still)
     ours = cluster([block[0] for block in blocks], size, ks, tolerance=tolerance)

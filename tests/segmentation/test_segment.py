@@ -28,7 +28,7 @@ def by_brightness(sample: Sample, config: SegmentationConfig) -> Segmentation:
 
 def planted_scores(method: str) -> dict[int, float]:
     sample = planted_sample()
-    segmentation = segment_sample(sample, SegmentationConfig(method=method))
+    segmentation = segment_sample(sample, SegmentationConfig(method=method, features=AS_PLANTED))
     regions = quadrants(sample.image.shape[0]) + np.uint8(1)
     return class_iou(regions, segmentation.mask_set.masks)
 
