@@ -26,17 +26,17 @@ def by_brightness(sample: Sample, config: SegmentationConfig) -> Segmentation:
     return Segmentation.of(build_masks(labels, (2,), **dict(config.masks)), (2,), labels)
 
 
-def planted_scores(method: str) -> dict[int, float]:
-    sample = planted_sample()
+def planted_scores(method: str, seed: int) -> list[float]:
+    sample = planted_sample(seed=seed)
     segmentation = segment_sample(sample, SegmentationConfig(method=method, features=AS_PLANTED))
     regions = quadrants(sample.image.shape[0]) + np.uint8(1)
-    return class_iou(regions, segmentation.mask_set.masks)
+    return [*class_iou(regions, segmentation.mask_set.masks).values()]
 
 
 def test_separate_heads_recover_regions_that_averaged_heads_cannot() -> None:
     """BL's claim in a form that can be checked."""
-    assert min(planted_scores("per-head").values()) > 0.9
-    assert np.mean(list(planted_scores("head-average").values())) < 0.6
+    assert min(min(planted_scores("per-head", seed)) for seed in range(6)) > 0.9
+    assert np.mean([planted_scores("head-average", seed) for seed in range(6)]) < 0.65
 
 
 def test_all_components_give_the_labels_of_raw_features() -> None:
