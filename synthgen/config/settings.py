@@ -48,6 +48,7 @@ RETIRED: Mapping[str, Any] = {
     "capture.heatmaps": "none",
     "segmentation.clusters.solver": "knot",
     "segmentation.clusters.restarts": 1,
+    "segmentation.clusters.seed": 0,
 }
 """Settings of earlier versions and the only value that anybody used: datasets that have them are
 read, and digests are as if they were there."""
@@ -162,7 +163,6 @@ class ClusterConfig(Section):
     tolerance: float = Field(
         2e-5, ge=0.0, description="Gain of an update, share of the variance, that stops Lloyd."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="BL clusters with one fixed seed.")
 
     @field_validator("ks")
     @classmethod

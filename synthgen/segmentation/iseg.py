@@ -36,7 +36,7 @@ def segment_iseg(sample: Sample, config: SegmentationConfig) -> Segmentation:
     vectors = spectral_vectors(attention, ks[-1]).reshape(*grid, -1)
     size, labels = (sample.image.shape[0], sample.image.shape[1]), []
     for k in ks:
-        own = cluster([vectors[..., :k]], grid, (k,), seed=config.clusters.seed).labels
+        own = cluster([vectors[..., :k]], grid, (k,)).labels
         maps = one_hot(torch.from_numpy(own).long().flatten(), k).to(attention)
         labels.append(largest(stretched(refined(maps, transition)).T, grid, size))
     return segmentation_of(labels, ks, sample, config)

@@ -8,18 +8,18 @@ a `lloyd.Engine` answers both without building the features:
   resolution. Needs bilinear features and sides divisible by twice every grid side.
 - `implicit.ImplicitEngine` upsamples scores, not features; any size, nearest too.
 
-Most updates are made on a lattice of a few thousand points, whose iterations cost a fraction:
-where k-means stands still there, it nearly does on the pixels. The lattice's updates are longer
-than Lloyd's, which takes about half as many. Lloyd goes on from there at image resolution,
-exactly, until it stands still.
+It starts from the clusters of Ward's linkage (`seeding`), which are near its end. Most updates are
+made on a lattice of a few thousand points, whose iterations cost a fraction: where k-means stands
+still there, it nearly does on the pixels. Lloyd goes on from there at image resolution, exactly,
+until it stands still.
 
 Decided here: features are centered (shifts change no label and cost accuracy in float32); a k
 stands still once an update lowers its inertia by at most ``tolerance`` times that of k = 1
 (scikit-learn asks for small shifts of the centroids, which is the stricter the more features there
 are: in 840 dimensions its 1e-4 goes on for twice as many updates, which gain 0.05 % in most);
 the limit of 300 updates bounds the work, and images that reach it are counted; labels belong to
-the final centroids. An empty cluster keeps its centroid: it was seeded at a pixel, so it is empty
-only among pixels that are nearly equal, where any other seed would be as empty.
+the final centroids. An empty cluster keeps its centroid: it began with places of the image, so it
+is empty only among pixels that are nearly equal, where any other start would be as empty.
 """
 
 from __future__ import annotations
@@ -37,15 +37,12 @@ from synthgen.segmentation.implicit import ImplicitEngine
 from synthgen.segmentation.interpolation import Interpolant, Interpolation
 from synthgen.segmentation.knots import KnotEngine
 from synthgen.segmentation.lloyd import Engine, inertia, lloyd
-from synthgen.segmentation.seeding import seed_centroids
+from synthgen.segmentation.seeding import first_centroids
 
 KS = (2, 5, 6, 10, 20)  # BL section 4.1
 
 DENSITY = 3 / 2
 """Points of the lattice per node of the finest grid, along each axis: 96 x 96 for grids of 64."""
-
-RELAXATION = 1.6
-"""Length of the lattice's updates, in Lloyd's. Above, swings around the means take over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,6 @@ def cluster_batch(
     *,
     max_iterations: int = 300,
     tolerance: float = 2e-5,
-    seed: int = 0,
     interpolation: Interpolation = "bilinear",
 ) -> list[Clustering]:
     """Cluster the pixels of images of one size at every k; each as it would be alone, up to
@@ -99,9 +95,9 @@ def cluster_batch(
         raise ValueError("Features must be finite. Got NaN or infinity: reject the sample.")
     ks = tuple(ks)
     blocks, mean, energy = _center(blocks, size, interpolation)
-    start = seed_centroids(Interpolant.at(blocks, size, kind=interpolation), size, ks, seed)
+    start = first_centroids(blocks, size, ks, interpolation)
     lattice = ImplicitEngine.of(blocks, size, interpolation, lattice_size(blocks, size))
-    coarse = lloyd(lattice, start, ks, max_iterations, tolerance * energy, RELAXATION)
+    coarse = lloyd(lattice, start, ks, max_iterations, tolerance * energy)
     engine = make_engine(blocks, size, interpolation)
     solution = lloyd(engine, coarse.centroids, ks, max_iterations, tolerance * energy)
     costs, final = inertia(solution, energy, ks), solution.final

@@ -88,15 +88,8 @@ def lloyd(
     ks: tuple[int, ...],
     max_iterations: int,
     threshold: Float[Tensor, " batch"],
-    relaxation: float = 1.0,
 ) -> Solution:
     """Lloyd's iteration from given centroids until every k stands still.
-
-    With a relaxation w a centroid c goes to c + w (m - c) where Lloyd's goes to the mean m of its
-    pixels (Xiao, "Over-relaxation Lloyd method for computing centroidal Voronoi tessellations",
-    2010). While its pixels are the same, their distances to it fall by n |m - c|^2 w (2 - w): for
-    0 < w < 2 no update raises the inertia. An update goes to the means where it is the last of a
-    k, or where no pixel changed its cluster: longer ones would swing around them from there on.
 
     Args:
         engine: Assigns pixels to centroids.
@@ -105,30 +98,24 @@ def lloyd(
         max_iterations: Updates at most.
         threshold: A k stops once an update lowers its inertia by no more than this (the squared
             shifts of its centroids times their pixels). One that stopped is never touched again.
-        relaxation: Length of an update, in Lloyd's own.
     """
     owner = owners(ks).to(start.device)
     moving = torch.ones(len(start), len(ks), dtype=torch.bool, device=start.device)
     iterations = torch.zeros(len(start), len(ks), dtype=torch.long, device=start.device)
-    centroids = means = start
+    centroids = start
     for _ in range(max_iterations):
         kept = moving.any(0)
         slots = kept[owner]
         old = centroids[:, slots]
         left = tuple(k for k, one in zip(ks, kept.tolist(), strict=True) if one)
         assigned = engine.assign(old, left)
-        new = torch.where(moving[:, owner[slots], None], _means(old, assigned), old)
+        new = torch.where(moving[:, owner[slots], None], _update(old, assigned), old)
         gains = assigned.counts * (new - old).square().sum(-1)
         gain = sum_by_owner(gains, owner[slots], len(ks))
-        changed = (new != means[:, slots]).any(-1).to(gains)
+        centroids = centroids.clone()
+        centroids[:, slots] = new
         iterations += moving
         moving = moving & (gain > threshold[:, None])
-        relaxed = moving & (sum_by_owner(changed, owner[slots], len(ks)) > 0)
-        centroids, means = centroids.clone(), means.clone()
-        means[:, slots] = new
-        centroids[:, slots] = torch.where(
-            relaxed[:, owner[slots], None], old.lerp(new, relaxation), new
-        )
         if not moving.any():
             break
     final = engine.assign(centroids, ks, return_labels=True)
@@ -161,7 +148,7 @@ def sum_by_owner(
     return per_slot @ torch.nn.functional.one_hot(owner, num).to(per_slot)
 
 
-def _means(
+def _update(
     old: Float[Tensor, "batch slot feature"], assignment: Assignment
 ) -> Float[Tensor, "batch slot feature"]:
     counts = assignment.counts[..., None]

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.linalg import eigh
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
@@ -35,7 +36,6 @@ from synthgen.segmentation.features import feature_blocks
 from synthgen.segmentation.kmeans import make_engine
 from synthgen.segmentation.masks import build_masks
 from synthgen.segmentation.refine import refine_clusters
-from synthgen.segmentation.seeding import plus_plus
 from synthgen.types import Sample, Segmentation
 
 NODES = 32 * 32
@@ -108,8 +108,9 @@ def discrete_ncut(
         seed: Of the seeds.
     """
     degree = graph.sum(1)
-    seeds = plus_plus(normalize(places, dim=-1), k, torch.Generator().manual_seed(seed))
-    clusters = (normalize(places, dim=-1) @ seeds.T).argmax(1)
+    directions = normalize(places, dim=-1)
+    _, seeds = kmeans_plusplus(directions.numpy(), k, random_state=seed)
+    clusters = (directions @ directions[seeds].T).argmax(1)
     for _ in range(max_iterations):
         x = one_hot(clusters, k).to(graph)
         q, v = graph @ x, (degree @ x).clamp(min=1e-12)

@@ -50,7 +50,6 @@ def segment(
     resolution: int | Literal["image"] = "image",
     max_iterations: int = 300,
     tolerance: float = 2e-5,
-    seed: int = 0,
     refiner: str = "affinity-guided",
     merge_iou: float = 0.9,
     min_area: float = 0.0005,
@@ -74,7 +73,6 @@ def segment(
         resolution: Longer side in pixels that is clustered at; image: that of the masks.
         max_iterations: Of k-means at each k.
         tolerance: Gain of an update, as a share of the features' variance, that ends k-means.
-        seed: Of the first centroids.
         refiner: What moves the clusters' borders to the image's edges: affinity, guided,
             affinity-guided, superpixel; none: as in BL.
         merge_iou: Masks of at least this IoU become one.
@@ -127,7 +125,6 @@ def segment(
                 resolution=resolution,
                 max_iterations=max_iterations,
                 tolerance=tolerance,
-                seed=seed,
                 refiner=refiner,
                 merge_iou=merge_iou,
                 min_area=min_area,
@@ -149,7 +146,6 @@ def segment_blocks(
     resolution: int | Literal["image"] = "image",
     max_iterations: int = 300,
     tolerance: float = 2e-5,
-    seed: int = 0,
     refiner: str = "none",
     **masks: Any,
 ) -> Segmentation:
@@ -170,7 +166,6 @@ def segment_blocks(
         ks,
         max_iterations=max_iterations,
         tolerance=tolerance,
-        seed=seed,
         interpolation=interpolation,
     )
     labels = _resize_nearest(clustering.labels, size)
