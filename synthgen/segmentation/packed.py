@@ -75,13 +75,17 @@ def packed_areas(packed: UInt64[np.ndarray, "mask word"]) -> Int[np.ndarray, " m
 def shared_pixels(
     packed: UInt64[np.ndarray, "mask word"], others: UInt64[np.ndarray, "other word"]
 ) -> Int[np.ndarray, "mask other"]:
-    """Pixels that each pair of packed masks has in common; exact for any size."""
+    """Pixels that each pair of packed masks has in common; exact for any size.
+
+    Of masks among themselves (``others`` is ``packed``) each pair is counted once.
+    """
     shared = np.zeros((len(packed), len(others)), dtype=np.int64)
     for start in range(0, packed.shape[1], WORDS):
         block = np.ascontiguousarray(packed[:, start : start + WORDS])
         for column, other in enumerate(others[:, start : start + WORDS]):
-            shared[:, column] += np.bitwise_count(block & other).sum(1, dtype=np.uint32)
-    return shared
+            rows = slice(column if others is packed else 0, None)
+            shared[rows, column] += np.bitwise_count(block[rows] & other).sum(1, dtype=np.uint32)
+    return np.maximum(shared, shared.T) if others is packed else shared
 
 
 def packed_iou(
@@ -103,4 +107,5 @@ def iou_matrix(
     >>> iou_matrix(a, a).tolist()
     [[1.0, 0.5], [0.5, 1.0]]
     """
-    return packed_iou(pack_masks(masks), pack_masks(others))
+    packed = pack_masks(masks)
+    return packed_iou(packed, packed if others is masks else pack_masks(others))
