@@ -112,7 +112,8 @@ class GenerationConfig(Section):
         ge=0,
         le=64,
         description="Threads that make masks, labels and files while the next batch is drawn; "
-        "0: none; null: by the cores that drawing leaves free. Bytes do not depend on it.",
+        "0: none, each batch before the next one, where a CPU draws on all of its cores; null: by "
+        "the cores that drawing leaves free. Bytes do not depend on it.",
     )
     append_classes: bool = Field(
         False, description="Draw from 'caption; class, class' as Dataset Diffusion and BL do."

@@ -196,7 +196,8 @@ def make_batches(
     """What becomes of batches, in their order: drawn one after the other, finished by workers.
 
     The device draws a batch while threads segment, label and encode the samples of those before
-    it. At most ``plan.samples_in_flight`` of them are held at once.
+    it. At most ``plan.samples_in_flight`` of them are held at once. Without workers, where a CPU
+    draws on all of its cores, those finish each batch before the next one is drawn.
 
     Args:
         recipe: What the samples have in common.
@@ -209,7 +210,9 @@ def make_batches(
     workers = recipe.workers
     room = samples_in_flight(workers, recipe.batch_size) - recipe.batch_size
     waiting: deque[list[Future[Made]]] = deque()
-    pool = ThreadPoolExecutor(workers, "finish") if workers else None
+    drawing = torch.get_num_threads() if recipe.model.device.type == "cpu" else 1
+    threads = workers or min(drawing, recipe.batch_size)
+    pool = ThreadPoolExecutor(threads, "finish") if threads > 1 or workers else None
     try:
         for number, batch in numbered:
             while sum(map(len, waiting)) > room:
@@ -226,6 +229,8 @@ def make_batches(
                 yield [_finish(*arguments) for arguments in each]
             else:
                 waiting.append([pool.submit(_finish, *arguments) for arguments in each])
+                if not workers:
+                    yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
     finally:

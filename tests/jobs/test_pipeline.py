@@ -38,15 +38,19 @@ def finishing() -> list[threading.Thread]:
 
 def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     config = ordered_config(tmp_path, "num=11", "dataset.shard_size=6")
-    found = []
-    for workers in (0, 1, 2):
-        out = tmp_path / f"out{workers}"
-        jobs.generate(with_workers(config, workers), out)
+    found, before = [], torch.get_num_threads()
+    for threads, workers in ((1, 0), (2, 0), (1, 1), (1, 2)):  # two draw: two finish in between
+        out = tmp_path / f"out{threads}{workers}"
+        torch.set_num_threads(threads)
+        try:
+            jobs.generate(with_workers(config, workers), out)
+        finally:
+            torch.set_num_threads(before)
         tars = sorted(out.glob("*/*.tar"))
         assert len(tars) == 4  # samples and previews of two shards
         found.append([hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars])
-    assert found[0] == found[1] == found[2]
-    jobs.GenerateJob(with_workers(config, 1), tmp_path / "out0").begin()  # the same dataset
+    assert all(each == found[0] for each in found)
+    jobs.GenerateJob(with_workers(config, 1), tmp_path / "out10").begin()  # the same dataset
 
 
 def test_no_more_samples_are_held_than_planned(
@@ -89,6 +93,38 @@ def test_no_more_samples_are_held_than_planned(
     assert [one.row.key for one in made] == [s.key for s in plan(config)[0].samples]
     assert 2 < most <= samples_in_flight(3, 2) == 5
     assert bytes_in_flight(config) == pytest.approx(2 * 2048e6 * 5 / 2)  # of two shards
+
+
+def test_a_cpu_that_draws_on_all_cores_finishes_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch before the next one is drawn, its two samples at once."""
+    config = with_workers(ordered_config(tmp_path, "num=6", "dataset.shard_size=6"), 0)
+    recipe = Recipe(config, "0" * 64, config.generation.batch_size)
+    both, events, draw = threading.Barrier(2), [], recipe.model.draw
+
+    def drawn(*arguments: Any) -> Any:
+        events.append("drawn")
+        return draw(*arguments)
+
+    def together(*arguments: Any) -> Any:
+        both.wait(60)
+        made = segment(*arguments)
+        events.append("segmented")
+        return made
+
+    segment = jobs.batch.segment_sample
+    monkeypatch.setattr(jobs.batch, "segment_sample", together)
+    recipe.__dict__["model"] = replace(recipe.model, draw=drawn)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in make_batches(recipe, enumerate(batches(plan(config)[0].samples, 2))):
+            assert finishing()
+    finally:
+        torch.set_num_threads(before)
+    assert events == ["drawn", "segmented", "segmented"] * 3
+    assert finishing() == []
 
 
 class Cut(BaseException):
