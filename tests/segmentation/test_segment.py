@@ -34,7 +34,7 @@ def planted_scores(method: str, seed: int) -> list[float]:
 
 
 def test_separate_heads_recover_regions_that_averaged_heads_cannot() -> None:
-    """BL's claim in a form that can be checked."""
+    """BL's claim in a form that can be checked, of components as they are (see `AS_PLANTED`)."""
     assert min(min(planted_scores("per-head", seed)) for seed in range(6)) > 0.9
     assert np.mean([planted_scores("head-average", seed) for seed in range(6)]) < 0.65
 
